@@ -1,0 +1,67 @@
+"""Every loss, as a function of arrays: no network, no config, one value per pair or per step.
+
+The caller averages, because only it knows the weights and the masks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxpref.types import Scalar
+
+
+def dpo(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+    beta: Scalar,
+) -> Float[Array, "*batch"]:
+    """Direct Preference Optimisation (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, equation 7).
+
+        -log sigmoid(beta * [(chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)])
+
+    All inputs are log-probabilities of whole trajectories, in nats. ln 2 where the policy is the reference.
+    """
+    chosen_reward = dpo_reward(chosen_logp, ref_chosen_logp, beta)
+    rejected_reward = dpo_reward(rejected_logp, ref_rejected_logp, beta)
+    return bradley_terry(chosen_reward, rejected_reward)
+
+
+def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
+    """DPO's implicit reward of a trajectory, beta * (logp - ref_logp), up to a constant of the initial state."""
+    return beta * (logp - ref_logp)
+
+
+def bradley_terry(
+    chosen_return: Float[Array, "*batch"], rejected_return: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Negative log-likelihood of the label, -log sigmoid(chosen_return - rejected_return) (Bradley & Terry, 1952)."""
+    return jax.nn.softplus(rejected_return - chosen_return)
+
+
+def policy_gradient(log_prob: Float[Array, "*batch"], advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """REINFORCE (Williams, 1992): -log pi(a|s) * A, whose gradient is minus the policy gradient's sample."""
+    return -log_prob * jax.lax.stop_gradient(advantage)
+
+
+def clipped_surrogate(
+    log_prob: Float[Array, "*batch"],
+    old_log_prob: Float[Array, "*batch"],
+    advantage: Float[Array, "*batch"],
+    clip_eps: Scalar,
+) -> Float[Array, "*batch"]:
+    """PPO's policy loss (Schulman et al., 2017, https://arxiv.org/abs/1707.06347, equation 7).
+
+    -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A), with ratio = pi(a|s) / pi_old(a|s).
+    """
+    ratio = jnp.exp(log_prob - old_log_prob)
+    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def value(prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Half the squared error of a value prediction."""
+    return 0.5 * (prediction - jax.lax.stop_gradient(target)) ** 2

@@ -1,0 +1,127 @@
+"""The two networks, as flax modules and as pure functions of their parameters; categorical helpers.
+
+Sizes are read off the parameters, so `apply_policy(params, obs)` needs no module and no task.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxpref.tasks import Task
+from jaxpref.types import Params, Trajectory, zero_beyond_mask
+
+HIDDEN_SIZE = 32
+REWARD_HIDDEN_SIZE = 64
+
+
+def fan_in_uniform(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
+    """U(-b, b) with b = scale / sqrt(fan_in), for kernels and biases alike: PyTorch's default for a linear layer."""
+    bound = scale / math.sqrt(fan_in)
+
+    def init(key: Key[Array, ""], shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _dense(features: int, fan_in: int, name: str, scale: float = 1.0) -> nn.Dense:
+    init = fan_in_uniform(fan_in, scale)
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+
+
+class ActorCritic(nn.Module):
+    """obs -> Dense(hidden), ReLU -> policy logits and state value from one torso.
+
+    `policy_scale` shrinks the policy head's initial weights; near 0 the first policy is uniform.
+    """
+
+    num_actions: int
+    hidden_size: int = HIDDEN_SIZE
+    policy_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, obs):
+        features = nn.relu(_dense(self.hidden_size, obs.shape[-1], "torso")(obs))
+        logits = _dense(self.num_actions, self.hidden_size, "policy", self.policy_scale)(features)
+        value = _dense(1, self.hidden_size, "value")(features)
+        return logits, value.squeeze(-1)
+
+
+class RewardModel(nn.Module):
+    """(obs, one-hot action) -> Dense(hidden), ReLU -> one reward per step.
+
+    The head starts at zero, so that the first thing learned is its bias: one constant reward for every step,
+    which ranks episodes by their length alone. Only what length does not explain is left to the features.
+    """
+
+    num_actions: int
+    hidden_size: int = REWARD_HIDDEN_SIZE
+
+    @nn.compact
+    def __call__(self, obs, action):
+        inputs = jnp.concatenate([obs, jax.nn.one_hot(action, self.num_actions)], axis=-1)
+        features = nn.relu(_dense(self.hidden_size, inputs.shape[-1], "torso")(inputs))
+        head = nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")
+        return head(features).squeeze(-1)
+
+
+def init_policy(key: Key[Array, ""], task: Task, policy_scale: float = 1.0) -> Params:
+    """Fresh parameters of an `ActorCritic` for `task`, weights and biases U(+-1/sqrt(fan_in))."""
+    module = ActorCritic(task.num_actions, policy_scale=policy_scale)
+    return module.init(key, jnp.zeros(task.obs_size))
+
+
+def apply_policy(params: Params, obs: Float[Array, "*batch O"]) -> tuple[Float[Array, "*batch A"], Float[Array, "*batch"]]:
+    """Logits over actions and state value at each observation."""
+    hidden_size, num_actions = params["params"]["policy"]["kernel"].shape
+    return ActorCritic(num_actions, hidden_size).apply(params, obs)
+
+
+def init_reward(key: Key[Array, ""], task: Task) -> Params:
+    """Fresh parameters of a `RewardModel` for `task`."""
+    module = RewardModel(task.num_actions)
+    return module.init(key, jnp.zeros(task.obs_size), jnp.int32(0))
+
+
+def apply_reward(
+    params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Learned reward of each step."""
+    input_size, hidden_size = params["params"]["torso"]["kernel"].shape
+    return RewardModel(input_size - obs.shape[-1], hidden_size).apply(params, obs, action)
+
+
+def categorical_log_prob(logits: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """log p(action) under softmax(logits)."""
+    log_probs = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(log_probs, action[..., None], axis=-1).squeeze(-1)
+
+
+def categorical_entropy(logits: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
+    """Entropy of softmax(logits), in nats."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def categorical_kl(p_logits: Float[Array, "*batch A"], q_logits: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
+    """KL(p || q) of two categorical distributions given by their logits, summed over actions, in nats."""
+    p, q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
+    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def trajectory_log_prob(params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:
+    """Log-probability of all actions of a trajectory, log prod_t pi(a_t | s_t): the sum over its mask, in nats."""
+    played = zero_beyond_mask(trajectory)
+    logits, _ = apply_policy(params, played.obs)
+    return jnp.where(played.mask, categorical_log_prob(logits, played.action), 0.0).sum(-1)
+
+
+def trajectory_reward(params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:
+    """Learned return of a trajectory: the undiscounted sum of learned rewards over its mask."""
+    played = zero_beyond_mask(trajectory)
+    return jnp.where(played.mask, apply_reward(params, played.obs, played.action), 0.0).sum(-1)

@@ -1,0 +1,235 @@
+"""PPO-RLHF: proximal policy optimisation of a learned reward under a KL penalty to a reference policy.
+
+    reward_t = r(s_t, a_t) / size(r) - kl_coef * [log pi(a_t|s_t) - log ref(a_t|s_t)]        (kl_penalty="reward")
+
+(Ziegler et al., 2019, https://arxiv.org/abs/1909.08593; PPO: Schulman et al., 2017), or with the exact
+kl_coef * KL(ref || pi) at the visited states in the loss (kl_penalty="loss"), as in the original study.
+
+The size of a learned reward is arbitrary: the preferences fix its order, and its scale only as far as training
+went. It is therefore measured in units of its own mean magnitude, which makes `kl_coef` mean the same for every
+reward model and the result independent of a reward's scale.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Key
+
+from jaxpref import losses
+from jaxpref.networks import (
+    apply_policy,
+    apply_reward,
+    categorical_entropy,
+    categorical_kl,
+    categorical_log_prob,
+    trajectory_reward,
+)
+from jaxpref.returns import gae
+from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
+from jaxpref.tasks import Task
+from jaxpref.training import check_schedule, scan_updates
+from jaxpref.types import Params, Scalar, true_return
+
+KL_PENALTIES = ("reward", "loss")
+
+
+@struct.dataclass
+class Config:
+    """
+    num_updates:      rollouts, a multiple of `eval_every`; each is learned from for `num_epochs`.
+    num_envs:         environments played side by side.
+    num_steps:        steps of each environment per update.
+    num_minibatches:  gradient steps per epoch; what num_envs * num_steps leaves over is dropped, other steps
+                      in every epoch.
+    eval_every:       updates between two evaluations of true and learned return.
+    eval_episodes:    episodes per evaluation.
+    kl_penalty:       "reward", -kl_coef * log(pi/ref) in each step's reward; "loss", kl_coef * KL(ref || pi).
+    """
+
+    num_updates: int = struct.field(pytree_node=False, default=60)
+    num_envs: int = struct.field(pytree_node=False, default=16)
+    num_steps: int = struct.field(pytree_node=False, default=128)
+    num_epochs: int = struct.field(pytree_node=False, default=4)
+    num_minibatches: int = struct.field(pytree_node=False, default=4)
+    eval_every: int = struct.field(pytree_node=False, default=6)
+    eval_episodes: int = struct.field(pytree_node=False, default=16)
+    kl_penalty: str = struct.field(pytree_node=False, default="reward")
+    learning_rate: Scalar = 1e-3
+    gamma: Scalar = 0.99
+    gae_lambda: Scalar = 0.95
+    clip_eps: Scalar = 0.2
+    vf_coef: Scalar = 0.5
+    ent_coef: Scalar = 0.0
+    kl_coef: Scalar = 0.1
+    max_grad_norm: Scalar = 0.5
+
+    def __post_init__(self):
+        check_schedule(self.num_updates, self.eval_every)
+        for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.Config: {name} must be at least 1, got {getattr(self, name)}")
+        if self.num_minibatches > self.num_envs * self.num_steps:
+            raise ValueError(
+                f"ppo.Config: {self.num_minibatches} minibatches do not fit into "
+                f"{self.num_envs} environments * {self.num_steps} steps"
+            )
+        if self.kl_penalty not in KL_PENALTIES:
+            raise ValueError(f"ppo.Config: kl_penalty must be one of {KL_PENALTIES}, got {self.kl_penalty!r}")
+
+
+@struct.dataclass
+class Metrics:
+    """One entry per update, except the two returns: every `eval_every` updates, mean over the same episodes.
+
+    loss:            mean over the gradient steps of the update.
+    kl:              exact KL(pi || ref), mean over the states played in the update, in nats per step.
+    learned_reward:  mean per played step, as the reward model gives it.
+    """
+
+    loss: Float[Array, "*batch U"]
+    entropy: Float[Array, "*batch U"]
+    kl: Float[Array, "*batch U"]
+    learned_reward: Float[Array, "*batch U"]
+    learned_return: Float[Array, "*batch E"]
+    true_return: Float[Array, "*batch E"]
+
+
+@struct.dataclass
+class Result:
+    params: Params
+    metrics: Metrics
+
+
+@struct.dataclass
+class TrainState:
+    params: Params
+    opt_state: optax.OptState
+    streams: StreamState
+
+
+@struct.dataclass
+class Batch:
+    """Played steps with what PPO's loss needs to know of them."""
+
+    steps: Transition
+    ref_logits: Float[Array, "*batch A"]
+    advantage: Float[Array, "*batch"]
+    target: Float[Array, "*batch"]
+
+
+def optimiser(config: Config) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
+
+
+def loss_fn(params: Params, config: Config, batch: Batch) -> Float[Array, ""]:
+    """Clipped surrogate, value, entropy and, where the config puts it here, KL terms: mean over the steps."""
+    logits, value = apply_policy(params, batch.steps.obs)
+    log_prob = categorical_log_prob(logits, batch.steps.action)
+    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+    per_step = (
+        losses.clipped_surrogate(log_prob, batch.steps.log_prob, advantage, config.clip_eps)
+        + config.vf_coef * losses.value(value, batch.target)
+        - config.ent_coef * categorical_entropy(logits)
+    )
+    if config.kl_penalty == "loss":
+        per_step += config.kl_coef * categorical_kl(batch.ref_logits, logits)
+    return per_step.mean()
+
+
+def advantages(
+    config: Config, params: Params, ref_logits: Float[Array, "E T A"], reward: Float[Array, "E T"], steps: Transition
+) -> tuple[Float[Array, "E T"], Float[Array, "E T"]]:
+    """GAE of the rewards, with the KL penalty in them where the config puts it there: (advantage, value target)."""
+    if config.kl_penalty == "reward":
+        reward = reward - config.kl_coef * (steps.log_prob - categorical_log_prob(ref_logits, steps.action))
+    # Rewards of size 1 - gamma make returns, and so the value head's targets, about 1 in size.
+    reward = (1 - config.gamma) * reward
+    _, value = apply_policy(params, steps.obs)
+    _, next_value = apply_policy(params, steps.next_obs)
+    batched_gae = jax.vmap(gae, in_axes=(0, 0, 0, 0, 0, None, None))
+    return batched_gae(reward, value, next_value, steps.terminated, steps.done, config.gamma, config.gae_lambda)
+
+
+def update(
+    task: Task,
+    config: Config,
+    ref_params: Params,
+    reward_params: Params,
+    reward_size: Float[Array, ""],
+    state: TrainState,
+    key: Key[Array, ""],
+) -> tuple[TrainState, Metrics]:
+    """Play, then learn from what was played."""
+    key_play, key_learn = jax.random.split(key)
+    play = functools.partial(stream, task, state.params, num_steps=config.num_steps)
+    streams, steps = jax.vmap(play)(state.streams, jax.random.split(key_play, config.num_envs))
+    ref_logits, _ = apply_policy(ref_params, steps.obs)
+    reward = apply_reward(reward_params, steps.obs, steps.action)
+    advantage, target = advantages(config, state.params, ref_logits, reward / reward_size, steps)
+
+    num_played = config.num_envs * config.num_steps
+    batch = Batch(steps, ref_logits, advantage, target)
+    batch = jax.tree.map(lambda leaf: leaf.reshape(num_played, *leaf.shape[2:]), batch)
+    batch_size = num_played // config.num_minibatches
+
+    def learn(carry, index):
+        params, opt_state = carry
+        minibatch = jax.tree.map(lambda leaf: leaf[index], batch)
+        loss, grads = jax.value_and_grad(loss_fn)(params, config, minibatch)
+        updates, opt_state = optimiser(config).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    shuffles = jax.vmap(functools.partial(jax.random.permutation, x=num_played))(
+        jax.random.split(key_learn, config.num_epochs)
+    )
+    index = shuffles[:, : config.num_minibatches * batch_size].reshape(-1, batch_size)
+    (params, opt_state), loss = jax.lax.scan(learn, (state.params, state.opt_state), index)
+
+    logits, _ = apply_policy(state.params, steps.obs)
+    return TrainState(params, opt_state, streams), Metrics(
+        loss=loss.mean(),
+        entropy=categorical_entropy(logits).mean(),
+        kl=categorical_kl(logits, ref_logits).mean(),
+        learned_reward=reward.mean(),
+        learned_return=None,
+        true_return=None,
+    )
+
+
+def reward_magnitude(
+    task: Task, config: Config, key: Key[Array, ""], params: Params, reward_params: Params
+) -> Float[Array, ""]:
+    """Mean |reward| per step over `config.eval_episodes` episodes of the policy; 1 for a reward that is zero."""
+    played = episodes(task, params, key, config.eval_episodes)
+    magnitude = jnp.mean(jnp.abs(apply_reward(reward_params, played.obs, played.action)), where=played.mask)
+    return jnp.where(magnitude > 0, magnitude, 1.0)
+
+
+def train(
+    task: Task,
+    config: Config,
+    key: Key[Array, ""],
+    init_params: Params,
+    ref_params: Params,
+    reward_params: Params,
+) -> Result:
+    """Train a policy, from `init_params`, on the learned reward with `ref_params` as the reference."""
+    key_size, key_stream, key_train = jax.random.split(key, 3)
+    reward_size = reward_magnitude(task, config, key_size, init_params, reward_params)
+    streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))
+    start = TrainState(init_params, optimiser(config).init(init_params), streams)
+
+    def returns(state: TrainState, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        played = episodes(task, state.params, key, config.eval_episodes)
+        return trajectory_reward(reward_params, played).mean(), true_return(played).mean()
+
+    step = functools.partial(update, task, config, ref_params, reward_params, reward_size)
+    state, metrics, (learned, true) = scan_updates(
+        step, returns, start, key_train, config.num_updates, config.eval_every
+    )
+    return Result(state.params, metrics.replace(learned_return=learned, true_return=true))

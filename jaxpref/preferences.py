@@ -1,0 +1,97 @@
+"""Preference datasets: sampling pairs, taking part of them, drawing minibatches."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxpref import annotators
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
+from jaxpref.types import Params, Preferences, Trajectory, true_return
+
+
+def sample_preferences(
+    task: Task,
+    pi1_params: Params,
+    pi2_params: Params,
+    key: Key[Array, ""],
+    num_pairs: int,
+    annotator: annotators.Annotator = annotators.bradley_terry,
+) -> Preferences:
+    """Play `num_pairs` episodes with each policy, every one from its own initial state, and label the pairs.
+
+    The i-th pair is one episode of pi1 and one of pi2, in this order before the annotator. Raises ValueError for
+    fewer than one pair.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
+    key_pi1, key_pi2, key_label = jax.random.split(key, 3)
+    first = episodes(task, pi1_params, key_pi1, num_pairs)
+    second = episodes(task, pi2_params, key_pi2, num_pairs)
+    label = jax.vmap(annotator)(jax.random.split(key_label, num_pairs), first.reward, second.reward)
+    chosen, rejected = _order(label.first_preferred, first, second)
+    return Preferences(chosen, rejected, label.weight, label.prob)
+
+
+def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajectory) -> tuple[Trajectory, Trajectory]:
+    def choose(preferred, one, other):
+        return jnp.where(preferred.reshape(preferred.shape + (1,) * (one.ndim - 1)), one, other)
+
+    chosen = jax.tree.map(functools.partial(choose, first_preferred), first, second)
+    rejected = jax.tree.map(functools.partial(choose, ~first_preferred), first, second)
+    return chosen, rejected
+
+
+def take(preferences: Preferences, index: Int[Array, " B"] | slice) -> Preferences:
+    """The pairs at `index`: an array of indices, or a slice."""
+    return jax.tree.map(lambda leaf: leaf[index], preferences)
+
+
+def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Preferences]:
+    """(the pairs to train on, the last `num_heldout` pairs). Raises ValueError if one side would be empty."""
+    num_pairs = preferences.weight.shape[0]
+    if not 0 < num_heldout < num_pairs:
+        raise ValueError(f"num_heldout must lie between 1 and {num_pairs - 1} for {num_pairs} pairs, got {num_heldout}")
+    return take(preferences, slice(None, -num_heldout)), take(preferences, slice(-num_heldout, None))
+
+
+def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Preferences:
+    """Only the first `num_pairs` pairs count: the others keep their place with weight zero.
+
+    Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap.
+    """
+    counts = jnp.arange(preferences.weight.shape[0]) < num_pairs
+    return preferences.replace(weight=jnp.where(counts, preferences.weight, 0.0))
+
+
+def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int) -> Int[Array, " B"]:
+    """Draw `batch_size` pairs in proportion to their weight, by stratified sampling.
+
+    The cumulative weight is cut into `batch_size` equal strata and one pair is drawn in each, so a pair of share
+    p appears p * batch_size times, give or take two; a mean over the minibatch estimates the weighted mean without bias, and a dataset
+    smaller than the minibatch is taken (almost) whole. Pairs of weight zero are never drawn.
+    """
+    cumulative = jnp.cumsum(weight)
+    strata = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
+    index = jnp.searchsorted(cumulative, strata * cumulative[-1], side="right")
+    # Rounding can carry the last stratum to the very end: the last pair that has weight is meant.
+    last = jnp.max(jnp.where(weight > 0, jnp.arange(weight.shape[0]), 0))
+    return jnp.minimum(index, last)
+
+
+def ranking_accuracy(
+    chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences
+) -> Float[Array, ""]:
+    """Share of pairs that the scores rank as the true returns do.
+
+    Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as half right.
+    """
+    score_gap = chosen_score - rejected_score
+    return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)
+    agree = jnp.where(score_gap == 0, 0.5, jnp.sign(score_gap) == jnp.sign(return_gap))
+    ranked = return_gap != 0
+    return jnp.where(ranked, agree, 0.0).sum() / ranked.sum()

@@ -1,0 +1,168 @@
+"""REINFORCE: from a random policy to two snapshots, pi1 (good) and pi2 (less good).
+
+    gradient = mean over episodes of sum over steps of grad log pi(a_t | s_t) * A_t,
+    A_t = rewards-to-go - baseline(s_t)
+
+(Williams, 1992). The defaults make every seed an expert, not the lucky ones: a uniform first policy, several
+episodes per update, a learned baseline, advantages normalised over the batch and a little entropy.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxpref import losses
+from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
+from jaxpref.returns import discounted_returns
+from jaxpref.rollout import any_lane, episodes
+from jaxpref.tasks import Task
+from jaxpref.types import Params, Scalar, Trajectory
+
+BASELINES = ("value", "handmade")
+
+
+@struct.dataclass
+class Config:
+    """
+    num_updates:          at most this many; training ends once both targets are reached.
+    episodes_per_update:  episodes averaged in one gradient.
+    score_window:         the targets are compared with the mean true return of this many last episodes.
+    baseline:             "value", the value head; "handmade", the task's own, read at the next observation.
+    normalise_advantage:  to mean 0 and deviation 1 over all steps of the update.
+    shape_reward:         adds gamma * potential(next_obs) - potential(obs); the score then counts it too, as in
+                          the original study.
+    policy_scale:         of the policy head's initial weights; near 0 the first policy is uniform.
+    """
+
+    num_updates: int = struct.field(pytree_node=False, default=600)
+    episodes_per_update: int = struct.field(pytree_node=False, default=8)
+    score_window: int = struct.field(pytree_node=False, default=50)
+    baseline: str = struct.field(pytree_node=False, default="value")
+    normalise_advantage: bool = struct.field(pytree_node=False, default=True)
+    shape_reward: bool = struct.field(pytree_node=False, default=False)
+    learning_rate: Scalar = 1e-2
+    gamma: Scalar = 0.99
+    ent_coef: Scalar = 0.04
+    vf_coef: Scalar = 0.5
+    policy_scale: Scalar = 0.01
+
+    def __post_init__(self):
+        for name in ("num_updates", "episodes_per_update", "score_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"reinforce.Config: {name} must be at least 1, got {getattr(self, name)}")
+        if self.baseline not in BASELINES:
+            raise ValueError(f"reinforce.Config: baseline must be one of {BASELINES}, got {self.baseline!r}")
+
+
+@struct.dataclass
+class Metrics:
+    """One entry per update; NaN after training ended."""
+
+    loss: Float[Array, "*batch U"]
+    score: Float[Array, "*batch U"]
+
+
+@struct.dataclass
+class Result:
+    """pi1 and pi2 are the parameters right after the first update at which the score reached their target; the
+    last parameters where it never did, and then `reached` is False. `num_updates` were made."""
+
+    pi1: Params
+    pi2: Params
+    pi1_reached: Bool[Array, "*batch"]
+    pi2_reached: Bool[Array, "*batch"]
+    num_updates: Int[Array, "*batch"]
+    metrics: Metrics
+
+
+@struct.dataclass
+class TrainState:
+    update: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    scores: Float[Array, " window"]
+    result: Result
+
+
+def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> Float[Array, ""]:
+    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes."""
+    logits, value = apply_policy(params, played.obs)
+    # The value head predicts (1 - gamma) * return: about 1 in size, whatever the horizon.
+    returns = (1 - config.gamma) * jax.vmap(discounted_returns, (0, None))(played.reward, config.gamma)
+    if config.baseline == "value":
+        advantage = returns - value
+        value_loss = config.vf_coef * losses.value(value, returns)
+    else:
+        advantage = returns - (1 - config.gamma) * task.baseline(played.next_obs)
+        value_loss = 0.0
+    if config.normalise_advantage:
+        mean = jnp.mean(advantage, where=played.mask)
+        advantage = (advantage - mean) / (jnp.std(advantage, where=played.mask) + 1e-6)
+    per_step = losses.policy_gradient(categorical_log_prob(logits, played.action), advantage)
+    per_step += value_loss - config.ent_coef * categorical_entropy(logits)
+    return jnp.where(played.mask, per_step, 0.0).sum(-1).mean()
+
+
+def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
+    """One gradient step on fresh episodes, then the latches."""
+    played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
+    if config.shape_reward:
+        shaping = config.gamma * task.potential(played.next_obs) - task.potential(played.obs)
+        played = played.replace(reward=jnp.where(played.mask, played.reward + shaping, 0.0))
+    loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, played)
+    updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+
+    scores = jnp.concatenate([state.scores, played.reward.sum(-1)])[-config.score_window :]
+    score = jnp.nanmean(scores)
+    result = state.result
+    following = Result(
+        pi1=_select(result.pi1_reached, result.pi1, params),
+        pi2=_select(result.pi2_reached, result.pi2, params),
+        pi1_reached=result.pi1_reached | (score >= task.pi1_target),
+        pi2_reached=result.pi2_reached | (score >= task.pi2_target),
+        num_updates=state.update + 1,
+        metrics=Metrics(
+            loss=result.metrics.loss.at[state.update].set(loss),
+            score=result.metrics.score.at[state.update].set(score),
+        ),
+    )
+    return TrainState(state.update + 1, params, opt_state, scores, following)
+
+
+def _select(condition: Bool[Array, ""], one, other):
+    return jax.tree.map(functools.partial(jnp.where, condition), one, other)
+
+
+def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
+    """Train until both snapshots are taken or `config.num_updates` are made."""
+    key_init, key_train = jax.random.split(key)
+    params = init_policy(key_init, task, config.policy_scale)
+    nothing = jnp.full(config.num_updates, jnp.nan)
+    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), Metrics(nothing, nothing))
+    start = TrainState(
+        jnp.int32(0),
+        params,
+        optax.adam(config.learning_rate).init(params),
+        jnp.full(config.score_window, jnp.nan),
+        result,
+    )
+
+    def training(state: TrainState):
+        return ~(state.result.pi1_reached & state.result.pi2_reached)
+
+    def guarded_update(state: TrainState) -> TrainState:
+        following = update(task, config, key_train, state)
+        advanced = _select(training(state), following, state)
+        return advanced.replace(update=following.update)
+
+    def running(state: TrainState):
+        return any_lane(training(state)) & (state.update < config.num_updates)
+
+    return jax.lax.while_loop(running, guarded_update, start).result

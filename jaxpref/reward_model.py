@@ -1,0 +1,98 @@
+"""A reward model fitted to preferences: the first half of RLHF.
+
+    loss = mean over pairs of -log sigmoid(sum_t r(chosen_t) - sum_t r(rejected_t))
+
+(Christiano et al., 2017, https://arxiv.org/abs/1706.03741), r a reward per step, summed over whole episodes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Key
+
+from jaxpref import losses
+from jaxpref.networks import init_reward, trajectory_reward
+from jaxpref.preferences import take
+from jaxpref.tasks import Task
+from jaxpref.training import check_batch_size, draw_minibatch
+from jaxpref.types import Params, Preferences, Scalar
+
+
+@struct.dataclass
+class Config:
+    """
+    num_updates:    gradient steps.
+    batch_size:     pairs per update; 0 takes all of them in every update.
+    weight_decay:   decoupled (AdamW), on kernels and biases.
+    """
+
+    num_updates: int = struct.field(pytree_node=False, default=200)
+    batch_size: int = struct.field(pytree_node=False, default=32)
+    learning_rate: Scalar = 3e-3
+    weight_decay: Scalar = 0.0
+
+    def __post_init__(self):
+        if self.num_updates < 1:
+            raise ValueError(f"num_updates must be at least 1, got {self.num_updates}")
+        check_batch_size(self.batch_size)
+
+
+@struct.dataclass
+class Metrics:
+    """One entry per update, of the minibatch before the step."""
+
+    loss: Float[Array, "*batch U"]
+    margin: Float[Array, "*batch U"]
+    accuracy: Float[Array, "*batch U"]
+
+
+@struct.dataclass
+class Result:
+    params: Params
+    metrics: Metrics
+
+
+@struct.dataclass
+class TrainState:
+    params: Params
+    opt_state: optax.OptState
+
+
+def optimiser(config: Config) -> optax.GradientTransformation:
+    return optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+
+
+def loss_fn(params: Params, batch: Preferences) -> tuple[Float[Array, ""], Metrics]:
+    """Weighted mean Bradley–Terry loss of a batch of pairs, and its metrics."""
+    chosen_return = trajectory_reward(params, batch.chosen)
+    rejected_return = trajectory_reward(params, batch.rejected)
+    mean = functools.partial(jnp.average, weights=batch.weight)
+    loss = mean(losses.bradley_terry(chosen_return, rejected_return))
+    margin = chosen_return - rejected_return
+    return loss, Metrics(loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)))
+
+
+def update(
+    config: Config, preferences: Preferences, state: TrainState, key: Key[Array, ""]
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on a minibatch of pairs."""
+    index, weight = draw_minibatch(key, preferences.weight, config.batch_size)
+    batch = take(preferences, index).replace(weight=weight)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    updates, opt_state = optimiser(config).update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+
+
+def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
+    """Fit a fresh reward model to `preferences` of [N] pairs."""
+    key_init, key_train = jax.random.split(key)
+    params = init_reward(key_init, task)
+    start = TrainState(params, optimiser(config).init(params))
+    step = functools.partial(update, config, preferences)
+    state, metrics = jax.lax.scan(step, start, jax.random.split(key_train, config.num_updates))
+    return Result(state.params, metrics)
