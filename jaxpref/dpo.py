@@ -14,17 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses
-from jaxpref.networks import trajectory_log_prob
+from jaxpref import losses, packed
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
 from jaxpref.training import check_batch_size, check_schedule, draw_minibatch, scan_updates
 from jaxpref.types import Params, Preferences, Scalar
-
-LOGP_CHUNK = 50
-"""Pairs whose reference log-probabilities are computed at once: bounds the memory of a large dataset."""
 
 
 @struct.dataclass
@@ -74,24 +70,32 @@ class TrainState:
 
 
 @struct.dataclass
-class Batch:
-    """The pairs of one update, with what never changes computed once: the reference's log-probabilities."""
+class Dataset:
+    """N pairs, ready for updates: trajectory i is the i-th chosen, N + i the i-th rejected."""
 
-    preferences: Preferences
-    ref_chosen_logp: Float[Array, " B"]
-    ref_rejected_logp: Float[Array, " B"]
+    rows: packed.Rows
+    ref_logp: Float[Array, " 2N"]
+    weight: Float[Array, " N"]
 
 
-def loss_fn(params: Params, config: Config, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-    """Weighted mean DPO loss of a batch of pairs, and its metrics."""
-    pairs = batch.preferences
-    chosen_logp = trajectory_log_prob(params, pairs.chosen)
-    rejected_logp = trajectory_log_prob(params, pairs.rejected)
-    per_pair = losses.dpo(chosen_logp, rejected_logp, batch.ref_chosen_logp, batch.ref_rejected_logp, config.beta)
-    mean = functools.partial(jnp.average, weights=pairs.weight)
-    chosen_reward = losses.dpo_reward(chosen_logp, batch.ref_chosen_logp, config.beta)
-    rejected_reward = losses.dpo_reward(rejected_logp, batch.ref_rejected_logp, config.beta)
-    loss = mean(per_pair)
+def prepare(preferences: Preferences, ref_params: Params) -> Dataset:
+    """Cut the pairs into rows, and compute the reference's log-probabilities once and for all."""
+    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
+    everything = jnp.arange(rows.mask.shape[0])
+    return Dataset(rows, packed.log_prob(ref_params, rows, everything), preferences.weight)
+
+
+def loss_fn(
+    params: Params, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Weighted mean DPO loss of the pairs at `index`, and its metrics."""
+    both = jnp.concatenate([index, data.weight.shape[0] + index])
+    chosen_logp, rejected_logp = jnp.split(packed.log_prob(params, data.rows, both), 2)
+    ref_chosen_logp, ref_rejected_logp = jnp.split(data.ref_logp[both], 2)
+    mean = functools.partial(jnp.average, weights=weight)
+    loss = mean(losses.dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta))
+    chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
+    rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
     return loss, Metrics(
         loss=loss,
         chosen_reward=mean(chosen_reward),
@@ -102,12 +106,10 @@ def loss_fn(params: Params, config: Config, batch: Batch) -> tuple[Float[Array, 
     )
 
 
-def update(config: Config, data: Batch, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
     """One gradient step on a minibatch of pairs."""
-    index, weight = draw_minibatch(key, data.preferences.weight, config.batch_size)
-    batch = jax.tree.map(lambda leaf: leaf[index], data)
-    batch = batch.replace(preferences=batch.preferences.replace(weight=weight))
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, batch)
+    index, weight = draw_minibatch(key, data.weight, config.batch_size)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, data, index, weight)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
@@ -121,12 +123,7 @@ def train(
     ref_params: Params,
 ) -> Result:
     """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference."""
-    logp = functools.partial(trajectory_log_prob, ref_params)
-    data = Batch(
-        preferences,
-        ref_chosen_logp=jax.lax.map(logp, preferences.chosen, batch_size=LOGP_CHUNK),
-        ref_rejected_logp=jax.lax.map(logp, preferences.rejected, batch_size=LOGP_CHUNK),
-    )
+    data = prepare(preferences, ref_params)
     start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
 
     def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""]:

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses
-from jaxpref.networks import init_reward, trajectory_reward
-from jaxpref.preferences import take
+from jaxpref import losses, packed
+from jaxpref.networks import init_reward
 from jaxpref.tasks import Task
 from jaxpref.training import check_batch_size, draw_minibatch
 from jaxpref.types import Params, Preferences, Scalar
@@ -67,23 +66,36 @@ def optimiser(config: Config) -> optax.GradientTransformation:
     return optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
 
 
-def loss_fn(params: Params, batch: Preferences) -> tuple[Float[Array, ""], Metrics]:
-    """Weighted mean Bradley–Terry loss of a batch of pairs, and its metrics."""
-    chosen_return = trajectory_reward(params, batch.chosen)
-    rejected_return = trajectory_reward(params, batch.rejected)
-    mean = functools.partial(jnp.average, weights=batch.weight)
+@struct.dataclass
+class Dataset:
+    """N pairs, ready for updates: trajectory i is the i-th chosen, N + i the i-th rejected."""
+
+    rows: packed.Rows
+    weight: Float[Array, " N"]
+
+
+def prepare(preferences: Preferences) -> Dataset:
+    """Cut the pairs into rows."""
+    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
+    return Dataset(rows, preferences.weight)
+
+
+def loss_fn(
+    params: Params, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Weighted mean Bradley–Terry loss of the pairs at `index`, and its metrics."""
+    both = jnp.concatenate([index, data.weight.shape[0] + index])
+    chosen_return, rejected_return = jnp.split(packed.reward(params, data.rows, both), 2)
+    mean = functools.partial(jnp.average, weights=weight)
     loss = mean(losses.bradley_terry(chosen_return, rejected_return))
     margin = chosen_return - rejected_return
     return loss, Metrics(loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)))
 
 
-def update(
-    config: Config, preferences: Preferences, state: TrainState, key: Key[Array, ""]
-) -> tuple[TrainState, Metrics]:
+def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
     """One gradient step on a minibatch of pairs."""
-    index, weight = draw_minibatch(key, preferences.weight, config.batch_size)
-    batch = take(preferences, index).replace(weight=weight)
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    index, weight = draw_minibatch(key, data.weight, config.batch_size)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, data, index, weight)
     updates, opt_state = optimiser(config).update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
@@ -93,6 +105,6 @@ def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferen
     key_init, key_train = jax.random.split(key)
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
-    step = functools.partial(update, config, preferences)
+    step = functools.partial(update, config, prepare(preferences))
     state, metrics = jax.lax.scan(step, start, jax.random.split(key_train, config.num_updates))
     return Result(state.params, metrics)
