@@ -33,12 +33,12 @@ class Config:
     beta:           how strongly the policy is held to the reference: the scale of the implicit reward.
     """
 
-    num_updates: int = struct.field(pytree_node=False, default=300)
+    num_updates: int = struct.field(pytree_node=False, default=150)
     batch_size: int = struct.field(pytree_node=False, default=64)
-    eval_every: int = struct.field(pytree_node=False, default=30)
+    eval_every: int = struct.field(pytree_node=False, default=15)
     eval_episodes: int = struct.field(pytree_node=False, default=16)
     learning_rate: Scalar = 3e-3
-    beta: Scalar = 0.1
+    beta: Scalar = 0.2
 
     def __post_init__(self):
         check_schedule(self.num_updates, self.eval_every)

@@ -22,8 +22,8 @@ from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
 ROW = 25
 """Steps in a row: an episode wastes half a row on average."""
-CHUNK = 128
-"""Rows in one pass of the loop: 3,200 steps, whose activations stay in a core's cache."""
+CHUNK = 32
+"""Rows in one pass of the loop: 800 steps, whose activations stay in a core's cache, also those of a few runs."""
 
 StepFn = Callable[[Params, Float[Array, "O M"], Int[Array, " M"]], Float[Array, " M"]]
 """(params, obs, action) -> what is summed, per step; observations with features first."""

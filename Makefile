@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment that make builds from pyproject.toml and constraints.txt.
+# Flags for an experiment: make cartpole-dpo ARGS="--seeds 1 2 3 --num-pairs 200"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
+ARGS ?=
+
+.PHONY: help install $(EXPERIMENTS) study test lint format lock clean
+
+help:
+	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
+	@echo "make study     all four"
+	@echo "make test      formatter check, linter, type checker and every test"
+	@echo "make lint      the first three; make format mends what can be mended"
+	@echo "make lock      write constraints.txt anew from the newest versions"
+	@echo "make clean     remove the virtual environment and the caches; results stay"
+	@echo 'flags: make cartpole-dpo ARGS="--help"'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"jaxpref needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(EXPERIMENTS): $(STAMP)
+	@$(BIN)/python -m experiments.$(subst -,_,$@) $(ARGS)
+
+study: $(STAMP)
+	@$(BIN)/python -m experiments.study $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.venv-lock/bin/python -m pip freeze --exclude jaxpref > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,152 @@
+"""The command line: flags to settings, one clear line for what is wrong with them, and the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import tyro
+from rich.console import Console
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+from experiments import START
+from experiments.settings import PRESETS, Method, Settings, TaskName
+from jaxpref.types import Scalar
+
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _scalar_flag(type_info: Any) -> PrimitiveConstructorSpec | None:
+    """A config's float may be a traced array in the library; on the command line it is a number."""
+    if type_info.type != Scalar:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: float(words[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+class UsageError(Exception):
+    """Something that the user can put right: its message is one line."""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(argv: Sequence[str], task: str | None = None, method: str | None = None) -> Settings:
+    """Settings from the command line. `--preset` chooses the defaults that the other flags change; so do `--task`
+    and `--method`, which belong to the command line only where the script does not name them.
+
+    Raises UsageError for whatever is wrong with it.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset", default="default")
+    rest = list(argv)
+    if task is None or method is None:
+        early.add_argument("--task")
+        early.add_argument("--method")
+    try:
+        chosen, without = early.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    if task is None or method is None:
+        task, method, rest = chosen.task, chosen.method, without + ["--preset", chosen.preset]
+    for name, value, known in (
+        ("--task", task, get_args(TaskName)),
+        ("--method", method, get_args(Method)),
+        ("--preset", chosen.preset, tuple(PRESETS)),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}" if value else f"{name} is missing: one of {', '.join(known)}")
+    default = PRESETS[chosen.preset](task, method)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Settings,
+                args=rest,
+                default=default,
+                registry=REGISTRY,
+                description=f"{default.experiment}. The flags are the same in every experiment.",
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        raise UsageError(one_line(complaint.getvalue())) from exit
+
+
+def one_line(boxed: str) -> str:
+    """The message in a framed error text of tyro's, without frame, colours and help text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    message = " ".join(lines).partition("Argument helptext:")[0].partition("For full helptext")[0]
+    return re.sub(r"\s+", " ", message.replace("─", "")).strip()
+
+
+def check_folder(folder: Path) -> None:
+    """Make `folder`, and raise UsageError unless files can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {folder}: no permission to write into this folder")
+
+
+def run(settings: Settings, console: Console, start: float) -> dict[str, Any]:
+    """Run one experiment, write its results, print its report, and return its summary. `start`: when it began."""
+    # Imported here, so that --help and a wrong flag answer at once.
+    from experiments import pipeline, report, stages
+    from jaxpref import store, tasks
+
+    task = tasks.task(settings.task)
+    import_s = time.perf_counter() - start
+    console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
+    timer = stages.Stages(console)
+    outcome = pipeline.run(settings, task, timer)
+    summary = report.summarise(settings, outcome)
+    paths = report.save_arrays(settings, outcome, settings.out)
+    paths += report.figures(settings, outcome, summary, settings.out)
+    summary["timing"] = {
+        "import_s": import_s,
+        "compile_s": sum(stage.compile_s for stage in timer.times.values()),
+        "run_s": sum(stage.run_s for stage in timer.times.values()),
+        "total_s": time.perf_counter() - start,
+        "stages": {name: dataclasses.asdict(stage) for name, stage in timer.times.items()},
+    }
+    store.save_json(settings.out / "summary.json", summary)
+    report.print_report(console, summary, [settings.out / "summary.json", *paths], settings.out)
+    return summary
+
+
+def main(task: str | None = None, method: str | None = None, argv: Sequence[str] | None = None) -> None:
+    """One experiment as a program."""
+    try:
+        settings = parse(sys.argv[1:] if argv is None else argv, task, method)
+        check_folder(settings.out)
+    except (UsageError, ValueError) as error:
+        fail(str(error))
+    from experiments import stages
+
+    stages.set_up_jax(settings.devices)
+    try:
+        run(settings, Console(), START)
+    except KeyboardInterrupt:
+        print(f"interrupted: nothing of {settings.out} was changed that is not whole", file=sys.stderr)
+        raise SystemExit(130) from None

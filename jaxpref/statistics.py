@@ -1,0 +1,52 @@
+"""Statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
+
+Scores are NumPy arrays with seeds on the last axis, and tasks (strata) on the first of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+Scores = Float[np.ndarray, "*tasks S"]
+
+
+def iqm(scores: Scores) -> float:
+    """Interquartile mean: the mean of the middle half of all scores. Robust to a lucky and to a failed seed.
+
+    A quarter of the scores is cut off at each end, rounded down: of 3 scores none.
+    """
+    return float(scipy.stats.trim_mean(np.asarray(scores), 0.25, axis=None))
+
+
+def bootstrap_interval(
+    scores: Scores,
+    statistic: Callable[[np.ndarray], float] = iqm,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Stratified percentile bootstrap: seeds are resampled within each task, `statistic` is taken of the whole.
+
+    Returns (low, high). A single seed says nothing about the spread: both ends are its own score then, and it
+    is for the caller to say so. Raises ValueError for no scores.
+    """
+    scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    num_tasks, num_seeds = scores.shape
+    if num_seeds == 0:
+        raise ValueError("scores must hold at least one seed")
+    index = np.random.default_rng(seed).integers(num_seeds, size=(num_resamples, num_tasks, num_seeds))
+    resampled = np.take_along_axis(scores[None], index, axis=-1)
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile([statistic(sample) for sample in resampled], [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def probability_of_improvement(scores: Scores, baseline: Scores) -> float:
+    """P(a run of the one beats a run of the other), ties half, averaged over tasks: Mann–Whitney's U / (S * S')."""
+    scores, baseline = np.atleast_2d(scores), np.atleast_2d(baseline)
+    difference = scores[:, :, None] - baseline[:, None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))

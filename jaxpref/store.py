@@ -1,0 +1,105 @@
+"""Pytrees, preferences and tables to disk and back: npz and JSON, never pickle; a file is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from jaxpref.types import Preferences, Trajectory
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`, and rename it to `path` once everything is written and on disk."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's own is private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_json(path: str | os.PathLike, table: Any) -> None:
+    """Write `table` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
+    text = json.dumps(table, indent=2, allow_nan=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def load_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    leaves, _ = tree_flatten_with_path(tree)
+    return {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def save_pytree(path: str | os.PathLike, tree: Any) -> None:
+    """Write a pytree of arrays as npz; a leaf's name is its path, as in `params/torso/kernel`."""
+    with atomic_write(path) as file:
+        np.savez(file, **_named_leaves(tree))
+
+
+def load_pytree(path: str | os.PathLike, like: Any) -> Any:
+    """Read what `save_pytree` wrote into the structure of `like`.
+
+    Raises ValueError, naming the leaf, where names, shapes or dtypes are not those of `like`.
+    """
+    expected = _named_leaves(like)
+    with np.load(path, allow_pickle=False) as file:
+        if set(file.files) != set(expected):
+            different = sorted(set(file.files) ^ set(expected))
+            raise ValueError(f"{path}: leaves differ from the expected ones: {', '.join(different)}")
+        stored = {name: file[name] for name in expected}
+    for name, leaf in expected.items():
+        if stored[name].shape != leaf.shape or stored[name].dtype != leaf.dtype:
+            raise ValueError(
+                f"{path}: {name} is {stored[name].dtype}{list(stored[name].shape)}, "
+                f"expected {leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+
+
+def load_params(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what `save_pytree` wrote as nested dicts: parameters, whatever their sizes."""
+    tree: dict[str, Any] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            *parents, leaf = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = file[name]
+    return tree
+
+
+def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
+    """Write a preference dataset as npz."""
+    save_pytree(path, preferences)
+
+
+def load_preferences(path: str | os.PathLike) -> Preferences:
+    """Read what `save_preferences` wrote. Raises ValueError if a field is missing or unknown."""
+    tree = load_params(path)
+    try:
+        chosen, rejected = Trajectory(**tree.pop("chosen")), Trajectory(**tree.pop("rejected"))
+        return Preferences(chosen, rejected, **tree)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold preferences: {error}") from error
