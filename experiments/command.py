@@ -10,9 +10,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, cast, get_args
 
 import tyro
 from rich.console import Console
@@ -43,12 +43,6 @@ class UsageError(Exception):
     """Something that the user can put right: its message is one line."""
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line and exit with status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def parse(argv: Sequence[str], task: str | None = None, method: str | None = None) -> Settings:
     """Settings from the command line. `--preset` chooses the defaults that the other flags change; so do `--task`
     and `--method`, which belong to the command line only where the script does not name them.
@@ -66,15 +60,17 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from error
     if task is None or method is None:
-        task, method, rest = chosen.task, chosen.method, without + ["--preset", chosen.preset]
+        task, method, rest = chosen.task, chosen.method, [*without, "--preset", chosen.preset]
     for name, value, known in (
         ("--task", task, get_args(TaskName)),
         ("--method", method, get_args(Method)),
         ("--preset", chosen.preset, tuple(PRESETS)),
     ):
+        if value is None:
+            raise UsageError(f"{name} is missing: it must be one of {', '.join(known)}")
         if value not in known:
-            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}" if value else f"{name} is missing: one of {', '.join(known)}")
-    default = PRESETS[chosen.preset](task, method)
+            raise UsageError(f"unknown {name} {value!r}: it must be one of {', '.join(known)}")
+    default = PRESETS[chosen.preset](cast(TaskName, task), cast(Method, method))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -137,16 +133,28 @@ def run(settings: Settings, console: Console, start: float) -> dict[str, Any]:
 
 def main(task: str | None = None, method: str | None = None, argv: Sequence[str] | None = None) -> None:
     """One experiment as a program."""
-    try:
+    with exit_codes():
         settings = parse(sys.argv[1:] if argv is None else argv, task, method)
         check_folder(settings.out)
-    except (UsageError, ValueError) as error:
-        fail(str(error))
+        set_up(settings)
+        run(settings, Console(), START)
+
+
+def set_up(settings: Settings) -> None:
+    """Prepare JAX, before its first use."""
     from experiments import stages
 
     stages.set_up_jax(settings.devices)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """What the user can put right is one line and exit code 2; an interruption is 130."""
     try:
-        run(settings, Console(), START)
+        yield
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"interrupted: nothing of {settings.out} was changed that is not whole", file=sys.stderr)
+        print("interrupted: every file in the folder of results is still whole", file=sys.stderr)
         raise SystemExit(130) from None

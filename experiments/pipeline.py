@@ -6,18 +6,20 @@ arrays with seeds S on the leading axis, so a stage can be looked at, saved or r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float
 
 from experiments.settings import Settings
 from experiments.stages import Stages
-from jaxpref import annotators, dpo, packed, ppo, preferences, reinforce, reward_model
+from jaxpref import annotators, dpo, ppo, preferences, reinforce, reward_model
 from jaxpref.networks import trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
@@ -47,8 +49,8 @@ class Trained:
     """What a method made of one reference's runs. Leading axes [S, sizes]; metrics have updates behind them."""
 
     params: Params
-    heldout_accuracy: np.ndarray
-    metrics: dpo.Metrics | ppo.Metrics
+    heldout_accuracy: Float[Array, "*batch"]
+    metrics: Any  # dpo.Metrics or ppo.Metrics
     reward_params: Params | None = None
     reward_metrics: reward_model.Metrics | None = None
 
@@ -187,7 +189,7 @@ def _reward_model_config(settings: Settings, sizes: Sequence[int]) -> reward_mod
     if not settings.reward_model_epochs:
         return config
     num_updates = settings.reward_model_epochs * max(sizes) // (config.batch_size or max(sizes))
-    return config.replace(num_updates=max(1, num_updates))
+    return dataclasses.replace(config, num_updates=max(1, num_updates))
 
 
 def reward_model_run(
@@ -237,16 +239,24 @@ def _join_sizes(parts: list[Any]) -> Any:
     # The metrics of different sizes may have different lengths: shorter ones end in NaN.
     def join(*leaves):
         shape = np.max([leaf.shape for leaf in leaves], axis=0)
-        padded = [np.pad(leaf, [(0, 0)] * 2 + [(0, n - m) for n, m in zip(shape[2:], leaf.shape[2:], strict=True)],
-                         constant_values=np.nan) for leaf in leaves]
+        padded = [
+            np.pad(
+                leaf,
+                [(0, 0)] * 2 + [(0, n - m) for n, m in zip(shape[2:], leaf.shape[2:], strict=True)],
+                constant_values=np.nan,
+            )
+            for leaf in leaves
+        ]
         return np.concatenate(padded, axis=1)
 
     return jax.tree.map(join, *parts)
 
 
 def _for_references(settings: Settings, pi: dict[str, Params], *per_seed: Any) -> tuple[Any, ...]:
-    """(ref_params, *per_seed) with references and seeds in one leading axis [R * S], which devices share evenly
-    more often than they do seeds alone."""
+    """(ref_params, *per_seed) with references and seeds in one leading axis [R * S].
+
+    Devices share it evenly more often than they do seeds alone.
+    """
     ref_params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(pi[name] for name in settings.reference))
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(settings.reference)), per_seed)
     return ref_params, *repeated
@@ -254,9 +264,10 @@ def _for_references(settings: Settings, pi: dict[str, Params], *per_seed: Any) -
 
 def _by_reference(settings: Settings, runs: Any) -> dict[str, Any]:
     """Results [R * S, ...] by reference, [S, ...] each."""
+    leaves, structure = jax.tree.flatten(runs)
+    by_reference = zip(*(np.split(leaf, len(settings.reference)) for leaf in leaves), strict=True)
     return {
-        name: jax.tree.map(lambda leaf: np.split(leaf, len(settings.reference))[place], runs)
-        for place, name in enumerate(settings.reference)
+        name: jax.tree.unflatten(structure, part) for name, part in zip(settings.reference, by_reference, strict=True)
     }
 
 

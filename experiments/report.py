@@ -6,20 +6,21 @@ import dataclasses
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments.pipeline import Outcome
 from experiments.settings import Settings
 from jaxpref import plots, statistics, store
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from jaxpref.preferences import take
 
 LABELS = {"dpo": "DPO", "rlhf": "PPO-RLHF", "cartpole": "CartPole", "acrobot": "Acrobot"}
 REFERENCES = ("pi1", "pi2")
@@ -55,7 +56,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "task": settings.task,
         "method": settings.method,
         "seeds": list(settings.seeds),
-        "config": jax.tree.map(lambda value: str(value) if isinstance(value, Path) else value, plain(settings)),
+        "config": dataclasses.asdict(settings) | {"out": str(settings.out)},
         "versions": versions(),
         "policies": {name: score(returns) for name, returns in outcome.returns.items()},
         "pi1_reached": experts.pi1_reached.tolist(),
@@ -63,11 +64,6 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "not_reached": not_reached(settings, outcome),
         "rows": rows,
     }
-
-
-def plain(settings: Settings) -> dict[str, Any]:
-    """Settings as nested dicts."""
-    return dataclasses.asdict(settings)
 
 
 def not_reached(settings: Settings, outcome: Outcome) -> dict[str, list[int]]:
@@ -89,10 +85,10 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary for the terminal."""
     seeds = summary["seeds"]
     title = f"{LABELS[summary['task']]} {LABELS[summary['method']]}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    result = Table(title=f"{title}: true return", title_justify="left")
+    result = Table(title=f"{title}: true return", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("policy", "reference", "pairs"):
         result.add_column(column, justify="right" if column == "pairs" else "left")
-    for column in ("mean", "IQM", "95 % interval", "held-out acc."):
+    for column in ("mean", "IQM", "95 % interval", "held-out"):
         result.add_column(column, justify="right")
     for name in ("pi2", "pi1"):
         result.add_row(name, "", "", *_score_cells(summary["policies"][name]), "", end_section=name == "pi1")
@@ -117,7 +113,8 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     for name, seeds in summary["not_reached"].items():
         if seeds:
             named = " ".join(map(str, seeds))
-            lines.append(f"{name} did not reach its target return for {len(seeds)} of {len(summary['seeds'])} seeds: {named}")
+            share = f"{len(seeds)} of {len(summary['seeds'])} seeds"
+            lines.append(f"{name} never reached its target return for {share}: {named}")
     return lines
 
 
@@ -126,6 +123,7 @@ def figures(settings: Settings, outcome: Outcome, summary: dict[str, Any], folde
     drawings = {"policies": draw_policies, "returns": draw_returns, "loss": draw_loss}
     drawings |= {"margins": draw_margins} if settings.method == "dpo" else {"kl": draw_kl}
     paths = []
+    matplotlib.use("Agg")  # a file is drawn, no window is wanted
     with matplotlib.rc_context(plots.STYLE):
         for name, draw in drawings.items():
             figure = draw(settings, outcome, summary)
@@ -141,27 +139,27 @@ def _title(settings: Settings, text: str) -> str:
     return f"{LABELS[settings.task]}, {LABELS[settings.method]}: {text} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
-def _panels(settings: Settings, num_panels: int, sharey: bool = True):
-    figure, axes = plt.subplots(1, num_panels, figsize=(4.6 * num_panels + 0.4, 3.8), sharey=sharey, squeeze=False)
-    return figure, axes[0]
+def _panels(num_columns: int, num_rows: int = 1, sharey: bool | Literal["row"] = "row") -> tuple[Figure, np.ndarray]:
+    size = (4.6 * num_columns + 0.4, 3.1 * num_rows + 0.7)
+    return plt.subplots(num_rows, num_columns, figsize=size, sharey=sharey, squeeze=False)
 
 
-def _sizes(settings: Settings):
+def _sizes(settings: Settings) -> list[tuple[int, str, str]]:
     """(place, label, colour) of every dataset size."""
     colours = [plots.COLOURS[place % len(plots.COLOURS)] for place in range(len(settings.num_pairs))]
     labels = [f"{size} pair{'s' if size > 1 else ''}" for size in settings.num_pairs]
     return list(zip(range(len(labels)), labels, colours, strict=True))
 
 
-def _legend_below(figure, axes) -> None:
+def _legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
 
 
-def draw_policies(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
+def draw_policies(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
     """pi2, pi1 and the trained policies side by side."""
-    figure, panels = _panels(settings, len(outcome.trained))
-    for axes, reference in zip(panels, outcome.trained, strict=True):
+    figure, panels = _panels(len(outcome.trained))
+    for axes, reference in zip(panels[0], outcome.trained, strict=True):
         rows = [row["policy"] for row in summary["rows"] if row["reference"] == reference]
         entries = [summary["policies"]["pi2"], summary["policies"]["pi1"], *rows]
         plots.policies(
@@ -173,15 +171,15 @@ def draw_policies(settings: Settings, outcome: Outcome, summary: dict[str, Any])
             [plots.GREY, "black", *(colour for *_, colour in _sizes(settings))],
         )
         axes.set_title(f"reference {reference}")
-    panels[0].set_ylabel("true return")
+    panels[0, 0].set_ylabel("true return")
     figure.suptitle(_title(settings, "policies, points are seeds, diamonds IQM with 95 % interval"), fontsize=11)
     return figure
 
 
-def draw_returns(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
+def draw_returns(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
     """True return against update, one line per dataset size."""
-    figure, panels = _panels(settings, len(outcome.trained))
-    for axes, (reference, trained) in zip(panels, outcome.trained.items(), strict=True):
+    figure, panels = _panels(len(outcome.trained))
+    for axes, (reference, trained) in zip(panels[0], outcome.trained.items(), strict=True):
         curves = trained.metrics.true_return
         num_updates = trained.metrics.loss.shape[-1]
         updates = np.linspace(0, num_updates, curves.shape[-1] + 1)
@@ -191,67 +189,68 @@ def draw_returns(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
         plots.level(axes, summary["policies"]["pi1"]["mean"], "pi1")
         plots.level(axes, summary["policies"]["pi2"]["mean"], "pi2", ":")
         axes.set(title=f"reference {reference}", xlabel="update")
-    panels[0].set_ylabel("true return")
+    panels[0, 0].set_ylabel("true return")
     figure.suptitle(_title(settings, "return during training, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0])
+    _legend_below(figure, panels[0, 0])
     return figure
 
 
-def _draw_metrics(settings: Settings, panels, smooth: int, contents):
-    """One panel for each of (title, y label, values [S, sizes, U], logarithmic)."""
-    for axes, (title, ylabel, values, logarithmic) in zip(panels, contents, strict=True):
-        updates = np.arange(1, values.shape[-1] + 1)
-        for place, label, colour in _sizes(settings):
-            known = ~np.isnan(values[:, place]).any(axis=0)
-            plots.curve(axes, updates[known], values[:, place, known], label, colour, smooth)
-        axes.set(title=title, xlabel="update", ylabel=ylabel, yscale="log" if logarithmic else "linear")
+def _draw_metric(settings: Settings, axes: Axes, title: str, ylabel: str, x, values, smooth: int = 1) -> None:
+    """One line per dataset size: values [S, sizes, len(x)]."""
+    for place, label, colour in _sizes(settings):
+        known = ~np.isnan(values[:, place]).any(axis=0)
+        plots.curve(axes, x[known], values[:, place, known], label, colour, smooth)
+    axes.set(title=title, xlabel="update", ylabel=ylabel)
 
 
-def draw_loss(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
+def _updates(values: Any) -> np.ndarray:
+    return np.arange(1, values.shape[-1] + 1)
+
+
+def draw_loss(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
     """Loss against update; for RLHF the reward model's, then PPO's."""
-    contents = []
-    first = next(iter(outcome.trained.values()))
-    if first.reward_metrics is not None:
-        contents.append(("reward model", "Bradley-Terry loss (nats)", first.reward_metrics.loss, False))
-    for reference, trained in outcome.trained.items():
-        ylabel = "DPO loss (nats)" if settings.method == "dpo" else "PPO loss"
-        contents.append((f"reference {reference}", ylabel, trained.metrics.loss, False))
-    figure, panels = _panels(settings, len(contents), sharey=False)
-    _draw_metrics(settings, panels, 5, contents)
-    figure.suptitle(_title(settings, "loss, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0])
-    return figure
-
-
-def draw_margins(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
-    """DPO: the margin of the implicit rewards, and how many pairs of the minibatch it ranks right."""
-    contents = []
-    for reference, trained in outcome.trained.items():
-        contents.append((f"reference {reference}", "implicit reward margin", trained.metrics.margin, False))
-        contents.append((f"reference {reference}", "accuracy on the minibatch", trained.metrics.accuracy, False))
-    figure, panels = _panels(settings, len(contents), sharey=False)
-    _draw_metrics(settings, panels, 5, contents)
-    figure.suptitle(_title(settings, "implicit rewards, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0])
-    return figure
-
-
-def draw_kl(settings: Settings, outcome: Outcome, summary: dict[str, Any]):
-    """PPO: exact KL to the reference, and the learned return that is paid for with it."""
-    figure, panels = _panels(settings, 2 * len(outcome.trained), sharey=False)
-    contents = [
-        (f"reference {reference}", "KL(policy || reference), nats per step", trained.metrics.kl, False)
+    losses = [
+        (f"reference {reference}", f"{LABELS[settings.method]} loss", trained.metrics.loss)
         for reference, trained in outcome.trained.items()
     ]
-    _draw_metrics(settings, panels[: len(contents)], 1, contents)
-    for axes, (reference, trained) in zip(panels[len(contents) :], outcome.trained.items(), strict=True):
-        learned = trained.metrics.learned_return
-        updates = np.linspace(0, trained.metrics.loss.shape[-1], learned.shape[-1] + 1)[1:]
-        for place, label, colour in _sizes(settings):
-            plots.curve(axes, updates, learned[:, place], label, colour)
-        axes.set(title=f"reference {reference}", xlabel="update", ylabel="learned return")
+    first = next(iter(outcome.trained.values()))
+    if first.reward_metrics is not None:
+        losses.insert(0, ("reward model", "Bradley-Terry loss", first.reward_metrics.loss))
+    figure, panels = _panels(len(losses), sharey=settings.method == "dpo")
+    for axes, (title, ylabel, values) in zip(panels[0], losses, strict=True):
+        _draw_metric(settings, axes, title, ylabel, _updates(values), values, smooth=5)
+    figure.suptitle(_title(settings, "loss, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11)
+    _legend_below(figure, panels[0, 0])
+    return figure
+
+
+def draw_margins(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
+    """DPO: the margin of the implicit rewards, and the share of the minibatch's pairs it ranks as labelled."""
+    figure, panels = _panels(len(outcome.trained), 2)
+    for column, (reference, trained) in zip(panels.T, outcome.trained.items(), strict=True):
+        for axes, name, ylabel in zip(
+            column, ("margin", "accuracy"), ("implicit reward margin", "accuracy"), strict=True
+        ):
+            values = getattr(trained.metrics, name)
+            _draw_metric(settings, axes, f"reference {reference}", ylabel, _updates(values), values, smooth=5)
+    figure.suptitle(
+        _title(settings, "implicit rewards, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11
+    )
+    _legend_below(figure, panels[0, 0])
+    return figure
+
+
+def draw_kl(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
+    """PPO: exact KL to the reference, and the learned return that is bought with it."""
+    figure, panels = _panels(len(outcome.trained), 2)
+    for column, (reference, trained) in zip(panels.T, outcome.trained.items(), strict=True):
+        kl, learned = trained.metrics.kl, trained.metrics.learned_return
+        evaluations = np.linspace(0, kl.shape[-1], learned.shape[-1] + 1)[1:]
+        title = f"reference {reference}"
+        _draw_metric(settings, column[0], title, "KL(policy || ref), nats per step", _updates(kl), kl)
+        _draw_metric(settings, column[1], title, "learned return", evaluations, learned)
     figure.suptitle(_title(settings, "distance and learned return, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0])
+    _legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -274,7 +273,7 @@ def save_arrays(settings: Settings, outcome: Outcome, folder: Path) -> list[Path
     if outcome.preferences is not None:
         for place, seed in enumerate(settings.seeds):
             paths.append(folder / f"preferences_seed{seed}.npz")
-            store.save_preferences(paths[-1], jax.tree.map(lambda leaf: leaf[place], outcome.preferences))
+            store.save_preferences(paths[-1], take(outcome.preferences, place))
     return paths
 
 

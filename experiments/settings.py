@@ -77,8 +77,10 @@ class Settings:
 
     @property
     def shares_program(self) -> bool:
-        """Whether one program trains on all sizes of dataset. What works in epochs or full batches does not: its
-        cost is each dataset's own."""
+        """Whether one program trains on all sizes of dataset.
+
+        What works in epochs or full batches does not: its cost is each dataset's own.
+        """
         return self.reward_model_epochs == 0 if self.method == "rlhf" else self.dpo.batch_size > 0
 
 

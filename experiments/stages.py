@@ -95,7 +95,9 @@ class Stages:
                 program = jax.jit(over_runs(function, len(index), lanes)).lower(shared, args).compile()
                 self._programs[name, detail, shapes] = program
             compiled = time.perf_counter()
-            result = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], jax.block_until_ready(program(shared, args)))
+            result = jax.tree.map(
+                lambda leaf: np.asarray(leaf)[:num_runs], jax.block_until_ready(program(shared, args))
+            )
             times.compile_s += compiled - start
             times.run_s += time.perf_counter() - compiled
         return result

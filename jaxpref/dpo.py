@@ -25,20 +25,20 @@ from jaxpref.types import Params, Preferences, Scalar
 
 @struct.dataclass
 class Config:
-    """
-    num_updates:    gradient steps, a multiple of `eval_every`.
-    batch_size:     pairs per update; 0 takes all of them in every update.
-    eval_every:     updates between two evaluations of the true return.
-    eval_episodes:  episodes per evaluation.
-    beta:           how strongly the policy is held to the reference: the scale of the implicit reward.
-    """
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=150)
+    """Gradient steps, a multiple of eval_every."""
     batch_size: int = struct.field(pytree_node=False, default=64)
+    """Pairs per update; 0 takes all of them in every update."""
     eval_every: int = struct.field(pytree_node=False, default=15)
+    """Updates between two evaluations of the true return."""
     eval_episodes: int = struct.field(pytree_node=False, default=16)
-    learning_rate: Scalar = 3e-3
+    """Episodes per evaluation."""
+    learning_rate: Scalar = 5e-3
+    """Of Adam."""
     beta: Scalar = 0.2
+    """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
 
     def __post_init__(self):
         check_schedule(self.num_updates, self.eval_every)
@@ -46,14 +46,20 @@ class Config:
 
 
 @struct.dataclass
-class Metrics:
-    """One entry per update, of the minibatch before the step; `true_return` every `eval_every` updates."""
+class PairMetrics:
+    """Of the pairs of one update, before the step: means over the pairs."""
 
-    loss: Float[Array, "*batch U"]
-    chosen_reward: Float[Array, "*batch U"]
-    rejected_reward: Float[Array, "*batch U"]
-    margin: Float[Array, "*batch U"]
-    accuracy: Float[Array, "*batch U"]
+    loss: Float[Array, "*batch"]
+    chosen_reward: Float[Array, "*batch"]
+    rejected_reward: Float[Array, "*batch"]
+    margin: Float[Array, "*batch"]
+    accuracy: Float[Array, "*batch"]
+
+
+@struct.dataclass
+class Metrics(PairMetrics):
+    """Those of every update [U], and the mean true return every `eval_every` updates [E]."""
+
     true_return: Float[Array, "*batch E"]
 
 
@@ -87,7 +93,7 @@ def prepare(preferences: Preferences, ref_params: Params) -> Dataset:
 
 def loss_fn(
     params: Params, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
-) -> tuple[Float[Array, ""], Metrics]:
+) -> tuple[Float[Array, ""], PairMetrics]:
     """Weighted mean DPO loss of the pairs at `index`, and its metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     chosen_logp, rejected_logp = jnp.split(packed.log_prob(params, data.rows, both), 2)
@@ -96,17 +102,16 @@ def loss_fn(
     loss = mean(losses.dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta))
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
-    return loss, Metrics(
+    return loss, PairMetrics(
         loss=loss,
         chosen_reward=mean(chosen_reward),
         rejected_reward=mean(rejected_reward),
         margin=mean(chosen_reward - rejected_reward),
         accuracy=mean(1.0 * (chosen_reward > rejected_reward)),
-        true_return=None,
     )
 
 
-def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, PairMetrics]:
     """One gradient step on a minibatch of pairs."""
     index, weight = draw_minibatch(key, data.weight, config.batch_size)
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, data, index, weight)
@@ -132,4 +137,4 @@ def train(
     state, metrics, true_return = scan_updates(
         functools.partial(update, config, data), mean_return, start, key, config.num_updates, config.eval_every
     )
-    return Result(state.params, metrics.replace(true_return=true_return))
+    return Result(state.params, Metrics(**vars(metrics), true_return=true_return))

@@ -6,6 +6,7 @@ Sizes are read off the parameters, so `apply_policy(params, obs)` needs no modul
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Trajectory, zero_beyond_mask
+from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
 HIDDEN_SIZE = 32
 REWARD_HIDDEN_SIZE = 64
 
 
-def fan_in_uniform(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
+def fan_in_uniform(fan_in: int, scale: Scalar = 1.0) -> nn.initializers.Initializer:
     """U(-b, b) with b = scale / sqrt(fan_in), for kernels and biases alike: PyTorch's default for a linear layer."""
     bound = scale / math.sqrt(fan_in)
 
@@ -29,7 +30,7 @@ def fan_in_uniform(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializ
     return init
 
 
-def _dense(features: int, fan_in: int, name: str, scale: float = 1.0) -> nn.Dense:
+def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0) -> nn.Dense:
     init = fan_in_uniform(fan_in, scale)
     return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
 
@@ -42,7 +43,7 @@ class ActorCritic(nn.Module):
 
     num_actions: int
     hidden_size: int = HIDDEN_SIZE
-    policy_scale: float = 1.0
+    policy_scale: Scalar = 1.0
 
     @nn.compact
     def __call__(self, obs):
@@ -70,16 +71,19 @@ class RewardModel(nn.Module):
         return head(features).squeeze(-1)
 
 
-def init_policy(key: Key[Array, ""], task: Task, policy_scale: float = 1.0) -> Params:
+def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> Params:
     """Fresh parameters of an `ActorCritic` for `task`, weights and biases U(+-1/sqrt(fan_in))."""
     module = ActorCritic(task.num_actions, policy_scale=policy_scale)
     return module.init(key, jnp.zeros(task.obs_size))
 
 
-def apply_policy(params: Params, obs: Float[Array, "*batch O"]) -> tuple[Float[Array, "*batch A"], Float[Array, "*batch"]]:
+def apply_policy(
+    params: Params, obs: Float[Array, "*batch O"]
+) -> tuple[Float[Array, "*batch A"], Float[Array, "*batch"]]:
     """Logits over actions and state value at each observation."""
     hidden_size, num_actions = params["params"]["policy"]["kernel"].shape
-    return ActorCritic(num_actions, hidden_size).apply(params, obs)
+    module: Any = ActorCritic(num_actions, hidden_size)
+    return module.apply(params, obs)
 
 
 def init_reward(key: Key[Array, ""], task: Task) -> Params:
@@ -88,16 +92,15 @@ def init_reward(key: Key[Array, ""], task: Task) -> Params:
     return module.init(key, jnp.zeros(task.obs_size), jnp.int32(0))
 
 
-def apply_reward(
-    params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def apply_reward(params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Learned reward of each step."""
     input_size, hidden_size = params["params"]["torso"]["kernel"].shape
-    return RewardModel(input_size - obs.shape[-1], hidden_size).apply(params, obs, action)
+    module: Any = RewardModel(input_size - obs.shape[-1], hidden_size)
+    return module.apply(params, obs, action)
 
 
 def categorical_log_prob(logits: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """log p(action) under softmax(logits)."""
+    """Log-probability of the action under softmax(logits)."""
     log_probs = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(log_probs, action[..., None], axis=-1).squeeze(-1)
 

@@ -40,33 +40,40 @@ KL_PENALTIES = ("reward", "loss")
 
 @struct.dataclass
 class Config:
-    """
-    num_updates:      rollouts, a multiple of `eval_every`; each is learned from for `num_epochs`.
-    num_envs:         environments played side by side.
-    num_steps:        steps of each environment per update.
-    num_minibatches:  gradient steps per epoch; what num_envs * num_steps leaves over is dropped, other steps
-                      in every epoch.
-    eval_every:       updates between two evaluations of true and learned return.
-    eval_episodes:    episodes per evaluation.
-    kl_penalty:       "reward", -kl_coef * log(pi/ref) in each step's reward; "loss", kl_coef * KL(ref || pi).
-    """
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=60)
+    """Rollouts, a multiple of eval_every; each is learned from for num_epochs."""
     num_envs: int = struct.field(pytree_node=False, default=16)
+    """Environments played side by side."""
     num_steps: int = struct.field(pytree_node=False, default=128)
+    """Steps of each environment per update."""
     num_epochs: int = struct.field(pytree_node=False, default=4)
+    """Passes over the steps of an update."""
     num_minibatches: int = struct.field(pytree_node=False, default=4)
+    """Gradient steps per pass; what num_envs * num_steps leaves over is dropped, other steps in every pass."""
     eval_every: int = struct.field(pytree_node=False, default=6)
+    """Updates between two evaluations of true and learned return."""
     eval_episodes: int = struct.field(pytree_node=False, default=16)
+    """Episodes per evaluation."""
     kl_penalty: str = struct.field(pytree_node=False, default="reward")
+    """"reward": -kl_coef * log(pi/ref) in each step's reward; "loss": kl_coef * KL(ref || pi) in the loss."""
     learning_rate: Scalar = 1e-3
+    """Of Adam."""
     gamma: Scalar = 0.99
+    """Discount per step."""
     gae_lambda: Scalar = 0.95
+    """From 0, the one-step error, to 1, the whole return."""
     clip_eps: Scalar = 0.2
+    """How far the probability ratio may move per update."""
     vf_coef: Scalar = 0.5
+    """Weight of the value loss."""
     ent_coef: Scalar = 0.0
+    """Weight of the entropy bonus."""
     kl_coef: Scalar = 0.1
+    """Weight of the KL penalty, in units of the learned reward's mean magnitude per step."""
     max_grad_norm: Scalar = 0.5
+    """Gradients are clipped to this global norm."""
 
     def __post_init__(self):
         check_schedule(self.num_updates, self.eval_every)
@@ -83,18 +90,25 @@ class Config:
 
 
 @struct.dataclass
-class Metrics:
-    """One entry per update, except the two returns: every `eval_every` updates, mean over the same episodes.
+class UpdateMetrics:
+    """Of one update.
 
-    loss:            mean over the gradient steps of the update.
-    kl:              exact KL(pi || ref), mean over the states played in the update, in nats per step.
+    loss:            mean over its gradient steps.
+    entropy:         of the policy that played, mean over the states it played.
+    kl:              exact KL(pi || ref), mean over the same states, in nats per step.
     learned_reward:  mean per played step, as the reward model gives it.
     """
 
-    loss: Float[Array, "*batch U"]
-    entropy: Float[Array, "*batch U"]
-    kl: Float[Array, "*batch U"]
-    learned_reward: Float[Array, "*batch U"]
+    loss: Float[Array, "*batch"]
+    entropy: Float[Array, "*batch"]
+    kl: Float[Array, "*batch"]
+    learned_reward: Float[Array, "*batch"]
+
+
+@struct.dataclass
+class Metrics(UpdateMetrics):
+    """Those of every update [U], and two returns every `eval_every` updates [E], means over the same episodes."""
+
     learned_return: Float[Array, "*batch E"]
     true_return: Float[Array, "*batch E"]
 
@@ -123,6 +137,7 @@ class Batch:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
+    """Adam on clipped gradients."""
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
 
 
@@ -163,7 +178,7 @@ def update(
     reward_size: Float[Array, ""],
     state: TrainState,
     key: Key[Array, ""],
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, UpdateMetrics]:
     """Play, then learn from what was played."""
     key_play, key_learn = jax.random.split(key)
     play = functools.partial(stream, task, state.params, num_steps=config.num_steps)
@@ -191,13 +206,11 @@ def update(
     (params, opt_state), loss = jax.lax.scan(learn, (state.params, state.opt_state), index)
 
     logits, _ = apply_policy(state.params, steps.obs)
-    return TrainState(params, opt_state, streams), Metrics(
+    return TrainState(params, opt_state, streams), UpdateMetrics(
         loss=loss.mean(),
         entropy=categorical_entropy(logits).mean(),
         kl=categorical_kl(logits, ref_logits).mean(),
         learned_reward=reward.mean(),
-        learned_return=None,
-        true_return=None,
     )
 
 
@@ -232,4 +245,4 @@ def train(
     state, metrics, (learned, true) = scan_updates(
         step, returns, start, key_train, config.num_updates, config.eval_every
     )
-    return Result(state.params, metrics.replace(learned_return=learned, true_return=true))
+    return Result(state.params, Metrics(**vars(metrics), learned_return=learned, true_return=true))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -46,8 +47,8 @@ def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajec
     return chosen, rejected
 
 
-def take(preferences: Preferences, index: Int[Array, " B"] | slice) -> Preferences:
-    """The pairs at `index`: an array of indices, or a slice."""
+def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
+    """The pairs at `index`: an array of indices, a slice, or a single number, which drops the axis."""
     return jax.tree.map(lambda leaf: leaf[index], preferences)
 
 
@@ -65,15 +66,15 @@ def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Prefere
     Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap.
     """
     counts = jnp.arange(preferences.weight.shape[0]) < num_pairs
-    return preferences.replace(weight=jnp.where(counts, preferences.weight, 0.0))
+    return dataclasses.replace(preferences, weight=jnp.where(counts, preferences.weight, 0.0))
 
 
 def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int) -> Int[Array, " B"]:
     """Draw `batch_size` pairs in proportion to their weight, by stratified sampling.
 
     The cumulative weight is cut into `batch_size` equal strata and one pair is drawn in each, so a pair of share
-    p appears p * batch_size times, give or take two; a mean over the minibatch estimates the weighted mean without bias, and a dataset
-    smaller than the minibatch is taken (almost) whole. Pairs of weight zero are never drawn.
+    p appears p * batch_size times, give or take two: a mean over the minibatch estimates the weighted mean without
+    bias, and a dataset smaller than the minibatch is taken (almost) whole. Pairs of weight zero are never drawn.
     """
     cumulative = jnp.cumsum(weight)
     strata = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
@@ -88,7 +89,8 @@ def ranking_accuracy(
 ) -> Float[Array, ""]:
     """Share of pairs that the scores rank as the true returns do.
 
-    Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as half right.
+    Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as
+    half right.
     """
     score_gap = chosen_score - rejected_score
     return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)

@@ -9,6 +9,7 @@ episodes per update, a learned baseline, advantages normalised over the batch an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -29,28 +30,30 @@ BASELINES = ("value", "handmade")
 
 @struct.dataclass
 class Config:
-    """
-    num_updates:          at most this many; training ends once both targets are reached.
-    episodes_per_update:  episodes averaged in one gradient.
-    score_window:         the targets are compared with the mean true return of this many last episodes.
-    baseline:             "value", the value head; "handmade", the task's own, read at the next observation.
-    normalise_advantage:  to mean 0 and deviation 1 over all steps of the update.
-    shape_reward:         adds gamma * potential(next_obs) - potential(obs); the score then counts it too, as in
-                          the original study.
-    policy_scale:         of the policy head's initial weights; near 0 the first policy is uniform.
-    """
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=600)
+    """Gradient steps at most: training ends once both targets are reached."""
     episodes_per_update: int = struct.field(pytree_node=False, default=8)
+    """Episodes averaged in one gradient."""
     score_window: int = struct.field(pytree_node=False, default=50)
+    """The score, which targets are compared with, is the mean return of this many last episodes."""
     baseline: str = struct.field(pytree_node=False, default="value")
+    """"value", the value head; "handmade", the task's own, read at the next observation."""
     normalise_advantage: bool = struct.field(pytree_node=False, default=True)
+    """To mean 0 and deviation 1 over all steps of the update."""
     shape_reward: bool = struct.field(pytree_node=False, default=False)
+    """Add gamma * potential(next_obs) - potential(obs); the score then counts it too, as in the original study."""
     learning_rate: Scalar = 1e-2
+    """Of Adam."""
     gamma: Scalar = 0.99
+    """Discount per step."""
     ent_coef: Scalar = 0.04
+    """Weight of the entropy bonus, per step."""
     vf_coef: Scalar = 0.5
+    """Weight of the value head's loss, per step."""
     policy_scale: Scalar = 0.01
+    """Of the policy head's initial weights; near 0 the first policy is uniform."""
 
     def __post_init__(self):
         for name in ("num_updates", "episodes_per_update", "score_window"):
@@ -70,8 +73,10 @@ class Metrics:
 
 @struct.dataclass
 class Result:
-    """pi1 and pi2 are the parameters right after the first update at which the score reached their target; the
-    last parameters where it never did, and then `reached` is False. `num_updates` were made."""
+    """The snapshots: parameters right after the first update at which the score reached a target.
+
+    Where it never did, `reached` is False and the parameters are the last. `num_updates` were made.
+    """
 
     pi1: Params
     pi2: Params
@@ -83,6 +88,8 @@ class Result:
 
 @struct.dataclass
 class TrainState:
+    """`update` is the number of the next one; `scores` the last returns, NaN before there are that many."""
+
     update: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
@@ -100,7 +107,7 @@ def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> F
         value_loss = config.vf_coef * losses.value(value, returns)
     else:
         advantage = returns - (1 - config.gamma) * task.baseline(played.next_obs)
-        value_loss = 0.0
+        value_loss = jnp.zeros_like(value)
     if config.normalise_advantage:
         mean = jnp.mean(advantage, where=played.mask)
         advantage = (advantage - mean) / (jnp.std(advantage, where=played.mask) + 1e-6)
@@ -114,7 +121,7 @@ def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -
     played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
     if config.shape_reward:
         shaping = config.gamma * task.potential(played.next_obs) - task.potential(played.obs)
-        played = played.replace(reward=jnp.where(played.mask, played.reward + shaping, 0.0))
+        played = dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, played)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
@@ -160,7 +167,7 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     def guarded_update(state: TrainState) -> TrainState:
         following = update(task, config, key_train, state)
         advanced = _select(training(state), following, state)
-        return advanced.replace(update=following.update)
+        return dataclasses.replace(advanced, update=following.update)
 
     def running(state: TrainState):
         return any_lane(training(state)) & (state.update < config.num_updates)

@@ -24,16 +24,16 @@ from jaxpref.types import Params, Preferences, Scalar
 
 @struct.dataclass
 class Config:
-    """
-    num_updates:    gradient steps.
-    batch_size:     pairs per update; 0 takes all of them in every update.
-    weight_decay:   decoupled (AdamW), on kernels and biases.
-    """
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=200)
+    """Gradient steps."""
     batch_size: int = struct.field(pytree_node=False, default=32)
+    """Pairs per update; 0 takes all of them in every update."""
     learning_rate: Scalar = 3e-3
+    """Of AdamW."""
     weight_decay: Scalar = 0.0
+    """Decoupled, on kernels and biases."""
 
     def __post_init__(self):
         if self.num_updates < 1:
@@ -43,11 +43,11 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """One entry per update, of the minibatch before the step."""
+    """Of the pairs of one update, before the step: means over the pairs."""
 
-    loss: Float[Array, "*batch U"]
-    margin: Float[Array, "*batch U"]
-    accuracy: Float[Array, "*batch U"]
+    loss: Float[Array, "*batch"]
+    margin: Float[Array, "*batch"]
+    accuracy: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -63,6 +63,7 @@ class TrainState:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
+    """AdamW."""
     return optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
 
 

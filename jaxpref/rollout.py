@@ -69,6 +69,16 @@ def _step_keys(task: Task, key: Key[Array, ""], num_steps: int) -> Key[Array, " 
     return jnp.broadcast_to(jax.random.key(0), (num_steps,))
 
 
+@struct.dataclass
+class Record:
+    """What an episode leaves while it is played: a `Trajectory` without next_obs, which is obs shifted by one."""
+
+    obs: Float[Array, "T O"]
+    action: Int[Array, " T"]
+    reward: Float[Array, " T"]
+    mask: Bool[Array, " T"]
+
+
 def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy. vmap over `key` for a batch.
 
@@ -77,11 +87,10 @@ def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
     key_reset, key_play = jax.random.split(key)
     num_chunks = -(-task.horizon // CHUNK)
     first = reset(task, key_reset)
-    record = Trajectory(
-        obs=jnp.zeros((num_chunks * CHUNK + 1, task.obs_size)),
+    record = Record(
+        obs=jnp.zeros((num_chunks * CHUNK, task.obs_size)),
         action=jnp.zeros(num_chunks * CHUNK, jnp.int32),
         reward=jnp.zeros(num_chunks * CHUNK),
-        next_obs=None,  # obs shifted by one step: built once the episode is over
         mask=jnp.zeros(num_chunks * CHUNK, bool),
     )
 
@@ -93,7 +102,7 @@ def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
         following, reward, terminated = step(task, key_step, current, action)
         alive = alive & in_time
         following = jax.tree.map(functools.partial(jnp.where, alive), following, current)
-        return (following, alive & ~terminated), Trajectory(current.obs, action, reward, None, alive)
+        return (following, alive & ~terminated), Record(current.obs, action, reward, alive)
 
     def play_chunk(carry):
         chunk, current, alive, record = carry
@@ -110,7 +119,9 @@ def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
         return any_lane(alive) & (chunk < num_chunks)
 
     chunk, last, _, record = jax.lax.while_loop(running, play_chunk, (0, first, jnp.bool_(True), record))
-    obs = jax.lax.dynamic_update_slice_in_dim(record.obs, last.obs[None], chunk * CHUNK, axis=0)
+    # One place more, for the observation after the last step.
+    obs = jnp.pad(record.obs, ((0, 1), (0, 0)))
+    obs = jax.lax.dynamic_update_slice_in_dim(obs, last.obs[None], chunk * CHUNK, axis=0)
     played = Trajectory(obs[:-1], record.action, record.reward, obs[1:], record.mask)
     return zero_beyond_mask(jax.tree.map(lambda leaf: leaf[: task.horizon], played))
 

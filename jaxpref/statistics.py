@@ -6,6 +6,7 @@ Scores are NumPy arrays with seeds on the last axis, and tasks (strata) on the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -14,23 +15,25 @@ from jaxtyping import Float
 Scores = Float[np.ndarray, "*tasks S"]
 
 
-def iqm(scores: Scores) -> float:
-    """Interquartile mean: the mean of the middle half of all scores. Robust to a lucky and to a failed seed.
+def iqm(scores: Scores, axis: int | None = None) -> Any:
+    """Interquartile mean: the mean of the middle half of the scores. Robust to a lucky and to a failed seed.
 
-    A quarter of the scores is cut off at each end, rounded down: of 3 scores none.
+    A quarter of the scores is cut off at each end, rounded down: of 3 scores none. A float, or with `axis` an array.
     """
-    return float(scipy.stats.trim_mean(np.asarray(scores), 0.25, axis=None))
+    trimmed = scipy.stats.trim_mean(np.asarray(scores), 0.25, axis=axis)
+    return float(trimmed) if axis is None else trimmed
 
 
 def bootstrap_interval(
     scores: Scores,
-    statistic: Callable[[np.ndarray], float] = iqm,
+    statistic: Callable[..., Any] = iqm,
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Stratified percentile bootstrap: seeds are resampled within each task, `statistic` is taken of the whole.
 
+    `statistic` is a reduction that takes an `axis`, as `iqm` or `numpy.mean`.
     Returns (low, high). A single seed says nothing about the spread: both ends are its own score then, and it
     is for the caller to say so. Raises ValueError for no scores.
     """
@@ -41,7 +44,8 @@ def bootstrap_interval(
     index = np.random.default_rng(seed).integers(num_seeds, size=(num_resamples, num_tasks, num_seeds))
     resampled = np.take_along_axis(scores[None], index, axis=-1)
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile([statistic(sample) for sample in resampled], [tail, 100 - tail])
+    samples = statistic(resampled.reshape(num_resamples, -1), axis=1)
+    low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -54,7 +54,7 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
 def save_pytree(path: str | os.PathLike, tree: Any) -> None:
     """Write a pytree of arrays as npz; a leaf's name is its path, as in `params/torso/kernel`."""
     with atomic_write(path) as file:
-        np.savez(file, **_named_leaves(tree))
+        np.savez(file, allow_pickle=False, **_named_leaves(tree))
 
 
 def load_pytree(path: str | os.PathLike, like: Any) -> Any:
