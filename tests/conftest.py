@@ -1,3 +1,5 @@
+"""Before JAX or jaxpref is used: two CPU devices, as the experiments have, and every annotation checked."""
+
 import jax
 from jaxtyping import install_import_hook
 

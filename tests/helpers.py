@@ -1,0 +1,239 @@
+"""What several test modules share: oracles in NumPy, hand-made trajectories and policies, small environments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxpref.networks import init_policy
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
+from jaxpref.types import Preferences, Trajectory
+
+play = jax.jit(episodes, static_argnums=3)
+"""(task, params, key, num_episodes) -> episodes; one program for all tests with the same task and number."""
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def assert_same_bytes(one, other):
+    """Every leaf of both trees is equal bit for bit (NaN equals NaN)."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, x), y in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype, jax.tree_util.keystr(path)
+        assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def assert_close(one, other, **tolerance):
+    """Every leaf of both trees is close."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, x), y in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def lane(tree, i):
+    """The i-th of a batch of results."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def stack(*trees):
+    """A batch of results."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def keys(*seeds):
+    """One key per seed."""
+    return jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+
+
+def binomial_bound(probability, num_draws, sigmas=5.0):
+    """How far a frequency of `num_draws` may lie from its probability: 5 sigma, one false alarm in two million."""
+    return sigmas * np.sqrt(probability * (1 - probability) / num_draws)
+
+
+# --- oracles --------------------------------------------------------------------------------------------------------
+
+
+def numpy_policy(params, obs):
+    """ActorCritic's forward pass, in float64: (log-probabilities, value)."""
+    layers = {
+        name: {k: np.asarray(v, np.float64) for k, v in layer.items()} for name, layer in params["params"].items()
+    }
+    features = np.maximum(obs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
+    logits = features @ layers["policy"]["kernel"] + layers["policy"]["bias"]
+    value = features @ layers["value"]["kernel"] + layers["value"]["bias"]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), value[..., 0]
+
+
+def numpy_reward(params, obs, action):
+    """RewardModel's forward pass, in float64."""
+    torso, head = params["params"]["torso"], params["params"]["reward"]
+    num_actions = torso["kernel"].shape[0] - obs.shape[-1]
+    inputs = np.concatenate([obs, np.eye(num_actions)[action]], axis=-1)
+    features = np.maximum(inputs @ np.asarray(torso["kernel"], np.float64) + np.asarray(torso["bias"]), 0)
+    return (features @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"]))[..., 0]
+
+
+# --- hand-made data ---------------------------------------------------------------------------------------------------
+
+
+def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2):
+    """Trajectories [N] of the given lengths, of random contents, zero beyond their masks."""
+    mask = np.arange(horizon) < np.asarray(lengths)[:, None]
+    shape = mask.shape
+    return Trajectory(
+        obs=jnp.array(np.where(mask[..., None], rng.normal(size=(*shape, obs_size)), 0), jnp.float32),
+        action=jnp.array(np.where(mask, rng.integers(num_actions, size=shape), 0), jnp.int32),
+        reward=jnp.array(np.where(mask, rng.integers(-3, 4, size=shape), 0), jnp.float32),
+        next_obs=jnp.array(np.where(mask[..., None], rng.normal(size=(*shape, obs_size)), 0), jnp.float32),
+        mask=jnp.array(mask),
+    )
+
+
+def random_preferences(rng, num_pairs, horizon, obs_size=4, num_actions=2):
+    """Pairs of random trajectories of random lengths."""
+    sides = [
+        random_trajectories(rng, rng.integers(1, horizon + 1, num_pairs), horizon, obs_size, num_actions)
+        for _ in range(2)
+    ]
+    return Preferences(*sides, weight=jnp.ones(num_pairs), prob=jnp.full(num_pairs, 0.5))
+
+
+def spoil(trajectory):
+    """The same episodes with garbage beyond their masks: NaN, infinity, an action that does not exist."""
+    beyond = ~np.asarray(trajectory.mask)
+    every_other = np.arange(beyond.shape[-1]) % 2 == 0
+    garbage = np.where(every_other, np.nan, np.inf).astype(np.float32)
+    return trajectory.replace(
+        obs=jnp.array(np.where(beyond[..., None], garbage[:, None], trajectory.obs)),
+        action=jnp.array(np.where(beyond, np.where(every_other, 99, -99), trajectory.action), jnp.int32),
+        reward=jnp.array(np.where(beyond, garbage, trajectory.reward)),
+        next_obs=jnp.array(np.where(beyond[..., None], garbage[:, None], trajectory.next_obs)),
+    )
+
+
+def spoil_pairs(preferences):
+    """The same pairs with garbage beyond the ends of their episodes."""
+    return preferences.replace(chosen=spoil(preferences.chosen), rejected=spoil(preferences.rejected))
+
+
+# --- hand-made policies -----------------------------------------------------------------------------------------------
+
+
+def linear_policy(task, weights, bias):
+    """ActorCritic with logits = weights^T obs + bias, exactly: w.x = relu(w.x) - relu(-w.x). Its value is zero.
+
+    weights: [O, A]; bias: [A].
+    """
+    weights = np.asarray(weights, np.float32)
+    params = jax.tree.map(jnp.zeros_like, init_policy(jax.random.key(0), task))
+    torso = np.zeros(params["params"]["torso"]["kernel"].shape, np.float32)
+    head = np.zeros(params["params"]["policy"]["kernel"].shape, np.float32)
+    for a in range(task.num_actions):
+        torso[:, 2 * a], torso[:, 2 * a + 1] = weights[:, a], -weights[:, a]
+        head[2 * a, a], head[2 * a + 1, a] = 1, -1
+    params["params"]["torso"]["kernel"] = jnp.array(torso)
+    params["params"]["policy"]["kernel"] = jnp.array(head)
+    params["params"]["policy"]["bias"] = jnp.array(bias, jnp.float32)
+    return params
+
+
+def constant_policy(task, probabilities):
+    """ActorCritic with the same action probabilities everywhere."""
+    return linear_policy(task, np.zeros((task.obs_size, task.num_actions)), np.log(probabilities))
+
+
+def balancing_policy(task):
+    """A linear controller that keeps CartPole's pole up for as long as it is asked to: push towards the fall."""
+    push_right = 100 * np.array([0.1, 0.3, 3.0, 1.0])
+    return linear_policy(task, np.stack([-push_right, push_right], axis=1), [0, 0])
+
+
+# --- environments with known answers, in gymnax's interface -----------------------------------------------------------
+
+
+@struct.dataclass
+class ClockState:
+    time: jax.Array
+    length: jax.Array
+    name: jax.Array
+
+
+class Clock:
+    """Counts. An episode has a length, drawn from [shortest, longest] at its reset, and a name, a random number.
+
+    Observation: (steps so far, name, noise of the last step). Reward: steps so far + 1, so an episode of n steps
+    returns 1 + 2 + .. + n. Actions do nothing.
+    """
+
+    def __init__(self, shortest, longest):
+        self.shortest, self.longest = shortest, longest
+
+    def _obs(self, state, noise):
+        return jnp.stack([jnp.float32(state.time), state.name, noise])
+
+    def reset_env(self, key, params):
+        key_length, key_name = jax.random.split(key)
+        length = jax.random.randint(key_length, (), self.shortest, self.longest + 1)
+        state = ClockState(jnp.int32(0), length, jax.random.uniform(key_name))
+        return self._obs(state, jnp.float32(0)), state
+
+    def step_env(self, key, state, action, params):
+        state = state.replace(time=state.time + 1)
+        terminated = state.time >= state.length
+        return self._obs(state, jax.random.uniform(key)), state, jnp.float32(state.time), terminated, {}
+
+
+def clock(shortest, longest, horizon):
+    """A task on a `Clock`."""
+    return Task(
+        name="clock",
+        env=Clock(shortest, longest),
+        env_params=None,
+        horizon=horizon,
+        obs_size=3,
+        num_actions=2,
+        pi1_target=jnp.inf,
+        pi2_target=jnp.inf,
+    )
+
+
+class Sign:
+    """Shows a number from U(-1, 1) in every step and never ends. The true reward is -|obs| where the action (0 or 1)
+    is the number's sign, else 0: the opposite of what `sign_reward` pays for, so nothing can be learned from it by
+    accident."""
+
+    def reset_env(self, key, params):
+        obs = jax.random.uniform(key, (1,), minval=-1, maxval=1)
+        return obs, obs
+
+    def step_env(self, key, state, action, params):
+        right = (state[0] > 0) == (action == 1)
+        reward = -jnp.where(right, jnp.abs(state[0]), 0.0)
+        obs = jax.random.uniform(key, (1,), minval=-1, maxval=1)
+        return obs, obs, reward, jnp.bool_(False), {}
+
+
+SIGN = Task("sign", Sign(), None, horizon=10, obs_size=1, num_actions=2, pi1_target=jnp.inf, pi2_target=jnp.inf)
+
+
+def sign_reward():
+    """A reward model that pays |obs| for the action (0 or 1) that is the sign of obs, and nothing for the other:
+    relu(x + 2 [a=1] - 2) + relu(-x + 2 [a=0] - 2), for |x| < 1."""
+    torso = {"kernel": jnp.array([[1.0, -1.0], [0.0, 2.0], [2.0, 0.0]]), "bias": jnp.array([-2.0, -2.0])}
+    head = {"kernel": jnp.array([[1.0], [1.0]]), "bias": jnp.zeros(1)}
+    return {"params": {"torso": torso, "reward": head}}
+
+
+class Lever:
+    """Pays 1 for action 1 and 0 for action 0, for as long as the task's horizon allows; shows nothing."""
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step_env(self, key, state, action, params):
+        return state, state, jnp.float32(action), jnp.bool_(False), {}
+
+
+LEVER = Task("lever", Lever(), None, horizon=10, obs_size=1, num_actions=2, pi1_target=9.0, pi2_target=7.0)

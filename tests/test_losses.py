@@ -1,0 +1,166 @@
+"""Losses: hand-worked values, symmetries, and gradients against calculus and enumeration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxpref import losses
+
+LN2 = np.log(2)
+
+logp = st.floats(-200, 0, width=32)
+scores = st.floats(-30, 30, width=32)
+
+dpo = jax.jit(losses.dpo)
+dpo_value_and_grad = jax.jit(jax.value_and_grad(losses.dpo, argnums=(0, 1, 2, 3)))
+bradley_terry = jax.jit(losses.bradley_terry)
+bradley_terry_grad = jax.jit(jax.grad(losses.bradley_terry, argnums=(0, 1)))
+surrogate = jax.jit(losses.clipped_surrogate)
+surrogate_grad = jax.jit(jax.grad(losses.clipped_surrogate))
+
+
+# --- Direct Preference Optimisation -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, st.floats(2**-6, 5, width=32))
+def test_dpo_where_the_policy_is_the_reference(chosen, rejected, beta):
+    """The loss is ln 2, its gradient -beta/2 in the chosen log-probability and beta/2 in the rejected one."""
+    loss, grads = dpo_value_and_grad(chosen, rejected, chosen, rejected, beta)
+    np.testing.assert_allclose(loss, LN2, rtol=1e-6)
+    np.testing.assert_allclose(grads, [-beta / 2, beta / 2, beta / 2, -beta / 2], rtol=1e-6)
+
+
+def test_dpo_hand_worked():
+    """Log-ratios ln 9 and 0. beta 1: -ln sigmoid(ln 9) = -ln(9/10); beta 1/2: -ln(3/4)."""
+    chosen, rejected = np.array([-1 + np.log(9), -2]), np.array([-4, -7 + np.log(9)])
+    ref_chosen, ref_rejected = np.array([-1, -2]), np.array([-4, -7])
+    args = [jnp.float32(array) for array in (chosen, rejected, ref_chosen, ref_rejected)]
+    # In the second pair the rejected one became likelier: sigmoid(-ln 9) = 1/10, sigmoid(-ln 3) = 1/4.
+    np.testing.assert_allclose(dpo(*args, 1.0), [-np.log(0.9), -np.log(0.1)], rtol=1e-5)
+    np.testing.assert_allclose(dpo(*args, 0.5), [-np.log(0.75), -np.log(0.25)], rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, logp, logp, st.floats(2**-6, 2, width=32))
+def test_dpo_with_the_label_swapped_has_the_opposite_margin(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """softplus(-m) - softplus(m) = -m."""
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    swapped = dpo(rejected, chosen, ref_rejected, ref_chosen, beta)
+    np.testing.assert_allclose(dpo(chosen, rejected, ref_chosen, ref_rejected, beta) - swapped, -margin, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, logp, logp, st.floats(2**-6, 2, width=32))
+def test_dpo_is_bradley_terry_on_implicit_rewards(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """beta * (logp - ref_logp) is the reward; the loss is the negative log of the label's probability."""
+    margin = np.float64(beta) * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    np.testing.assert_allclose(
+        dpo(chosen, rejected, ref_chosen, ref_rejected, beta), np.logaddexp(0, -margin), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(losses.dpo_reward(jnp.float32(-3), jnp.float32(-5), 0.5), 1.0)
+
+
+# --- Bradley–Terry ----------------------------------------------------------------------------------------------------
+
+
+def test_bradley_terry_hand_worked():
+    """sigmoid(0) = 1/2, sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4; only the difference counts."""
+    chosen = jnp.array([5.0, np.log(3) + 2, 1.0])
+    rejected = jnp.array([5.0, 2.0, 1 + np.log(3)])
+    np.testing.assert_allclose(bradley_terry(chosen, rejected), [LN2, -np.log(0.75), -np.log(0.25)], rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(scores, scores)
+def test_bradley_terrys_gradient_is_the_probability_of_the_other_label(chosen, rejected):
+    """d/dm softplus(-m) = -sigmoid(-m): what the model gives to the label that was not drawn."""
+    other = 1 / (1 + np.exp(np.float64(chosen) - rejected))
+    grads = bradley_terry_grad(chosen, rejected)
+    np.testing.assert_allclose(grads, [-other, other], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("margin", [1e4, 1e8, 1e30])
+def test_extreme_margins_stay_finite_in_value_and_gradient(margin):
+    """The loss goes to 0 on the right side and to the margin on the wrong one; its slope to 0 and to 1."""
+    right, wrong = bradley_terry(margin, 0.0), bradley_terry(0.0, margin)
+    np.testing.assert_allclose([right, wrong], [0, margin], rtol=1e-6)
+    np.testing.assert_allclose(bradley_terry_grad(margin, 0.0), [0, 0], atol=1e-30)
+    np.testing.assert_allclose(bradley_terry_grad(0.0, margin), [-1, 1], rtol=1e-6)
+    loss, grads = dpo_value_and_grad(-margin, 0.0, 0.0, 0.0, 0.5)
+    np.testing.assert_allclose(loss, margin / 2, rtol=1e-6)
+    np.testing.assert_allclose(grads, [-0.5, 0.5, 0.5, -0.5], rtol=1e-6)
+
+
+# --- policy gradients -------------------------------------------------------------------------------------------------
+
+
+def test_policy_gradient_is_that_of_the_expected_reward():
+    """Three arms of a bandit: the expectation of the loss's gradient over the arms is minus the gradient of
+    J = sum_a pi(a) R(a), which is pi(a) (R(a) - J) in the a-th logit; finite differences of J agree."""
+    logits, reward = np.array([0.3, -1.0, 0.7]), jnp.array([1.0, -2.0, 4.0])
+
+    def expected_loss(logits, arm_probabilities):
+        per_arm = losses.policy_gradient(jax.nn.log_softmax(logits), reward)
+        return jnp.vdot(arm_probabilities, per_arm)
+
+    pi = np.exp(logits) / np.exp(logits).sum()
+    gradient = jax.jit(jax.grad(expected_loss))(jnp.array(logits), jnp.array(pi))
+    np.testing.assert_allclose(gradient, -pi * (np.asarray(reward) - pi @ np.asarray(reward)), rtol=1e-5)
+
+    def objective(logits):
+        return np.exp(logits) @ np.asarray(reward) / np.exp(logits).sum()
+
+    steps = 1e-4 * np.eye(3)
+    differences = [(objective(logits + step) - objective(logits - step)) / 2e-4 for step in steps]
+    np.testing.assert_allclose(gradient, -np.array(differences), rtol=1e-4)
+
+
+def test_policy_gradient_does_not_follow_the_advantage():
+    """A baseline inside the advantage is not trained by the policy's loss."""
+    gradient = jax.jit(jax.grad(lambda advantage: losses.policy_gradient(jnp.float32(-2.0), advantage)))(3.0)
+    assert gradient == 0
+    np.testing.assert_allclose(losses.policy_gradient(jnp.float32(-2.0), jnp.float32(3.0)), 6.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "slope"),
+    [
+        # Inside the clip range: -ratio * A, and d(-ratio * A)/dlog_prob is the same number.
+        (1.0, 2.0, -2.0, -2.0),
+        (1.1, 2.0, -2.2, -2.2),
+        (0.9, -2.0, 1.8, 1.8),
+        # A > 0: clipped above only. A ratio too small is pulled back in full.
+        (1.5, 2.0, -2.4, 0.0),
+        (0.5, 2.0, -1.0, -1.0),
+        # A < 0: clipped below only. A ratio too large is pushed back in full.
+        (0.5, -2.0, 1.6, 0.0),
+        (1.5, -2.0, 3.0, 3.0),
+    ],
+)
+def test_clipped_surrogate_hand_worked(ratio, advantage, expected, slope):
+    """clip_eps 0.2; where the clip is what counts, the gradient is zero."""
+    old_log_prob = jnp.float32(-1.5)
+    log_prob = old_log_prob + jnp.log(jnp.float32(ratio))
+    np.testing.assert_allclose(surrogate(log_prob, old_log_prob, advantage, 0.2), expected, rtol=1e-5)
+    np.testing.assert_allclose(surrogate_grad(log_prob, old_log_prob, advantage, 0.2), slope, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-3, 3, width=32), st.floats(-10, 10, width=32), st.floats(2**-4, 0.5, width=32))
+def test_clipped_surrogate_never_promises_more_than_the_plain_one(log_ratio, advantage, clip_eps):
+    """-min(r A, clip(r) A): a pessimistic bound on -r A, equal to it inside the clip range."""
+    ratio = np.exp(np.float64(log_ratio))
+    loss = surrogate(log_ratio, 0.0, advantage, clip_eps)
+    assert loss >= -ratio * advantage - 1e-4
+    if abs(ratio - 1) < clip_eps - 1e-3:
+        np.testing.assert_allclose(loss, -ratio * advantage, rtol=1e-4, atol=1e-6)
+
+
+def test_value_loss_hand_worked():
+    """Half the squared error, (5 - 2)^2 / 2 = 4.5, with slope 3 in the prediction and none in the target."""
+    loss, grads = jax.value_and_grad(losses.value, argnums=(0, 1))(5.0, 2.0)
+    assert (loss, grads) == (4.5, (3.0, 0.0))

@@ -1,0 +1,213 @@
+"""Preference datasets: how pairs are made, divided, drawn and scored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_same_bytes, binomial_bound, clock, constant_policy, lane, random_preferences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxpref
+from jaxpref import annotators, preferences
+from jaxpref.types import Preferences, Trajectory
+
+CLOCK = clock(shortest=1, longest=20, horizon=25)
+NUM_PAIRS = 400
+
+draw_index = jax.jit(preferences.draw_index, static_argnums=2)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """pi1 always takes action 1 and pi2 always action 0, so that an episode shows who played it. An episode's return
+    is n (n + 1) / 2, up to 210: at temperature 50 the annotator errs often."""
+    sample = jax.jit(
+        functools.partial(
+            preferences.sample_preferences,
+            num_pairs=NUM_PAIRS,
+            annotator=functools.partial(annotators.bradley_terry, temperature=50.0),
+        )
+    )
+    pi1, pi2 = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
+    return jax.tree.map(np.asarray, sample(CLOCK, pi1, pi2, jax.random.key(1)))
+
+
+def played_by_pi1(trajectory):
+    """Whether pi1 played each episode; both policies in one episode would be neither."""
+    ones = (trajectory.action * trajectory.mask).sum(-1)
+    assert (ones == np.where(trajectory.action[:, 0] == 1, trajectory.mask.sum(-1), 0)).all()
+    return trajectory.action[:, 0] == 1
+
+
+def test_a_pair_is_one_whole_episode_of_each_policy(pairs):
+    np.testing.assert_array_equal(played_by_pi1(pairs.chosen), ~played_by_pi1(pairs.rejected))
+    for side in (pairs.chosen, pairs.rejected):
+        lengths = side.mask.sum(-1)
+        np.testing.assert_array_equal(side.reward.sum(-1), lengths * (lengths + 1) / 2)
+        np.testing.assert_array_equal(side.next_obs[np.arange(NUM_PAIRS), lengths - 1, 0], lengths)
+
+
+def test_every_episode_has_an_initial_state_of_its_own(pairs):
+    """The original study started all of them in the same one."""
+    names = np.concatenate([pairs.chosen.obs[:, 0, 1], pairs.rejected.obs[:, 0, 1]])
+    assert len(set(names)) == 2 * NUM_PAIRS
+
+
+def test_labels_are_the_annotators(pairs):
+    """prob = sigmoid(+-(R1 - R2) / 50) of the label that was drawn, and labels are drawn with it."""
+    gap = pairs.chosen.reward.sum(-1) - pairs.rejected.reward.sum(-1)
+    prob = 1 / (1 + np.exp(-gap / 50))
+    np.testing.assert_allclose(pairs.prob, prob, rtol=1e-5)
+    np.testing.assert_array_equal(pairs.weight, np.ones(NUM_PAIRS))
+    pi1_chosen = played_by_pi1(pairs.chosen)
+    pi1_prob = np.where(pi1_chosen, prob, 1 - prob)
+    assert abs(pi1_chosen.mean() - pi1_prob.mean()) < 5 * np.sqrt((pi1_prob * (1 - pi1_prob)).sum()) / NUM_PAIRS
+    # And better ones are indeed preferred more often, but not always.
+    assert 0.6 < (gap[gap != 0] > 0).mean() < 0.99
+
+
+def test_an_annotator_is_any_function_of_key_and_rewards():
+    """This one prefers whoever plays second, calls it certain, and counts the i-th step of the pair's first episode."""
+
+    def contrary(key, first_reward, second_reward):
+        return annotators.Label(jnp.bool_(False), jnp.float32(1), first_reward.sum())
+
+    sample = jax.jit(functools.partial(preferences.sample_preferences, num_pairs=8, annotator=contrary))
+    pi1, pi2 = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
+    result = sample(CLOCK, pi1, pi2, jax.random.key(2))
+    assert not played_by_pi1(result.chosen).any()
+    np.testing.assert_array_equal(result.weight, result.rejected.reward.sum(-1))
+
+
+@pytest.mark.parametrize("num_pairs", [0, -3])
+def test_fewer_than_one_pair_is_refused(num_pairs):
+    with pytest.raises(ValueError, match=f"num_pairs must be at least 1, got {num_pairs}"):
+        preferences.sample_preferences(CLOCK, {}, {}, jax.random.key(0), num_pairs)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_split_holds_out_the_last_pairs():
+    some = random_preferences(np.random.default_rng(3), 10, 5)
+    train, heldout = preferences.split(some, 3)
+    assert_same_bytes(train, jax.tree.map(lambda leaf: leaf[:7], some))
+    assert_same_bytes(heldout, jax.tree.map(lambda leaf: leaf[7:], some))
+
+
+@pytest.mark.parametrize("num_heldout", [0, 10, 11, -1])
+def test_split_leaves_neither_side_empty(num_heldout):
+    some = random_preferences(np.random.default_rng(3), 10, 5)
+    with pytest.raises(ValueError, match=rf"between 1 and 9 for 10 pairs, got {num_heldout}"):
+        preferences.split(some, num_heldout)
+
+
+def test_take_is_indexing():
+    some = random_preferences(np.random.default_rng(4), 6, 5)
+    taken = preferences.take(some, jnp.array([4, 4, 0]))
+    for place, i in enumerate([4, 4, 0]):
+        assert_same_bytes(lane(taken, place), lane(some, i))
+    assert_same_bytes(preferences.take(some, slice(2, 4)), preferences.take(some, jnp.array([2, 3])))
+
+
+def test_prefix_takes_later_pairs_out_by_their_weight():
+    """Shapes stay and the size may be traced, so sizes can be vmapped."""
+    some = random_preferences(np.random.default_rng(5), 4, 5).replace(weight=jnp.array([0.5, 2.0, 1.0, 3.0]))
+    weights = jax.jit(jax.vmap(lambda size: preferences.prefix(some, size).weight))(jnp.arange(6))
+    expected = [[0, 0, 0, 0], [0.5, 0, 0, 0], [0.5, 2, 0, 0], [0.5, 2, 1, 0], [0.5, 2, 1, 3], [0.5, 2, 1, 3]]
+    np.testing.assert_array_equal(weights, expected)
+    assert_same_bytes(preferences.prefix(some, 2).chosen, some.chosen)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 0.25, 1.0, 1.0, 7.0]), min_size=9, max_size=9).filter(any)
+
+
+@settings(deadline=None, max_examples=60)
+@given(WEIGHTS, st.integers(0, 2**32 - 1))
+def test_pairs_are_drawn_in_proportion_to_their_weight(weight, seed):
+    """A share p of the weight is p * 64 of 64 draws, give or take two; no share is no draw."""
+    index = draw_index(jax.random.key(seed), jnp.array(weight), 64)
+    counts = np.bincount(index, minlength=9)
+    share = np.array(weight) / sum(weight)
+    assert len(counts) == 9
+    assert not counts[share == 0].any()
+    assert np.abs(counts - 64 * share).max() <= 2
+
+
+@pytest.mark.parametrize(("num_pairs", "batch_size"), [(1, 16), (5, 16), (16, 16), (10, 64), (63, 64)])
+def test_a_dataset_smaller_than_the_minibatch_is_taken_almost_whole(num_pairs, batch_size):
+    """Each of n pairs is drawn batch / n times, give or take two."""
+    many = jax.jit(jax.vmap(lambda key: preferences.draw_index(key, jnp.ones(num_pairs), batch_size)))
+    index = many(jax.random.split(jax.random.key(6), 50))
+    for drawn in np.asarray(index):
+        counts = np.bincount(drawn, minlength=num_pairs)
+        assert np.abs(counts - batch_size / num_pairs).max() <= 2
+
+
+def test_draws_have_no_bias_within_the_strata():
+    """Over many minibatches each pair's mean count is its share of the draws: weights 1 : 2 : 0 : 5, 4 draws."""
+    weight, num_batches = jnp.array([1.0, 2.0, 0.0, 5.0]), 20_000
+    many = jax.jit(jax.vmap(lambda key: preferences.draw_index(key, weight, 4)))
+    index = np.asarray(many(jax.random.split(jax.random.key(7), num_batches)))
+    for pair, share in enumerate(np.array([1, 2, 0, 5]) / 8):
+        frequency = (index == pair).mean()
+        # Stratified draws vary less than independent ones, to which the bound belongs.
+        assert abs(frequency - share) <= binomial_bound(share, index.size)
+
+
+@pytest.mark.parametrize("weight", [[1e-30, 0, 0], [0, 0, 3e30], [0, 1e-3, 0], [1e-8, 0, 1]])
+def test_no_rounding_draws_a_pair_of_weight_zero(weight):
+    many = jax.jit(jax.vmap(lambda key: preferences.draw_index(key, jnp.array(weight, jnp.float32), 64)))
+    index = many(jax.random.split(jax.random.key(8), 200))
+    assert set(np.unique(index)) <= set(np.flatnonzero(weight))
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def pairs_of_returns(chosen_returns, rejected_returns):
+    """One-step episodes of these returns."""
+
+    def one_step(returns):
+        reward = jnp.array(returns, jnp.float32)[:, None]
+        shape = (len(returns), 1)
+        return Trajectory(
+            jnp.zeros((*shape, 1)), jnp.zeros(shape, jnp.int32), reward, jnp.zeros((*shape, 1)), reward == reward
+        )
+
+    ones = jnp.ones(len(chosen_returns))
+    return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)
+
+
+def test_ranking_accuracy_hand_worked():
+    """True order >, <, >, <, >; scores right, right (the label itself was wrong), wrong, tied, right: 3.5 of 5."""
+    some = pairs_of_returns([5, 1, 9, 2, 4], [3, 2, 8, 6, 0])
+    accuracy = preferences.ranking_accuracy(
+        jnp.array([1.0, -3.0, 0.0, 7.0, 0.1]), jnp.array([0.0, 2.0, 1.0, 7.0, 0.0]), some
+    )
+    np.testing.assert_allclose(accuracy, 3.5 / 5)
+
+
+def test_ranking_accuracy_leaves_out_pairs_of_equal_return():
+    """The tie is in the returns: whatever its scores, one right pair of the one that has an order."""
+    some = pairs_of_returns([5, 200], [3, 200])
+    for tied_score in (-1.0, 0.0, 1.0):
+        accuracy = preferences.ranking_accuracy(jnp.array([1.0, tied_score]), jnp.zeros(2), some)
+        np.testing.assert_array_equal(accuracy, 1)
+    assert np.isnan(preferences.ranking_accuracy(jnp.ones(2), jnp.zeros(2), pairs_of_returns([1, 1], [1, 1])))
+
+
+def test_ranking_accuracy_of_the_true_return_is_one_and_of_its_opposite_zero():
+    some = random_preferences(np.random.default_rng(9), 30, 6)
+    chosen, rejected = jaxpref.true_return(some.chosen), jaxpref.true_return(some.rejected)
+    assert (chosen != rejected).sum() > 20
+    assert preferences.ranking_accuracy(chosen, rejected, some) == 1
+    assert preferences.ranking_accuracy(-chosen, -rejected, some) == 0

@@ -1,0 +1,240 @@
+"""REINFORCE: its loss, its snapshots, and what it promises of seeds and hyperparameters.
+
+`LEVER` pays for one of two actions, ten times: a policy's return rises from 5 to 10 within a few updates.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    LEVER,
+    assert_close,
+    assert_same_bytes,
+    clock,
+    constant_policy,
+    keys,
+    lane,
+    numpy_policy,
+    random_trajectories,
+    stack,
+)
+
+import jaxpref
+from jaxpref import reinforce
+from jaxpref.types import Trajectory
+
+CONFIG = reinforce.Config(num_updates=12, episodes_per_update=4, score_window=8, learning_rate=0.1)
+NEVER = {"pi1_target": 1e9, "pi2_target": 1e9}
+
+train = jax.jit(reinforce.train)
+batched_train = jax.jit(jax.vmap(reinforce.train, in_axes=(None, 0, 0)))
+loss = jax.jit(reinforce.loss_fn)
+loss_grad = jax.jit(jax.grad(reinforce.loss_fn))
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def numpy_loss(params, task, config, played):
+    """The loss as an average over episodes of a sum over the steps played."""
+    episodes = []
+    for i in range(len(played.mask)):
+        n = int(played.mask[i].sum())
+        obs, action = np.float64(played.obs[i, :n]), np.asarray(played.action[i, :n])
+        log_probs, value = numpy_policy(params, obs)
+        returns = [
+            (1 - config.gamma) * sum(config.gamma**k * float(r) for k, r in enumerate(played.reward[i, t:n]))
+            for t in range(n)
+        ]
+        if config.baseline == "value":
+            baseline = value
+        else:  # read at the next observation: 0.8 (0.2 - theta^2) - 0.8 theta_dot^2
+            theta, theta_dot = np.float64(played.next_obs[i, :n, 2]), np.float64(played.next_obs[i, :n, 3])
+            baseline = (1 - config.gamma) * (0.8 * (0.2 - theta**2) - 0.8 * theta_dot**2)
+        entropy = -(np.exp(log_probs) * log_probs).sum(-1)
+        episodes.append((log_probs[np.arange(n), action], returns - baseline, entropy, value, np.array(returns)))
+    advantages = np.concatenate([advantage for _, advantage, *_ in episodes])
+    mean, deviation = (advantages.mean(), advantages.std()) if config.normalise_advantage else (0, 1)
+    total = 0.0
+    for log_prob, advantage, entropy, value, returns in episodes:
+        total -= (log_prob * (advantage - mean) / deviation).sum() + config.ent_coef * entropy.sum()
+        if config.baseline == "value":
+            total += config.vf_coef * 0.5 * ((value - returns) ** 2).sum()
+    return total / len(episodes)
+
+
+@pytest.mark.parametrize("baseline", reinforce.BASELINES)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_loss_is_a_plain_loop_over_episodes_and_steps(baseline, normalise):
+    task = jaxpref.cartpole()
+    config = reinforce.Config(baseline=baseline, normalise_advantage=normalise, gamma=0.9, ent_coef=0.07, vf_coef=0.3)
+    played = random_trajectories(np.random.default_rng(1), [1, 6, 9], 9)
+    params = jaxpref.init_policy(jax.random.key(1), task)
+    np.testing.assert_allclose(loss(params, task, config, played), numpy_loss(params, task, config, played), rtol=1e-4)
+
+
+def bandit_batch(actions, reward_of):
+    """One-step episodes with these actions."""
+    actions = np.array(actions)
+    nothing = jnp.zeros((len(actions), 1, 1))
+    return Trajectory(
+        obs=nothing,
+        action=jnp.array(actions[:, None], jnp.int32),
+        reward=jnp.array(np.array(reward_of)[actions][:, None], jnp.float32),
+        next_obs=nothing,
+        mask=jnp.ones((len(actions), 1), bool),
+    )
+
+
+def test_the_gradient_is_that_of_the_expected_return():
+    """A bandit that pays 3 and 7, and a policy of (1/4, 3/4): one episode with the first action and three with the
+    second are its exact expectation. The gradient of 3 p0 + 7 p1 in the logits is p0 p1 (3 - 7) (1, -1)."""
+    params = constant_policy(LEVER, [0.25, 0.75])
+    config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.0)
+    grads = loss_grad(params, LEVER, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
+    ascent = 0.25 * 0.75 * (3 - 7) * np.array([1, -1])
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], -ascent, rtol=1e-5)
+
+
+def test_a_baseline_does_not_change_the_expected_gradient():
+    """The same enumeration with the value head's 5 as the baseline: the same gradient. The value head learns by its
+    own loss alone: vf_coef (V - R), in the mean 1/2 (5 - (3 + 3 * 7) / 4) = -1/2."""
+    params = constant_policy(LEVER, [0.25, 0.75])
+    params["params"]["value"]["bias"] = jnp.array([5.0])
+    config = reinforce.Config(baseline="value", normalise_advantage=False, gamma=0.0, ent_coef=0.0, vf_coef=0.5)
+    grads = loss_grad(params, LEVER, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
+    ascent = 0.25 * 0.75 * (3 - 7) * np.array([1, -1])
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], -ascent, rtol=1e-5)
+    np.testing.assert_allclose(grads["params"]["value"]["bias"], [-0.5], rtol=1e-5)
+
+
+def test_the_entropy_bonus_pulls_towards_the_uniform_policy():
+    """With nothing to earn, its gradient is all there is: dH/dlogit_a = -p_a (ln p_a + H)."""
+    params = constant_policy(LEVER, [0.25, 0.75])
+    config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.1)
+    grads = loss_grad(params, LEVER, config, bandit_batch([0, 1], reward_of=[0, 0]))
+    p = np.array([0.25, 0.75])
+    entropy = -(p * np.log(p)).sum()
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], 0.1 * p * (np.log(p) + entropy), rtol=1e-5)
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_run():
+    """All updates, because no target is ever reached."""
+    return train(LEVER.replace(**NEVER), CONFIG, jax.random.key(3))
+
+
+def first_update_reaching(scores, target):
+    """Number of updates made when the score first reached the target."""
+    return 1 + int(np.flatnonzero(np.asarray(scores) >= target)[0])
+
+
+def params_after(num_updates):
+    """Parameters after that many updates, of a run that makes no more."""
+    config = dataclasses.replace(CONFIG, num_updates=num_updates)
+    return train(LEVER.replace(**NEVER), config, jax.random.key(3)).pi1
+
+
+def test_an_unreached_target_gives_the_last_parameters_and_says_so(whole_run):
+    assert not whole_run.pi1_reached
+    assert not whole_run.pi2_reached
+    assert whole_run.num_updates == 12
+    assert_same_bytes(whole_run.pi1, whole_run.pi2)
+    assert np.isfinite(whole_run.metrics.score).all()
+    assert np.isfinite(whole_run.metrics.loss).all()
+    # They are the last and not the first: what they play has improved, from 5 of 10.
+    assert whole_run.metrics.score[0] < 7
+    assert whole_run.metrics.score[-1] > 8
+
+
+def test_a_snapshot_is_taken_right_after_the_first_update_that_reaches_its_target(whole_run):
+    """pi2 stays what it was while training goes on to pi1, and then training ends."""
+    scores = whole_run.metrics.score
+    at_pi2, at_pi1 = first_update_reaching(scores, 7.0), first_update_reaching(scores, 8.5)
+    assert 1 < at_pi2 < at_pi1 < 12
+    result = train(LEVER.replace(pi1_target=8.5, pi2_target=7.0), CONFIG, jax.random.key(3))
+    assert result.pi1_reached
+    assert result.pi2_reached
+    assert result.num_updates == at_pi1
+    assert_close(result.pi2, params_after(at_pi2), rtol=1e-5, atol=1e-6)
+    assert_close(result.pi1, params_after(at_pi1), rtol=1e-5, atol=1e-6)
+    for metric, whole in ((result.metrics.score, scores), (result.metrics.loss, whole_run.metrics.loss)):
+        np.testing.assert_array_equal(metric[:at_pi1], whole[:at_pi1])
+        assert np.isnan(metric[at_pi1:]).all()
+
+
+def test_one_target_reached_and_the_other_not(whole_run):
+    """Training goes on to the last update; pi2 keeps its snapshot, pi1 has the last parameters."""
+    result = train(LEVER.replace(pi1_target=1e9, pi2_target=-1e9), CONFIG, jax.random.key(3))
+    assert result.pi2_reached
+    assert not result.pi1_reached
+    assert result.num_updates == 12
+    assert_same_bytes(result.pi1, whole_run.pi1)
+    assert_close(result.pi2, params_after(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_score_is_the_mean_return_of_the_last_episodes():
+    """Against a rolling mean over the episodes, which a window of 1 shows one by one; fewer at the start."""
+    task = clock(shortest=1, longest=8, horizon=8)
+    config = reinforce.Config(num_updates=9, episodes_per_update=1, score_window=1)
+    each = train(task, config, jax.random.key(4)).metrics.score
+    assert len(set(np.asarray(each).tolist())) > 3
+    rolling = train(task, dataclasses.replace(config, score_window=3), jax.random.key(4)).metrics.score
+    np.testing.assert_allclose(rolling, [np.mean(each[max(0, u - 2) : u + 1]) for u in range(9)], rtol=1e-6)
+
+
+def test_a_shaped_score_counts_the_shaping():
+    """Six steps of rewards 1 + .. + 6 = 21 and a potential that is the time, at gamma 1/2:
+    sum over t = 0..5 of (t + 1)/2 - t = 21/2 - 15, and 21 + 10.5 - 15 = 16.5."""
+    task = clock(shortest=6, longest=6, horizon=10).replace(potential=lambda obs: obs[..., 0])
+    config = reinforce.Config(num_updates=2, episodes_per_update=3, gamma=0.5, shape_reward=True)
+    np.testing.assert_allclose(train(task, config, jax.random.key(5)).metrics.score, [16.5, 16.5], rtol=1e-6)
+
+
+# --- seeds and hyperparameters ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_seeds():
+    return batched_train(LEVER, stack(CONFIG, CONFIG), keys(3, 6))
+
+
+def test_the_same_seeds_give_the_same_bytes(two_seeds):
+    assert_same_bytes(batched_train(LEVER, stack(CONFIG, CONFIG), keys(3, 6)), two_seeds)
+
+
+def test_a_seed_does_not_depend_on_its_neighbours(two_seeds):
+    """Neither on the other seed nor on its learning rate; they also stop at different updates."""
+    slow = dataclasses.replace(CONFIG, learning_rate=1e-3)
+    other = batched_train(LEVER, stack(CONFIG, slow), keys(3, 7))
+    assert_same_bytes(lane(other, 0), lane(two_seeds, 0))
+    assert lane(other, 0).num_updates < lane(other, 1).num_updates
+
+
+def test_vmap_over_seeds_and_hyperparameters_is_one_run_after_the_other(two_seeds):
+    """Floats of the config are leaves: learning rates and entropy weights sweep."""
+    other_config = dataclasses.replace(CONFIG, learning_rate=0.05, ent_coef=0.01)
+    swept = batched_train(LEVER, stack(CONFIG, other_config), keys(3, 3))
+    for i, config in enumerate((CONFIG, other_config)):
+        assert_close(lane(swept, i), train(LEVER, config, jax.random.key(3)), rtol=1e-3, atol=1e-4)
+    assert lane(swept, 0).num_updates != lane(swept, 1).num_updates
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
+        ({"episodes_per_update": -1}, "episodes_per_update must be at least 1, got -1"),
+        ({"score_window": 0}, "score_window must be at least 1, got 0"),
+        ({"baseline": "none"}, "baseline must be one of .*value.*handmade.*got 'none'"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        reinforce.Config(**setting)

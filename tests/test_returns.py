@@ -1,0 +1,136 @@
+"""Discounted returns and generalised advantage estimation, against hand-worked numbers and plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxpref import returns
+
+discounted_returns = jax.jit(returns.discounted_returns)
+gae = jax.jit(returns.gae)
+
+T = 12
+
+
+def numpy_gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
+    """The definition, A_t = sum_k (gamma lambda)^k delta_{t+k} up to the end of t's episode, summed forwards."""
+    delta = [
+        r + (0 if end else gamma * nv) - v for r, v, nv, end in zip(reward, value, next_value, terminated, strict=True)
+    ]
+    advantage = np.zeros(len(reward))
+    for t in range(len(reward)):
+        for k in range(t, len(reward)):
+            advantage[t] += (gamma * gae_lambda) ** (k - t) * delta[k]
+            if done[k]:
+                break
+    return advantage, advantage + value
+
+
+def random_steps(seed):
+    """Rewards, values, flags of T steps with episodes that terminate and episodes that are cut off."""
+    rng = np.random.default_rng(seed)
+    reward, value, next_value = rng.normal(size=(3, T)).astype(np.float32)
+    terminated = rng.random(T) < 0.2
+    return reward, value, next_value, terminated, terminated | (rng.random(T) < 0.2)
+
+
+def test_discounted_returns_hand_worked():
+    """Rewards 1, 2, 4 at gamma 1/2: 4; 2 + 4/2 = 4; 1 + 4/2 = 3."""
+    np.testing.assert_array_equal(discounted_returns(jnp.array([1.0, 2.0, 4.0]), 0.5), [3, 4, 4])
+
+
+def test_discounted_returns_at_the_limits_of_gamma():
+    reward = jnp.array([1.0, -2.0, 3.0, 5.0])
+    np.testing.assert_array_equal(discounted_returns(reward, 0.0), reward)
+    np.testing.assert_array_equal(discounted_returns(reward, 1.0), [7, 6, 8, 5])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-100, 100, width=32), min_size=T, max_size=T), st.floats(0, 1, width=32))
+def test_discounted_returns_are_the_sum_of_discounted_rewards(reward, gamma):
+    expected = [sum(gamma**k * r for k, r in enumerate(reward[t:])) for t in range(T)]
+    np.testing.assert_allclose(discounted_returns(jnp.array(reward), gamma), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_gae_hand_worked():
+    """gamma 1/2, lambda 1/2; three steps, of which the second terminates and the third is cut off.
+
+    delta = 1 + 8/2 - 2 = 3;  4 + 0 - 1 = 3;  2 + 6/2 - 4 = 1.  A = 3 + 3/4, 3, 1;  targets A + V.
+    """
+    advantage, target = gae(
+        reward=jnp.array([1.0, 4.0, 2.0]),
+        value=jnp.array([2.0, 1.0, 4.0]),
+        next_value=jnp.array([8.0, 100.0, 6.0]),
+        terminated=jnp.array([False, True, False]),
+        done=jnp.array([False, True, True]),
+        gamma=0.5,
+        gae_lambda=0.5,
+    )
+    np.testing.assert_array_equal(advantage, [3.75, 3, 1])
+    np.testing.assert_array_equal(target, [5.75, 4, 5])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gae_is_the_sum_of_discounted_td_errors(seed):
+    steps = random_steps(seed)
+    for result, expected in zip(gae(*steps, 0.9, 0.8), numpy_gae(*steps, 0.9, 0.8), strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_gae_with_lambda_0_is_the_td_error():
+    reward, value, next_value, terminated, done = random_steps(6)
+    advantage, target = gae(reward, value, next_value, terminated, done, 0.9, 0.0)
+    td_target = reward + 0.9 * np.where(terminated, 0, next_value)
+    np.testing.assert_allclose(advantage, td_target - value, atol=1e-6)
+    np.testing.assert_allclose(target, td_target, atol=1e-6)
+
+
+def test_gae_with_lambda_1_is_the_discounted_return_minus_the_value():
+    """In one episode that terminates at its end, where each next value is the value of the next step."""
+    reward, value, _, _, _ = random_steps(7)
+    last = np.arange(T) == T - 1
+    advantage, target = gae(reward, value, np.roll(value, -1), last, last, 0.9, 1.0)
+    expected = discounted_returns(reward, 0.9)
+    np.testing.assert_allclose(advantage, expected - value, atol=1e-5)
+    np.testing.assert_allclose(target, expected, atol=1e-5)
+
+
+def test_truncation_bootstraps_where_termination_does_not():
+    """One step, reward 1, V(s) = 2, V(s') = 10, gamma 0.9: cut off 1 + 9 - 2 = 8, terminated 1 - 2 = -1."""
+    one, yes, no = jnp.ones(1), jnp.array([True]), jnp.array([False])
+    truncated, _ = gae(one, 2 * one, 10 * one, no, yes, 0.9, 0.95)
+    terminated, _ = gae(one, 2 * one, 10 * one, yes, yes, 0.9, 0.95)
+    np.testing.assert_allclose(truncated, [8], rtol=1e-6)
+    np.testing.assert_allclose(terminated, [-1], rtol=1e-6)
+
+
+def test_an_episodes_advantages_ignore_the_episode_behind_it():
+    """Whatever follows a done step, cut off or terminated, changes nothing before it."""
+    reward, value, next_value, _, _ = random_steps(8)
+    for terminated in (True, False):
+        end = np.arange(T) == 5
+        before, _ = gae(reward, value, next_value, end & terminated, end, 0.9, 0.8)
+        changed = np.where(np.arange(T) > 5, 1e6, reward).astype(np.float32)
+        after, _ = gae(changed, value, next_value, end & terminated, end, 0.9, 0.8)
+        np.testing.assert_array_equal(before[:6], after[:6])
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf])
+def test_the_value_behind_a_terminal_step_is_never_read(garbage):
+    """Neither by the advantages nor by their gradient."""
+    reward, value, next_value, terminated, done = (jnp.array(column) for column in random_steps(9))
+    assert terminated.any()
+    spoilt = jnp.where(terminated, garbage, next_value)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(value, next_value):
+        advantage, target = returns.gae(reward, value, next_value, terminated, done, 0.9, 0.8)
+        return jnp.vdot(advantage, advantage) + target.sum()
+
+    for clean, dirty in zip(total(value, next_value), total(value, spoilt), strict=True):
+        assert np.isfinite(clean).all()
+        np.testing.assert_array_equal(clean, dirty)
