@@ -3,7 +3,8 @@
     loss = mean over pairs of -log sigmoid(beta * [log pi/ref (chosen) - log pi/ref (rejected)])
 
 (Rafailov et al., 2023), with log pi of a trajectory the sum over its steps: the environment's own transition
-probabilities are the same for policy and reference and cancel.
+probabilities are the same for policy and reference and cancel. Labels are smoothed a little by default, without
+which a few pairs are fitted until the policy has drifted off: see `losses.conservative_dpo`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ class Config:
     """Episodes per evaluation."""
     learning_rate: Scalar = 5e-3
     """Of Adam."""
-    beta: Scalar = 0.2
+    beta: Scalar = 0.1
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
+    label_smoothing: Scalar = 0.05
+    """Probability that a label is taken to be wrong, at most 0.5; 0 is plain DPO."""
 
     def __post_init__(self):
         check_schedule(self.num_updates, self.eval_every)
@@ -99,7 +102,8 @@ def loss_fn(
     chosen_logp, rejected_logp = jnp.split(packed.log_prob(params, data.rows, both), 2)
     ref_chosen_logp, ref_rejected_logp = jnp.split(data.ref_logp[both], 2)
     mean = functools.partial(jnp.average, weights=weight)
-    loss = mean(losses.dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta))
+    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    loss = mean(losses.conservative_dpo(*logps, config.beta, config.label_smoothing))
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
     return loss, PairMetrics(

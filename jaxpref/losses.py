@@ -30,6 +30,27 @@ def dpo(
     return bradley_terry(chosen_reward, rejected_reward)
 
 
+def conservative_dpo(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+    beta: Scalar,
+    label_smoothing: Scalar,
+) -> Float[Array, "*batch"]:
+    """DPO with smoothed labels, "conservative DPO" (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf, equation 2).
+
+        (1 - label_smoothing) * dpo + label_smoothing * dpo with the pair swapped
+
+    The cross-entropy to a label that is right with probability 1 - label_smoothing. Its minimum over the margin lies
+    at the finite ln((1 - label_smoothing) / label_smoothing), where plain DPO (label_smoothing 0) pushes the margin
+    of a pair that it already ranks right towards infinity.
+    """
+    right = dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
+    wrong = dpo(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, beta)
+    return (1 - label_smoothing) * right + label_smoothing * wrong
+
+
 def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
     """DPO's implicit reward of a trajectory, beta * (logp - ref_logp), up to a constant of the initial state."""
     return beta * (logp - ref_logp)

@@ -181,7 +181,7 @@ def test_a_horizon_of_no_steps_is_refused():
 def test_tasks_by_name():
     assert jaxpref.task("acrobot").name == "acrobot"
     assert jaxpref.task("cartpole").name == "cartpole"
-    with pytest.raises(ValueError, match="'mountaincar'.*acrobot.*cartpole"):
+    with pytest.raises(ValueError, match=r"'mountaincar'.*acrobot.*cartpole"):
         jaxpref.task("mountaincar")
 
 

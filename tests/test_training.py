@@ -39,7 +39,7 @@ def test_a_schedule_that_works_out_is_accepted(num_updates, eval_every):
 
 
 def test_a_negative_batch_size_is_refused():
-    with pytest.raises(ValueError, match="batch_size must be at least 1, or 0.*got -1"):
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, or 0.*got -1"):
         training.check_batch_size(-1)
 
 
