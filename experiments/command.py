@@ -19,7 +19,7 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from experiments import START
-from experiments.settings import PRESETS, Method, Settings, TaskName
+from experiments.settings import PRESETS, Method, Settings, TaskName, flag
 from jaxpref.types import Scalar
 
 REGISTRY = ConstructorRegistry()
@@ -49,28 +49,23 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
 
     Raises UsageError for whatever is wrong with it.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", default="default")
-    rest = list(argv)
+    rest, hint = list(argv), "The flags are the same in every experiment."
     if task is None or method is None:
-        early.add_argument("--task")
-        early.add_argument("--method")
-    try:
-        chosen, without = early.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from error
-    if task is None or method is None:
-        task, method, rest = chosen.task, chosen.method, [*without, "--preset", chosen.preset]
+        chosen, rest = take_flags(rest, "task", "method")
+        task, method = chosen.task, chosen.method
+        if task is None and method is None and {"-h", "--help"} & set(rest):
+            task, method, hint = "cartpole", "dpo", f"Shown as an example: choose with --task and --method. {hint}"
+    preset = take_flags(rest, "preset")[0].preset or "default"
     for name, value, known in (
         ("--task", task, get_args(TaskName)),
         ("--method", method, get_args(Method)),
-        ("--preset", chosen.preset, tuple(PRESETS)),
+        ("--preset", preset, tuple(PRESETS)),
     ):
         if value is None:
             raise UsageError(f"{name} is missing: it must be one of {', '.join(known)}")
         if value not in known:
             raise UsageError(f"unknown {name} {value!r}: it must be one of {', '.join(known)}")
-    default = PRESETS[chosen.preset](cast(TaskName, task), cast(Method, method))
+    default = PRESETS[preset](cast(TaskName, task), cast(Method, method))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -79,7 +74,8 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
                 args=rest,
                 default=default,
                 registry=REGISTRY,
-                description=f"{default.experiment}. The flags are the same in every experiment.",
+                prog=f"python -m experiments.{Path(sys.argv[0]).stem}",
+                description=f"{default.experiment}. {hint}",
             )
     except SystemExit as exit:
         if exit.code in (0, None):
@@ -87,12 +83,29 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
         raise UsageError(one_line(complaint.getvalue())) from exit
 
 
+def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[str]]:
+    """The values of some flags, None where they are not given, and the other words. Raises UsageError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    try:
+        return parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+
+
 def one_line(boxed: str) -> str:
     """The message in a framed error text of tyro's, without frame, colours and help text."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     message = " ".join(lines).partition("Argument helptext:")[0].partition("For full helptext")[0]
-    return re.sub(r"\s+", " ", message.replace("─", "")).strip()
+    message = re.sub(r"\s+", " ", message.replace("─", "")).strip()
+    # A config speaks of itself as the library's user knows it; here its fields are flags.
+    message = re.sub(r"(\w+)\.Config: (\w+)", lambda match: flag(f"--{match[1]}.{match[2]}"), message)
+    message = re.sub(r"^Error parsing \w+: (?=--)|^Error parsing ", "", message)
+    message = message.replace("Could not find valid parse for arguments:", "cannot read")
+    message, similar, suggestions = message.partition(" Perhaps you meant:")
+    return message + (f"; perhaps {' or '.join(re.findall(r'--[a-z0-9.-]+', suggestions))} is meant" if similar else "")
 
 
 def check_folder(folder: Path) -> None:

@@ -46,7 +46,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
             "init": "pi2",
             "reference": reference,
             "policy": score(outcome.trained_returns[reference][:, place]),
-            "heldout_accuracy": float(np.nanmean(trained.heldout_accuracy[:, place])),
+            "heldout_accuracy": mean_or_none(trained.heldout_accuracy[:, place]),
         }
         for reference, trained in outcome.trained.items()
         for place, num_pairs in enumerate(settings.num_pairs)
@@ -64,6 +64,12 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "not_reached": not_reached(settings, outcome),
         "rows": rows,
     }
+
+
+def mean_or_none(per_seed: Any) -> float | None:
+    """Mean over the seeds that have a number; None, JSON's null, where none has."""
+    known = np.asarray(per_seed)[~np.isnan(per_seed)]
+    return float(known.mean()) if known.size else None
 
 
 def not_reached(settings: Settings, outcome: Outcome) -> dict[str, list[int]]:
@@ -95,7 +101,7 @@ def table(summary: dict[str, Any]) -> Table:
     for row in summary["rows"]:
         cells = _score_cells(row["policy"])
         last = row["num_pairs"] == summary["config"]["num_pairs"][-1]
-        accuracy = f"{row['heldout_accuracy']:.3f}"
+        accuracy = "none" if row["heldout_accuracy"] is None else f"{row['heldout_accuracy']:.3f}"
         trained = LABELS[summary["method"]]
         result.add_row(trained, row["reference"], str(row["num_pairs"]), *cells, accuracy, end_section=last)
     return result
@@ -204,7 +210,7 @@ def _draw_metric(settings: Settings, axes: Axes, title: str, ylabel: str, x, val
 
 
 def _updates(values: Any) -> np.ndarray:
-    return np.arange(1, values.shape[-1] + 1)
+    return np.arange(1.0, values.shape[-1] + 1)
 
 
 def draw_loss(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:

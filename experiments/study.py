@@ -5,7 +5,6 @@ The flags are those of a single experiment and hold for all four; `--out DIR` is
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import sys
@@ -22,15 +21,13 @@ from experiments.settings import Method, Settings, TaskName
 
 def parse(argv: Sequence[str]) -> list[Settings]:
     """Settings of all experiments, so that a mistake in any of them shows before the first one runs."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--out", type=Path)
-    chosen, rest = early.parse_known_args(argv)
+    chosen, rest = command.take_flags(argv, "out")
     studies = [
         command.parse(rest, task, method) for task, method in itertools.product(get_args(TaskName), get_args(Method))
     ]
     if chosen.out is None:
         return studies
-    return [dataclasses.replace(settings, out=chosen.out / settings.out.name) for settings in studies]
+    return [dataclasses.replace(settings, out=Path(chosen.out) / settings.out.name) for settings in studies]
 
 
 def main() -> None:

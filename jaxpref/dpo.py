@@ -10,6 +10,7 @@ which a few pairs are fitted until the policy has drifted off: see `losses.conse
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxpref import losses, packed
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
-from jaxpref.training import check_batch_size, check_schedule, draw_minibatch, scan_updates
+from jaxpref.training import check_range, check_schedule, draw_minibatch, scan_updates
 from jaxpref.types import Params, Preferences, Scalar
 
 
@@ -44,8 +45,10 @@ class Config:
     """Probability that a label is taken to be wrong, at most 0.5; 0 is plain DPO."""
 
     def __post_init__(self):
-        check_schedule(self.num_updates, self.eval_every)
-        check_batch_size(self.batch_size)
+        check_schedule(self)
+        check_range(self, 1, math.inf, "eval_episodes")
+        check_range(self, 0, math.inf, "batch_size", "learning_rate", "beta")
+        check_range(self, 0, 0.5, "label_smoothing")
 
 
 @struct.dataclass
@@ -68,12 +71,16 @@ class Metrics(PairMetrics):
 
 @struct.dataclass
 class Result:
+    """The trained policy, and how it came about."""
+
     params: Params
     metrics: Metrics
 
 
 @struct.dataclass
 class TrainState:
+    """What one update hands to the next."""
+
     params: Params
     opt_state: optax.OptState
 

@@ -34,9 +34,10 @@ def curve(
 ) -> None:
     """Mean over seeds against x, and a band from the 10th to the 90th percentile of the seeds.
 
-    smooth: width of a running mean along x, for curves measured on minibatches.
+    smooth: width of a running mean along x, for curves measured on minibatches; at most the whole curve.
     """
     y = np.asarray(y, dtype=np.float64)
+    smooth = min(smooth, len(x))
     if smooth > 1:
         kernel = np.ones(smooth) / smooth
         y = np.stack([np.convolve(row, kernel, mode="valid") for row in y])

@@ -13,6 +13,7 @@ reward model and the result independent of a reward's scale.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from jaxpref.networks import (
 from jaxpref.returns import gae
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import check_schedule, scan_updates
+from jaxpref.training import check_choice, check_range, check_schedule, scan_updates
 from jaxpref.types import Params, Scalar, true_return
 
 KL_PENALTIES = ("reward", "loss")
@@ -76,17 +77,16 @@ class Config:
     """Gradients are clipped to this global norm."""
 
     def __post_init__(self):
-        check_schedule(self.num_updates, self.eval_every)
-        for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.Config: {name} must be at least 1, got {getattr(self, name)}")
+        check_schedule(self)
+        check_choice(self, "kl_penalty", KL_PENALTIES)
+        check_range(self, 1, math.inf, "num_envs", "num_steps", "num_epochs", "num_minibatches", "eval_episodes")
+        check_range(self, 0, math.inf, "learning_rate", "clip_eps", "vf_coef", "ent_coef", "kl_coef", "max_grad_norm")
+        check_range(self, 0, 1, "gamma", "gae_lambda")
         if self.num_minibatches > self.num_envs * self.num_steps:
             raise ValueError(
                 f"ppo.Config: {self.num_minibatches} minibatches do not fit into "
                 f"{self.num_envs} environments * {self.num_steps} steps"
             )
-        if self.kl_penalty not in KL_PENALTIES:
-            raise ValueError(f"ppo.Config: kl_penalty must be one of {KL_PENALTIES}, got {self.kl_penalty!r}")
 
 
 @struct.dataclass
@@ -115,12 +115,16 @@ class Metrics(UpdateMetrics):
 
 @struct.dataclass
 class Result:
+    """The trained policy, and how it came about."""
+
     params: Params
     metrics: Metrics
 
 
 @struct.dataclass
 class TrainState:
+    """What one update hands to the next."""
+
     params: Params
     opt_state: optax.OptState
     streams: StreamState

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_
 from jaxpref.returns import discounted_returns
 from jaxpref.rollout import any_lane, episodes
 from jaxpref.tasks import Task
+from jaxpref.training import check_choice, check_range
 from jaxpref.types import Params, Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
@@ -56,11 +58,10 @@ class Config:
     """Of the policy head's initial weights; near 0 the first policy is uniform."""
 
     def __post_init__(self):
-        for name in ("num_updates", "episodes_per_update", "score_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reinforce.Config: {name} must be at least 1, got {getattr(self, name)}")
-        if self.baseline not in BASELINES:
-            raise ValueError(f"reinforce.Config: baseline must be one of {BASELINES}, got {self.baseline!r}")
+        check_choice(self, "baseline", BASELINES)
+        check_range(self, 1, math.inf, "num_updates", "episodes_per_update", "score_window")
+        check_range(self, 0, math.inf, "learning_rate", "ent_coef", "vf_coef", "policy_scale")
+        check_range(self, 0, 1, "gamma")
 
 
 @struct.dataclass

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxpref import losses, packed
 from jaxpref.networks import init_reward
 from jaxpref.tasks import Task
-from jaxpref.training import check_batch_size, draw_minibatch
+from jaxpref.training import check_range, draw_minibatch
 from jaxpref.types import Params, Preferences, Scalar
 
 
@@ -36,9 +37,8 @@ class Config:
     """Decoupled, on kernels and biases."""
 
     def __post_init__(self):
-        if self.num_updates < 1:
-            raise ValueError(f"num_updates must be at least 1, got {self.num_updates}")
-        check_batch_size(self.batch_size)
+        check_range(self, 1, math.inf, "num_updates")
+        check_range(self, 0, math.inf, "batch_size", "learning_rate", "weight_decay")
 
 
 @struct.dataclass
@@ -52,12 +52,16 @@ class Metrics:
 
 @struct.dataclass
 class Result:
+    """The fitted reward model, and how it came about."""
+
     params: Params
     metrics: Metrics
 
 
 @struct.dataclass
 class TrainState:
+    """What one update hands to the next."""
+
     params: Params
     opt_state: optax.OptState
 

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -48,26 +50,47 @@ def load_json(path: str | os.PathLike) -> Any:
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
     leaves, _ = tree_flatten_with_path(tree)
-    return {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    named = {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    parents = {"/".join(parts[:i]) for parts in (name.split("/") for name in named) for i in range(1, len(parts))}
+    if len(named) < len(leaves) or parents & named.keys():
+        raise ValueError(f"two leaves would share a name: {', '.join(sorted(parents & named.keys() or named))}")
+    for name, leaf in named.items():
+        if leaf.dtype.kind not in "biufc":
+            raise ValueError(f"{name} is {leaf.dtype}, which npz does not hold without pickle")
+    return named
+
+
+def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole npz file of arrays: {error}") from error
 
 
 def save_pytree(path: str | os.PathLike, tree: Any) -> None:
-    """Write a pytree of arrays as npz; a leaf's name is its path, as in `params/torso/kernel`."""
-    with atomic_write(path) as file:
-        np.savez(file, allow_pickle=False, **_named_leaves(tree))
+    """Write a pytree of arrays as npz; a leaf's name is its path, as in `params/torso/kernel`.
+
+    The same tree gives the same bytes. Raises ValueError for leaves that are no arrays of numbers or of booleans,
+    and for paths that do not tell leaves apart.
+    """
+    named = _named_leaves(tree)
+    # Not numpy.savez: it writes the time of day into the file, and takes some names for its own arguments.
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, leaf in named.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, leaf, allow_pickle=False)
 
 
 def load_pytree(path: str | os.PathLike, like: Any) -> Any:
     """Read what `save_pytree` wrote into the structure of `like`.
 
-    Raises ValueError, naming the leaf, where names, shapes or dtypes are not those of `like`.
+    Raises ValueError, naming the leaf, where names, shapes or dtypes are not those of `like`, and for a damaged file.
     """
-    expected = _named_leaves(like)
-    with np.load(path, allow_pickle=False) as file:
-        if set(file.files) != set(expected):
-            different = sorted(set(file.files) ^ set(expected))
-            raise ValueError(f"{path}: leaves differ from the expected ones: {', '.join(different)}")
-        stored = {name: file[name] for name in expected}
+    expected, stored = _named_leaves(like), _read(path)
+    if stored.keys() != expected.keys():
+        different = sorted(stored.keys() ^ expected.keys())
+        raise ValueError(f"{path}: leaves differ from the expected ones: {', '.join(different)}")
     for name, leaf in expected.items():
         if stored[name].shape != leaf.shape or stored[name].dtype != leaf.dtype:
             raise ValueError(
@@ -78,15 +101,17 @@ def load_pytree(path: str | os.PathLike, like: Any) -> Any:
 
 
 def load_params(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what `save_pytree` wrote as nested dicts: parameters, whatever their sizes."""
+    """Read what `save_pytree` wrote as nested dicts: parameters, whatever their sizes.
+
+    Raises ValueError for a damaged file.
+    """
     tree: dict[str, Any] = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            *parents, leaf = name.split("/")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = file[name]
+    for name, leaf in _read(path).items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
     return tree
 
 

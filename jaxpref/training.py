@@ -1,9 +1,10 @@
-"""What the trainers share: minibatches of pairs, and updates in a scan with an evaluation every so often."""
+"""What the trainers share: checked configs, minibatches of pairs, and updates in a scan with evaluations between."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,36 @@ Metrics = TypeVar("Metrics")
 Evaluation = TypeVar("Evaluation")
 
 
-def check_schedule(num_updates: int, eval_every: int) -> None:
-    """Raise ValueError unless `eval_every` divides `num_updates`, both at least 1."""
+def check_range(config: Any, low: int | float, high: int | float, *names: str) -> None:
+    """Raise ValueError for a field of `config` that is not a finite number from `low` to `high`.
+
+    Arrays are let through: a hyperparameter that is swept or traced has no one value to look at.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
+            wanted = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise ValueError(f"{_name(config)}: {name} must be {wanted}, got {value}")
+
+
+def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a field of `config` that is none of `choices`."""
+    if getattr(config, name) not in choices:
+        raise ValueError(f"{_name(config)}: {name} must be one of {choices}, got {getattr(config, name)!r}")
+
+
+def check_schedule(config: Any) -> None:
+    """Raise ValueError unless `config.eval_every` divides `config.num_updates`, both at least 1."""
+    num_updates, eval_every = config.num_updates, config.eval_every
     if num_updates < 1 or eval_every < 1 or num_updates % eval_every:
         raise ValueError(
-            f"num_updates must be a multiple of eval_every, both at least 1; got {num_updates} and {eval_every}"
+            f"{_name(config)}: num_updates must be a multiple of eval_every, both at least 1; "
+            f"got {num_updates} and {eval_every}"
         )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise ValueError for a negative batch size; 0 stands for the full batch."""
-    if batch_size < 0:
-        raise ValueError(f"batch_size must be at least 1, or 0 for all pairs in every update; got {batch_size}")
+def _name(config: Any) -> str:
+    return f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
 
 
 def scan_updates(

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-Scalar = float | Float[Array, ""]
-"""A hyperparameter: a Python float, or a traced array where it is swept by vmap."""
+Scalar = int | float | Float[Array, ""]
+"""A hyperparameter: a Python number, or a traced array where it is swept by vmap."""
 
 Params = Any
 """A pytree of arrays: what a flax module's `init` returns."""

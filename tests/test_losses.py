@@ -15,6 +15,8 @@ logp = st.floats(-200, 0, width=32)
 scores = st.floats(-30, 30, width=32)
 
 dpo = jax.jit(losses.dpo)
+conservative_dpo = jax.jit(losses.conservative_dpo)
+conservative_dpo_grad = jax.jit(jax.grad(losses.conservative_dpo, argnums=(0, 1)))
 dpo_value_and_grad = jax.jit(jax.value_and_grad(losses.dpo, argnums=(0, 1, 2, 3)))
 bradley_terry = jax.jit(losses.bradley_terry)
 bradley_terry_grad = jax.jit(jax.grad(losses.bradley_terry, argnums=(0, 1)))
@@ -62,6 +64,52 @@ def test_dpo_is_bradley_terry_on_implicit_rewards(chosen, rejected, ref_chosen, 
         dpo(chosen, rejected, ref_chosen, ref_rejected, beta), np.logaddexp(0, -margin), rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(losses.dpo_reward(jnp.float32(-3), jnp.float32(-5), 0.5), 1.0)
+
+
+def test_conservative_dpo_hand_worked():
+    """A margin of ln 9 and labels wrong one time in five: -(4/5 ln(9/10) + 1/5 ln(1/10))."""
+    args = [jnp.float32(x) for x in (-1 + 2 * np.log(9), -4, -1, -4)]
+    np.testing.assert_allclose(conservative_dpo(*args, 0.5, 0.2), -0.8 * np.log(0.9) - 0.2 * np.log(0.1), rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, logp, logp, st.floats(2**-6, 2, width=32))
+def test_conservative_dpo_goes_from_plain_dpo_to_indifference(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """label_smoothing 0 is DPO; at 1/2 the label says nothing, and swapping the pair changes nothing."""
+    args = chosen, rejected, ref_chosen, ref_rejected, beta
+    swapped = rejected, chosen, ref_rejected, ref_chosen, beta
+    np.testing.assert_allclose(conservative_dpo(*args, 0.0), dpo(*args), rtol=1e-5)
+    np.testing.assert_allclose(conservative_dpo(*args, 0.5), conservative_dpo(*swapped, 0.5), rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, st.floats(2**-4, 5, width=32), st.floats(2**-6, 0.5, width=32))
+def test_conservative_dpo_wants_the_margin_that_the_labels_odds_justify(chosen, rejected, beta, label_smoothing):
+    """Its gradient is zero where the margin is ln((1 - eps) / eps), and pulls back from both sides: its slope in the
+    margin m is sigmoid(m) - (1 - eps)."""
+    eps = np.float64(label_smoothing)
+    best = np.log((1 - eps) / eps)
+    for margin in (best - 1, best, best + 1):
+        # All of the margin in the reference of the chosen one.
+        grads = conservative_dpo_grad(chosen, rejected, chosen - margin / beta, rejected, beta, label_smoothing)
+        slope = beta * (1 / (1 + np.exp(-margin)) - (1 - eps))
+        np.testing.assert_allclose(grads, [slope, -slope], atol=1e-3 * beta)
+
+
+def test_conservative_dpo_is_the_expectation_of_dpo_over_wrong_labels():
+    """Twenty labels of which k are wrong, for each of three pairs: the mean of their DPO losses is the loss with
+    label_smoothing k / 20."""
+    chosen, rejected = jnp.array([-3.0, -40.0, -7.5]), jnp.array([-5.0, -38.0, -7.5])
+    ref_chosen, ref_rejected = jnp.array([-4.0, -41.0, -9.0]), jnp.array([-4.5, -44.0, -6.0])
+    for num_wrong in (1, 7, 10):
+        labels = [
+            dpo(rejected, chosen, ref_rejected, ref_chosen, 0.4)
+            if i < num_wrong
+            else dpo(chosen, rejected, ref_chosen, ref_rejected, 0.4)
+            for i in range(20)
+        ]
+        smoothed = conservative_dpo(chosen, rejected, ref_chosen, ref_rejected, 0.4, num_wrong / 20)
+        np.testing.assert_allclose(smoothed, np.mean(labels, axis=0), rtol=1e-5)
 
 
 # --- Bradley–Terry ----------------------------------------------------------------------------------------------------

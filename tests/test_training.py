@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref import training
+from jaxpref import dpo, training
 
 
 def test_scan_updates_evaluates_after_every_block():
@@ -29,18 +29,32 @@ def test_scan_updates_evaluates_after_every_block():
 
 @pytest.mark.parametrize(("num_updates", "eval_every"), [(10, 3), (0, 1), (10, 0), (10, 20), (-4, 2)])
 def test_a_schedule_that_does_not_work_out_is_refused(num_updates, eval_every):
-    with pytest.raises(ValueError, match=f"multiple of eval_every.*got {num_updates} and {eval_every}"):
-        training.check_schedule(num_updates, eval_every)
+    with pytest.raises(ValueError, match=rf"dpo\.Config: .*multiple of eval_every.*got {num_updates} and {eval_every}"):
+        dpo.Config(num_updates=num_updates, eval_every=eval_every)
 
 
 @pytest.mark.parametrize(("num_updates", "eval_every"), [(10, 5), (1, 1), (7, 7)])
 def test_a_schedule_that_works_out_is_accepted(num_updates, eval_every):
-    assert training.check_schedule(num_updates, eval_every) is None
+    assert dpo.Config(num_updates=num_updates, eval_every=eval_every).num_updates == num_updates
 
 
-def test_a_negative_batch_size_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size must be at least 1, or 0.*got -1"):
-        training.check_batch_size(-1)
+@pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf")])
+def test_a_number_out_of_its_range_is_refused(beta):
+    with pytest.raises(ValueError, match=rf"^dpo\.Config: beta must be at least 0, got {beta}$"):
+        dpo.Config(beta=beta)
+
+
+def test_both_ends_of_a_range_belong_to_it():
+    assert [dpo.Config(label_smoothing=end).label_smoothing for end in (0, 0.5)] == [0, 0.5]
+    for outside in (-0.01, 0.51):
+        with pytest.raises(ValueError, match=r"between 0 and 0\.5"):
+            dpo.Config(label_smoothing=outside)
+
+
+def test_a_hyperparameter_that_is_swept_is_not_looked_at():
+    betas = jnp.array([0.1, -1.0])
+    np.testing.assert_array_equal(dpo.Config(beta=betas).beta, betas)
+    np.testing.assert_array_equal(jax.vmap(lambda beta: dpo.Config(beta=beta).beta)(betas), betas)
 
 
 def test_batch_size_0_is_all_pairs_with_their_own_weights():

@@ -1,0 +1,287 @@
+"""DPO: its loss, its metrics, the updates of a whole run, and what it promises of seeds and hyperparameters.
+
+`LEVER` pays 1 for one of two actions, ten times: a policy's mean return is ten times that action's probability.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    LEVER,
+    assert_close,
+    assert_same_bytes,
+    binomial_bound,
+    constant_policy,
+    keys,
+    lane,
+    numpy_policy,
+    random_preferences,
+    spoil_pairs,
+    stack,
+)
+
+import jaxpref
+from jaxpref import dpo, networks, preferences
+from jaxpref.types import Preferences, Trajectory
+
+LN2 = np.log(2)
+NUM_PAIRS, HORIZON = 12, 30
+CONFIG = dpo.Config(num_updates=6, batch_size=8, eval_every=2, eval_episodes=64, learning_rate=0.05, beta=0.3)
+FULL_BATCH = dataclasses.replace(CONFIG, batch_size=0)
+
+train = jax.jit(dpo.train)
+over_seeds = jax.vmap(dpo.train, in_axes=(None, None, 0, 0, 0, 0))
+over_betas_and_seeds = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, None, None, None, None)))
+prepare = jax.jit(dpo.prepare)
+loss = jax.jit(dpo.loss_fn)
+loss_grad = jax.jit(jax.grad(dpo.loss_fn, has_aux=True))
+
+
+def policy(seed, task=LEVER):
+    return jaxpref.init_policy(jax.random.key(seed), task)
+
+
+def pairs(seed, obs_size=1):
+    return random_preferences(np.random.default_rng(seed), NUM_PAIRS, HORIZON, obs_size=obs_size)
+
+
+def swap(pairs):
+    return pairs.replace(chosen=pairs.rejected, rejected=pairs.chosen)
+
+
+EVERYTHING = jnp.arange(NUM_PAIRS)
+ALIKE = jnp.ones(NUM_PAIRS)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def numpy_logp(params, trajectory, i):
+    """Log-probability of the i-th trajectory, step by step."""
+    total = 0.0
+    for t in range(trajectory.mask.shape[1]):
+        if trajectory.mask[i, t]:
+            log_probs, _ = numpy_policy(params, np.float64(trajectory.obs[i, t]))
+            total += log_probs[int(trajectory.action[i, t])]
+    return total
+
+
+def test_the_reference_is_prepared_once_for_chosen_and_rejected():
+    data = prepare(pairs(1), policy(1))
+    for half, side in ((slice(None, NUM_PAIRS), pairs(1).chosen), (slice(NUM_PAIRS, None), pairs(1).rejected)):
+        plain = jaxpref.trajectory_log_prob(policy(1), side)
+        np.testing.assert_allclose(data.ref_logp[half], plain, rtol=1e-5)
+        np.testing.assert_allclose(data.ref_logp[half][3], numpy_logp(policy(1), side, 3), rtol=1e-5)
+
+
+def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
+    """Weights that differ, a pair of weight zero, a pair named twice; beta 0.7 and labels wrong one time in five."""
+    task = jaxpref.cartpole()
+    config = dpo.Config(beta=0.7, label_smoothing=0.2)
+    data, params, ref_params = pairs(5, obs_size=4), policy(2, task), policy(3, task)
+    index, weight = [4, 0, 7, 7, 11], [1.0, 0.5, 2.0, 0.25, 0.0]
+    total = dict.fromkeys(["loss", "chosen_reward", "rejected_reward", "margin", "accuracy"], 0.0)
+    for i, w in zip(index, weight, strict=True):
+        chosen, rejected = (
+            0.7 * (numpy_logp(params, side, i) - numpy_logp(ref_params, side, i))
+            for side in (data.chosen, data.rejected)
+        )
+        right = 1 / (1 + np.exp(-(chosen - rejected)))
+        total["loss"] -= w * (0.8 * np.log(right) + 0.2 * np.log(1 - right))
+        total["chosen_reward"] += w * chosen
+        total["rejected_reward"] += w * rejected
+        total["margin"] += w * (chosen - rejected)
+        total["accuracy"] += w * (chosen > rejected)
+    value, metrics = loss(params, config, prepare(data, ref_params), jnp.array(index), jnp.array(weight))
+    np.testing.assert_allclose(value, total["loss"] / 3.75, rtol=1e-4)
+    for name, expected in total.items():
+        np.testing.assert_allclose(getattr(metrics, name), expected / 3.75, rtol=1e-4, err_msg=name)
+    assert 0 < total["accuracy"] < 3.75
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.05, 0.3])
+def test_where_the_policy_is_the_reference(label_smoothing):
+    """The loss is ln 2, and its slope in a pair's margin -(1 - 2 label_smoothing) / 2: in the log-ratio beta times
+    that. A policy with the same probabilities p everywhere has d log pi / d logit_a = (how often a was taken) - n p_a,
+    for a trajectory of n steps."""
+    p, beta = np.array([0.25, 0.75]), 0.3
+    data, params = pairs(3), constant_policy(LEVER, p)
+    weight = jnp.array([2.0, 0.5, 0.0] * 4)
+    config = dpo.Config(beta=beta, label_smoothing=label_smoothing)
+    grads, metrics = loss_grad(params, config, prepare(data, params), EVERYTHING, weight)
+
+    def slope(side):
+        taken = (side.action[..., None] == np.arange(2)) & side.mask[..., None]
+        return taken.sum(1) - side.mask.sum(1)[:, None] * p
+
+    in_log_ratio = -beta / 2 * (1 - 2 * label_smoothing)
+    expected = in_log_ratio * np.average(slope(data.chosen) - slope(data.rejected), axis=0, weights=weight)
+    np.testing.assert_allclose(metrics.loss, LN2, rtol=1e-6)
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], expected, rtol=1e-4, atol=1e-6)
+    assert abs(expected).min() > 0.01
+
+
+def test_swapping_chosen_and_rejected_negates_the_margin():
+    """And the loss grows by (1 - 2 label_smoothing) * margin: softplus(m) - softplus(-m) = m."""
+    config = dpo.Config(beta=0.5, label_smoothing=0.1)
+    _, as_labelled = loss(policy(4), config, prepare(pairs(4), policy(5)), EVERYTHING, ALIKE)
+    _, swapped = loss(policy(4), config, prepare(swap(pairs(4)), policy(5)), EVERYTHING, ALIKE)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(swapped.margin, -as_labelled.margin, **close)
+    np.testing.assert_allclose(swapped.chosen_reward, as_labelled.rejected_reward, **close)
+    np.testing.assert_allclose(swapped.accuracy, 1 - as_labelled.accuracy, **close)
+    np.testing.assert_allclose(swapped.loss, as_labelled.loss + 0.8 * as_labelled.margin, **close)
+    assert abs(as_labelled.margin) > 0.01
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_full_batch_training_is_an_adam_loop_over_all_pairs():
+    """The parameters after the last update, and in every update the metrics from before the step."""
+    weight = jnp.array([2.0, 0.5, 0.0, 1.0] * 3)
+    data, ref_params = pairs(6).replace(weight=weight), policy(7)
+    adam = optax.adam(CONFIG.learning_rate)
+
+    def plain_loss(params):
+        def reward(side):
+            return CONFIG.beta * (
+                networks.trajectory_log_prob(params, side) - networks.trajectory_log_prob(ref_params, side)
+            )
+
+        chosen, rejected = reward(data.chosen), reward(data.rejected)
+        right, wrong = jax.nn.log_sigmoid(chosen - rejected), jax.nn.log_sigmoid(rejected - chosen)
+        per_pair = -(1 - CONFIG.label_smoothing) * right - CONFIG.label_smoothing * wrong
+        mean = [(weight * leaf).sum() / weight.sum() for leaf in (per_pair, chosen, rejected, chosen > rejected)]
+        return mean[0], jnp.stack(mean)
+
+    @jax.jit
+    def step(params, opt_state):
+        grads, before = jax.grad(plain_loss, has_aux=True)(params)
+        updates, opt_state = adam.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, before
+
+    params = policy(6)
+    opt_state, expected = adam.init(params), []
+    for _ in range(6):
+        params, opt_state, before = step(params, opt_state)
+        expected.append(before)
+    result = train(LEVER, FULL_BATCH, jax.random.key(6), data, policy(6), ref_params)
+    assert_close(result.params, params, rtol=1e-3, atol=1e-4)
+    metrics = result.metrics
+    reported = [metrics.loss, metrics.chosen_reward, metrics.rejected_reward, metrics.accuracy]
+    np.testing.assert_allclose(np.transpose(reported), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(metrics.margin, metrics.chosen_reward - metrics.rejected_reward, rtol=1e-3, atol=1e-4)
+
+
+def lever_pairs():
+    """Ten steps each, the good action chosen and the bad one rejected."""
+    first_ten = jnp.broadcast_to(jnp.arange(HORIZON) < 10, (NUM_PAIRS, HORIZON))
+    nothing = jnp.zeros((NUM_PAIRS, HORIZON, 1))
+    good = Trajectory(nothing, jnp.int32(first_ten), jnp.float32(first_ten), nothing, first_ten)
+    bad = good.replace(action=jnp.zeros_like(good.action), reward=jnp.zeros_like(good.reward))
+    return Preferences(good, bad, ALIKE, ALIKE)
+
+
+def test_a_policy_learns_what_was_preferred_and_its_true_return_is_reported():
+    """From 5 of 10, evaluated after updates 2, 4 and 6; the last evaluation, 640 steps, is of the policy returned."""
+    start = constant_policy(LEVER, [0.5, 0.5])
+    start["params"]["torso"] = policy(8)["params"]["torso"]
+    result = train(LEVER, CONFIG, jax.random.key(8), lever_pairs(), start, start)
+    metrics = result.metrics
+    assert {leaf.shape for leaf in jax.tree.leaves(dataclasses.replace(metrics, true_return=metrics.loss))} == {(6,)}
+    assert metrics.true_return.shape == (3,)
+    # Before the first step the policy is the reference: nothing has been learned.
+    np.testing.assert_allclose(metrics.loss[0], LN2, rtol=1e-5)
+    np.testing.assert_allclose([metrics.margin[0], metrics.chosen_reward[0]], 0, atol=1e-5)
+    # Every pair is ranked right after one update, ten good actions having become likelier than ten bad ones.
+    assert (metrics.accuracy[1:] == 1).all()
+    assert (metrics.margin[1:] > metrics.margin[:-1]).all()
+    assert (metrics.chosen_reward[1:] > 0).all()
+    assert (metrics.rejected_reward[1:] < 0).all()
+    good = np.exp(numpy_policy(result.params, np.zeros(1))[0][1])
+    assert 5.5 < metrics.true_return[0] < metrics.true_return[-1]
+    assert abs(metrics.true_return[-1] - 10 * good) < 10 * binomial_bound(good, 640)
+    assert good > 0.85
+
+
+@pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])
+def test_garbage_beyond_the_mask_changes_not_a_bit(config):
+    args = jax.random.key(9), pairs(9), policy(9), policy(10)
+    clean = train(LEVER, config, *args)
+    key, data, init_params, ref_params = args
+    assert_same_bytes(train(LEVER, config, key, spoil_pairs(data), init_params, ref_params), clean)
+    assert np.isfinite(clean.metrics.loss).all()
+
+
+@pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])
+def test_pairs_of_weight_zero_change_nothing(config):
+    """Seven pairs of twelve, the others with weight zero, are a dataset of seven; whatever the others contain."""
+    rest = jax.random.key(11), pairs(11), policy(11), policy(12)
+    key, data, *policies = rest
+    cut = train(LEVER, config, key, preferences.take(data, slice(7)), *policies)
+    whole = train(LEVER, config, key, preferences.prefix(data, 7), *policies)
+    assert_close(whole, cut, rtol=1e-3, atol=1e-4)
+    others = jax.tree.map(lambda leaf, other: jnp.concatenate([leaf[:7], other[7:]]), data, swap(pairs(13)))
+    assert_close(train(LEVER, config, key, preferences.prefix(others, 7), *policies), cut, rtol=1e-3, atol=1e-4)
+    # Their weight is what keeps them out.
+    assert abs(train(LEVER, config, key, data, *policies).metrics.loss[1:] - cut.metrics.loss[1:]).max() > 1e-2
+
+
+# --- seeds and hyperparameters ----------------------------------------------------------------------------------------
+
+BETAS = stack(CONFIG, dataclasses.replace(CONFIG, beta=1.0))
+
+
+def seeds(*numbers):
+    """(keys, preferences, init_params, ref_params) of these seeds."""
+    return (
+        keys(*numbers),
+        stack(*map(pairs, numbers)),
+        stack(*map(policy, numbers)),
+        stack(*(policy(100 + number) for number in numbers)),
+    )
+
+
+@pytest.fixture(scope="module")
+def two_by_two():
+    """Results of two betas [2] and two seeds [2]."""
+    return over_betas_and_seeds(LEVER, BETAS, *seeds(20, 21))
+
+
+def test_the_same_seeds_give_the_same_bytes(two_by_two):
+    assert_same_bytes(over_betas_and_seeds(LEVER, BETAS, *seeds(20, 21)), two_by_two)
+    args = LEVER, CONFIG, *lane(seeds(20), 0)
+    assert_same_bytes(train(*args), train(*args))
+
+
+def test_a_seed_does_not_depend_on_its_neighbours(two_by_two):
+    """Neither on the other seed, with pairs of other lengths, nor on the other beta."""
+    other = over_betas_and_seeds(LEVER, stack(CONFIG, dataclasses.replace(CONFIG, beta=3.0)), *seeds(20, 22))
+    assert_same_bytes(lane(lane(other, 0), 0), lane(lane(two_by_two, 0), 0))
+    assert abs(other.metrics.loss[1, 0, 1:] - two_by_two.metrics.loss[1, 0, 1:]).min() > 1e-3
+    assert abs(other.metrics.loss[0, 1, 1:] - two_by_two.metrics.loss[0, 1, 1:]).min() > 1e-4
+
+
+def test_vmap_over_betas_and_seeds_is_one_run_after_the_other(two_by_two):
+    for b in range(2):
+        for s in range(2):
+            alone = train(LEVER, lane(BETAS, b), *lane(seeds(20, 21), s))
+            assert_close(lane(lane(two_by_two, b), s), alone, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every.*got 10 and 3"),
+        ({"num_updates": 0}, "num_updates must be a multiple of eval_every.*got 0 and"),
+        ({"batch_size": -1}, "batch_size must be .*got -1"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        dpo.Config(**setting)

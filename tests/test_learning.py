@@ -1,0 +1,90 @@
+"""The whole chain, small: experts by REINFORCE, a hundred labelled pairs, then DPO and PPO-RLHF from pi2 with pi2 as
+the reference. Preferences alone must carry the policy past pi2.
+
+Over 24 other seeds the smallest gains were 32 (CartPole) and 38 (Acrobot) for DPO, 32 and 85 for PPO; the smallest
+accuracy was 0.91.
+"""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from helpers import keys, stack
+
+import jaxpref
+from jaxpref import dpo, ppo, preferences, reinforce, reward_model
+
+SEEDS = (1, 2)
+DPO = dpo.Config(num_updates=60, eval_every=60, eval_episodes=1, beta=0.3)
+REWARD_MODEL = reward_model.Config(num_updates=100)
+PPO = ppo.Config(num_updates=30, eval_every=30, eval_episodes=8)
+
+TASKS = {"cartpole": jaxpref.cartpole(), "acrobot": jaxpref.acrobot()}
+MARGIN = {"cartpole": 20, "acrobot": 25}
+
+
+@functools.cache
+def chain(name):
+    """Everything that the chain leaves behind, each with a leading axis of seeds."""
+    task = TASKS[name]
+    stage = jax.vmap(lambda key: jax.random.split(key, 6))(keys(*SEEDS))
+    experts = jax.jit(jax.vmap(reinforce.train, (None, None, 0)))(task, reinforce.Config(), stage[:, 0])
+
+    @jax.jit
+    @jax.vmap
+    def sample(pi1, pi2, key):
+        return preferences.split(jaxpref.sample_preferences(task, pi1, pi2, key, 150), 50)
+
+    train_pairs, heldout = sample(experts.pi1, experts.pi2, stage[:, 1])
+    by_dpo = jax.jit(jax.vmap(dpo.train, (None, None, 0, 0, 0, 0)))(
+        task, DPO, stage[:, 2], train_pairs, experts.pi2, experts.pi2
+    )
+    reward = jax.jit(jax.vmap(reward_model.train, (None, None, 0, 0)))(task, REWARD_MODEL, stage[:, 3], train_pairs)
+    by_ppo = jax.jit(jax.vmap(ppo.train, (None, None, 0, 0, 0, 0)))(
+        task, PPO, stage[:, 4], experts.pi2, experts.pi2, reward.params
+    )
+    policies = stack(experts.pi2, by_dpo.params, by_ppo.params)
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    @jax.vmap
+    def mean_return(params, key):
+        return jaxpref.evaluate(task, params, key, 100).mean()
+
+    @jax.jit
+    @jax.vmap
+    def accuracy(params, pairs):
+        scores = [jaxpref.trajectory_reward(params, side) for side in (pairs.chosen, pairs.rejected)]
+        return preferences.ranking_accuracy(*scores, pairs)
+
+    pi2, after_dpo, after_ppo = np.asarray(mean_return(policies, stage[:, 5]))
+    return SimpleNamespace(
+        experts=experts, pi2=pi2, dpo=after_dpo, ppo=after_ppo, accuracy=accuracy(reward.params, heldout)
+    )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_both_experts_are_trained(name):
+    experts = chain(name).experts
+    assert experts.pi1_reached.all()
+    assert experts.pi2_reached.all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_dpo_carries_every_seed_past_pi2(name):
+    result = chain(name)
+    assert (result.dpo > result.pi2 + MARGIN[name]).all(), (result.dpo, result.pi2)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_reward_model_ranks_episodes_that_it_has_not_seen(name):
+    """50 fresh pairs of each seed, ranked as their true returns are."""
+    assert (chain(name).accuracy > 0.8).all(), chain(name).accuracy
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_ppo_on_the_learned_reward_carries_every_seed_past_pi2(name):
+    result = chain(name)
+    assert (result.ppo > result.pi2 + MARGIN[name]).all(), (result.ppo, result.pi2)

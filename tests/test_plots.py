@@ -1,0 +1,197 @@
+"""Figures: what stands in the axes is what was handed over, read back from matplotlib's own objects."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")  # before pyplot: no window
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgba
+
+from jaxpref import plots
+
+
+@pytest.fixture
+def axes():
+    """Empty axes, gone after the test."""
+    figure, result = plt.subplots()
+    yield result
+    plt.close(figure)
+
+
+def band(axes):
+    """Of `curve`: (x, low, high), from the polygon that goes forth along one edge and back along the other."""
+    (polygon,) = axes.collections
+    vertices = polygon.get_paths()[0].vertices
+    x = np.unique(vertices[:, 0])
+    ends = [vertices[vertices[:, 0] == place, 1] for place in x]
+    return x, np.array([y.min() for y in ends]), np.array([y.max() for y in ends])
+
+
+def running_mean(row, width):
+    """A plain loop over the windows that lie inside."""
+    return np.array([row[i : i + width].mean() for i in range(len(row) - width + 1)])
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_percentiles(axes):
+    """Of 11 seeds the 10th and 90th percentiles are the second and the tenth in order."""
+    x, y = np.array([0.0, 5.0, 20.0]), np.random.default_rng(1).normal(size=(11, 3))
+    plots.curve(axes, x, y, "50 pairs", "#D55E00")
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), x)
+    np.testing.assert_allclose(line.get_ydata(), y.mean(axis=0), rtol=1e-12)
+    band_x, low, high = band(axes)
+    np.testing.assert_array_equal(band_x, x)
+    np.testing.assert_allclose(low, np.sort(y, axis=0)[1], rtol=1e-12)
+    np.testing.assert_allclose(high, np.sort(y, axis=0)[9], rtol=1e-12)
+
+
+def test_a_curve_has_its_label_once_and_its_colour_twice(axes):
+    plots.curve(axes, np.arange(3.0), np.ones((2, 3)), "50 pairs", "#D55E00")
+    _, labels = axes.get_legend_handles_labels()
+    assert labels == ["50 pairs"]
+    assert to_rgba(axes.get_lines()[0].get_color()) == to_rgba("#D55E00")
+    (face,) = axes.collections[0].get_facecolor()
+    assert tuple(face[:3]) == to_rgba("#D55E00")[:3]
+    assert face[3] < 0.5  # curves lie over each other
+
+
+@pytest.mark.parametrize("smooth", [2, 5])
+def test_smoothing_is_a_running_mean_of_each_seed(axes, smooth):
+    """Of each seed first, and percentiles of the smoothed seeds; x is the middle of each window."""
+    x, y = np.arange(1.0, 13.0), np.random.default_rng(2).normal(size=(4, 12))
+    plots.curve(axes, x, y, "", "black", smooth)
+    smoothed = np.stack([running_mean(row, smooth) for row in y])
+    (line,) = axes.get_lines()
+    np.testing.assert_allclose(line.get_xdata(), running_mean(x, smooth), rtol=1e-12)
+    np.testing.assert_allclose(line.get_ydata(), smoothed.mean(axis=0), rtol=1e-9, atol=1e-12)
+    by_numpy = np.convolve(y[0], np.ones(smooth) / smooth, mode="valid")
+    np.testing.assert_allclose(smoothed[0], by_numpy, rtol=1e-9, atol=1e-12)
+    _, low, high = band(axes)
+    np.testing.assert_allclose(low, np.percentile(smoothed, 10, axis=0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(high, np.percentile(smoothed, 90, axis=0), rtol=1e-9, atol=1e-12)
+
+
+def test_a_curve_shorter_than_its_window_is_still_one_curve_of_its_own_numbers(axes):
+    """Two updates and a window of five: nothing outside the data is drawn, neither values nor updates."""
+    y = np.array([[3.0, 5.0], [3.0, 5.0]])
+    plots.curve(axes, np.array([1.0, 2.0]), y, "", "black", smooth=5)
+    (line,) = axes.get_lines()
+    assert len(line.get_xdata()) > 0
+    assert 1 <= line.get_xdata().min() <= line.get_xdata().max() <= 2
+    assert 3 <= line.get_ydata().min() <= line.get_ydata().max() <= 5
+
+
+def test_the_curve_of_a_single_seed_is_that_seed(axes):
+    y = np.array([[1.0, 4.0, 2.0]])
+    plots.curve(axes, np.arange(3.0), y, "", "black")
+    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), y[0])
+    _, low, high = band(axes)
+    np.testing.assert_array_equal(low, high)
+
+
+def test_what_is_drawn_does_not_change_the_data(axes):
+    x, y = np.arange(6.0), np.random.default_rng(3).normal(size=(2, 6))
+    x_before, y_before = x.copy(), y.copy()
+    plots.curve(axes, x, y, "", "black", smooth=3)
+    np.testing.assert_array_equal(x, x_before)
+    np.testing.assert_array_equal(y, y_before)
+
+
+def test_a_level_runs_across_the_whole_width_at_its_value(axes):
+    plots.level(axes, -145.5, "pi1")
+    plots.level(axes, 0.0, "pi2", ":")
+    first, second = axes.get_lines()
+    np.testing.assert_array_equal(first.get_ydata(), [-145.5, -145.5])
+    np.testing.assert_array_equal(first.get_xdata(), [0, 1])  # of the axes, not of the data
+    assert (first.get_label(), second.get_label()) == ("pi1", "pi2")
+    assert (first.get_linestyle(), second.get_linestyle()) == ("--", ":")
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+NAMES = ["pi2", "pi1", "10\npairs"]
+PER_SEED = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
+INTERVALS = [(1.5, 5.0), (9.0, 12.0), (4.0, 7.0)]
+CENTRES = [2.75, 10.5, 4.0]
+COLOURS = ["#5B6770", "black", "#0072B2"]
+
+
+@pytest.fixture
+def policies(axes):
+    plots.policies(axes, NAMES, PER_SEED, INTERVALS, CENTRES, COLOURS)
+    return axes
+
+
+def scatters(axes):
+    """The clouds of points, one per policy, in order: those of the collections that have as many places as seeds."""
+    return [cloud for cloud in axes.collections if len(cloud.get_offsets()) == PER_SEED.shape[1]]
+
+
+def test_every_seed_is_a_point_at_its_policys_place(policies):
+    clouds = scatters(policies)
+    assert len(clouds) == 3
+    for place, (cloud, points, colour) in enumerate(zip(clouds, PER_SEED, COLOURS, strict=True)):
+        offsets = np.asarray(cloud.get_offsets())
+        np.testing.assert_array_equal(offsets[:, 1], points)
+        assert np.abs(offsets[:, 0] - place).max() < 0.5
+        assert len(set(offsets[:, 0])) == 4  # apart from each other, also where returns are equal
+        assert tuple(cloud.get_facecolor()[0][:3]) == to_rgba(colour)[:3]
+
+
+def test_the_centre_and_the_ends_of_its_interval_stand_beside_the_points(policies):
+    """Of each policy: a diamond at the centre, and a bar whose ends are the interval's, also where it is lopsided."""
+    diamonds = [line for line in policies.get_lines() if line.get_marker() == "D"]
+    assert len(diamonds) == len(policies.containers) == 3
+    for place, (diamond, bar) in enumerate(zip(diamonds, policies.containers, strict=True)):
+        np.testing.assert_array_equal(diamond.get_ydata(), [CENTRES[place]])
+        _, caps, (segments,) = bar.lines
+        ((_, low), (_, high)) = segments.get_segments()[0]
+        np.testing.assert_allclose([low, high], INTERVALS[place], rtol=1e-12)
+        np.testing.assert_allclose(sorted(cap.get_ydata()[0] for cap in caps), INTERVALS[place], rtol=1e-12)
+        where = float(np.squeeze(diamond.get_xdata()))
+        np.testing.assert_allclose(segments.get_segments()[0][:, 0], where)
+        points = np.asarray(scatters(policies)[place].get_offsets())[:, 0]
+        assert points.max() < where < place + 0.5
+
+
+def test_names_stand_below_their_policies(policies):
+    np.testing.assert_array_equal(policies.get_xticks(), [0, 1, 2])
+    assert [label.get_text() for label in policies.get_xticklabels()] == NAMES
+
+
+def test_the_same_data_draw_the_same_points(policies):
+    figure, again = plt.subplots()
+    plots.policies(again, NAMES, PER_SEED, INTERVALS, CENTRES, COLOURS)
+    for one, other in zip(scatters(policies), scatters(again), strict=True):
+        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+    plt.close(figure)
+
+
+def test_a_single_seed_is_one_point_at_its_return(axes):
+    plots.policies(axes, ["pi1"], np.array([[7.0]]), [(7.0, 7.0)], [7.0], ["black"])
+    (offset,) = np.asarray(axes.collections[0].get_offsets())
+    assert offset[1] == 7.0
+    assert abs(offset[0]) < 0.5
+
+
+def test_a_list_too_short_is_refused(axes):
+    with pytest.raises(ValueError, match="zip"):
+        plots.policies(axes, NAMES, PER_SEED, INTERVALS[:2], CENTRES, COLOURS)
+
+
+def test_colours_are_different_and_valid():
+    assert len({to_rgba(colour) for colour in (*plots.COLOURS, plots.GREY)}) == len(plots.COLOURS) + 1
+
+
+def test_the_style_is_one_that_matplotlib_knows():
+    """An unknown setting raises a KeyError here; settings are back to what they were afterwards."""
+    before = mpl.rcParams["font.size"]
+    with mpl.rc_context(plots.STYLE):
+        for name, value in plots.STYLE.items():
+            assert mpl.rcParams[name] == value
+    assert mpl.rcParams["font.size"] == before

@@ -1,0 +1,424 @@
+"""PPO-RLHF: its loss, its advantages, what it learns where the answer is known, and what it promises of seeds.
+
+`SIGN` has a reward of its own, which PPO must not follow: `sign_reward` pays for the opposite. With a reward model that
+looks at the action alone it is a bandit of two arms.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    SIGN,
+    assert_close,
+    assert_same_bytes,
+    clock,
+    constant_policy,
+    keys,
+    lane,
+    linear_policy,
+    numpy_policy,
+    sign_reward,
+    stack,
+)
+
+import jaxpref
+from jaxpref import ppo
+from jaxpref.rollout import Transition
+
+CONFIG = ppo.Config(
+    num_updates=20,
+    num_envs=8,
+    num_steps=16,
+    num_epochs=2,
+    num_minibatches=2,
+    eval_every=10,
+    learning_rate=0.02,
+    kl_coef=0.0,
+)
+
+train = jax.jit(ppo.train)
+over_seeds = jax.vmap(ppo.train, in_axes=(None, None, 0, 0, 0, 0))
+over_configs_and_seeds = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, None, None, None, None)))
+loss = jax.jit(ppo.loss_fn)
+loss_grad = jax.jit(jax.grad(ppo.loss_fn))
+advantages = jax.jit(ppo.advantages)
+
+
+def policy(seed, task):
+    return jaxpref.init_policy(jax.random.key(seed), task)
+
+
+def arms(action_0, action_1):
+    """A reward model that pays these for the two actions, whatever it sees."""
+    torso = {"kernel": jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), "bias": jnp.zeros(2)}
+    head = {"kernel": jnp.array([[action_0], [action_1]], jnp.float32), "bias": jnp.zeros(1)}
+    return {"params": {"torso": torso, "reward": head}}
+
+
+def probabilities(params, obs=(0.0,)):
+    return np.exp(numpy_policy(params, np.array(obs, np.float64))[0])
+
+
+def kl(p, q):
+    return (p * np.log(p / q)).sum(-1)
+
+
+# --- advantages -------------------------------------------------------------------------------------------------------
+
+
+def random_steps(rng, *shape, obs_size=4):
+    """Steps of streams in which one episode in five ends by termination and one in five by the time limit."""
+    terminated = rng.random(shape) < 0.2
+    return Transition(
+        obs=jnp.array(rng.normal(size=(*shape, obs_size)), jnp.float32),
+        action=jnp.array(rng.integers(2, size=shape), jnp.int32),
+        reward=jnp.array(rng.normal(size=shape), jnp.float32),
+        next_obs=jnp.array(rng.normal(size=(*shape, obs_size)), jnp.float32),
+        terminated=jnp.array(terminated),
+        done=jnp.array(terminated | (rng.random(shape) < 0.2)),
+        log_prob=jnp.array(-rng.exponential(size=shape), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
+def test_advantages_are_a_plain_loop_over_streams_and_steps(kl_penalty):
+    """The learned reward, in place of the true one, less the penalty where it is in the reward, times 1 - gamma. What
+    comes after a step: nothing after termination; after the time limit the value of the true next observation, and
+    no later step; else all steps up to the end of the stream."""
+    rng = np.random.default_rng(1)
+    steps, params = random_steps(rng, 3, 9), policy(1, jaxpref.cartpole())
+    assert steps.terminated.any()
+    assert (steps.done & ~steps.terminated).any()
+    ref_logits = jnp.array(rng.normal(size=(3, 9, 2)), jnp.float32)
+    reward = jnp.array(rng.normal(size=(3, 9)), jnp.float32)
+    gamma, gae_lambda, kl_coef = 0.9, 0.7, 0.3
+    config = ppo.Config(gamma=gamma, gae_lambda=gae_lambda, kl_coef=kl_coef, kl_penalty=kl_penalty)
+    advantage, target = advantages(config, params, ref_logits, reward, steps)
+
+    _, value = numpy_policy(params, np.float64(steps.obs))
+    _, next_value = numpy_policy(params, np.float64(steps.next_obs))
+    ref_log_probs = np.float64(ref_logits) - np.log(np.exp(np.float64(ref_logits)).sum(-1, keepdims=True))
+    for e in range(3):
+        for t in range(9):
+            expected, discount = 0.0, 1.0
+            for k in range(t, 9):
+                paid = float(reward[e, k])
+                if kl_penalty == "reward":
+                    paid -= kl_coef * (float(steps.log_prob[e, k]) - ref_log_probs[e, k, int(steps.action[e, k])])
+                following = 0.0 if steps.terminated[e, k] else next_value[e, k]
+                expected += discount * ((1 - gamma) * paid + gamma * following - value[e, k])
+                discount *= gamma * gae_lambda
+                if steps.done[e, k]:
+                    break
+            np.testing.assert_allclose(advantage[e, t], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(target[e, t], expected + value[e, t], rtol=1e-4, atol=1e-5)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
+def test_the_loss_is_a_plain_loop_over_steps(kl_penalty):
+    rng = np.random.default_rng(2)
+    params, old = policy(2, jaxpref.cartpole()), policy(3, jaxpref.cartpole())
+    steps = random_steps(rng, 40)
+    old_log_probs, _ = numpy_policy(old, np.float64(steps.obs))
+    steps = steps.replace(log_prob=jnp.float32(old_log_probs[np.arange(40), steps.action]))
+    ref_logits, advantage, target = rng.normal(size=(40, 2)), rng.normal(size=40), rng.normal(size=40)
+    config = ppo.Config(clip_eps=0.1, vf_coef=0.7, ent_coef=0.3, kl_coef=0.6, kl_penalty=kl_penalty)
+    batch = ppo.Batch(steps, *(jnp.float32(array) for array in (ref_logits, advantage, target)))
+
+    normalised = (advantage - advantage.mean()) / advantage.std()
+    log_probs, value = numpy_policy(params, np.float64(steps.obs))
+    total, clipped = 0.0, 0
+    for i in range(40):
+        p = np.exp(log_probs[i])
+        ratio = p[steps.action[i]] / np.exp(old_log_probs[i, steps.action[i]])
+        clipped += abs(ratio - 1) > 0.1
+        total -= min(ratio * normalised[i], np.clip(ratio, 0.9, 1.1) * normalised[i])
+        total += 0.7 * 0.5 * (value[i] - target[i]) ** 2 + 0.3 * (p * log_probs[i]).sum()
+        if kl_penalty == "loss":
+            ref = np.exp(ref_logits[i]) / np.exp(ref_logits[i]).sum()
+            total += 0.6 * kl(ref, p)
+    np.testing.assert_allclose(loss(params, config, batch), total / 40, rtol=1e-4)
+    assert 0 < clipped < 40
+
+
+def four_steps(params, actions=(0, 1, 1, 1)):
+    """The exact expectation, over its actions, of a policy of (1/4, 3/4); every step is an episode."""
+    log_probs, _ = numpy_policy(params, np.zeros(1))
+    actions, nothing, last = np.array(actions), jnp.zeros((4, 1)), jnp.ones(4, bool)
+    log_prob = jnp.float32(log_probs[actions])
+    return Transition(nothing, jnp.int32(actions), jnp.zeros(4), nothing, last, last, log_prob)
+
+
+POLICY, REFERENCE = np.array([0.25, 0.75]), np.array([0.6, 0.4])
+
+
+def test_the_gradient_of_the_penalty_in_the_loss():
+    """With advantages of zero it is all there is: kl_coef * d KL(ref || pi) / d logits = kl_coef * (pi - ref)."""
+    params = constant_policy(SIGN, POLICY)
+    config = ppo.Config(kl_penalty="loss", kl_coef=0.3, vf_coef=0.0)
+    batch = ppo.Batch(four_steps(params), jnp.tile(jnp.log(REFERENCE), (4, 1)), jnp.zeros(4), jnp.zeros(4))
+    grads = loss_grad(params, config, batch)
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], 0.3 * (POLICY - REFERENCE), rtol=1e-5)
+
+
+def test_the_gradient_of_the_penalty_in_the_reward():
+    """With nothing else to earn: d KL(pi || ref) / d logit_a = pi_a (log(pi_a / ref_a) - KL), in units of the
+    advantages' deviation, which is that of the log-ratio: kl_coef cancels."""
+    params = constant_policy(SIGN, POLICY)
+    config = ppo.Config(kl_penalty="reward", kl_coef=0.3, vf_coef=0.0)
+    steps, ref_logits = four_steps(params), jnp.tile(jnp.log(REFERENCE), (4, 1))
+    as_stream = jax.tree.map(lambda leaf: leaf[None], steps)
+    advantage, target = advantages(config, params, ref_logits[None], jnp.zeros((1, 4)), as_stream)
+    grads = loss_grad(params, config, ppo.Batch(steps, ref_logits, advantage[0], target[0]))
+    log_ratio = np.log(POLICY / REFERENCE)
+    deviation = np.sqrt((POLICY * (log_ratio - kl(POLICY, REFERENCE)) ** 2).sum())
+    expected = POLICY * (log_ratio - kl(POLICY, REFERENCE)) / deviation
+    np.testing.assert_allclose(grads["params"]["policy"]["bias"], expected, rtol=1e-4)
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+    """(3, 4) has norm 5 and is cut to (0.3, 0.4); Adam's first moment takes a tenth of that. (0.03, 0.04) stays."""
+    config = ppo.Config(max_grad_norm=0.5)
+    for grads, expected in (([3.0, 4.0], [0.03, 0.04]), ([0.03, 0.04], [0.003, 0.004])):
+        optimiser = ppo.optimiser(config)
+        _, state = optimiser.update(jnp.array(grads), optimiser.init(jnp.zeros(2)))
+        moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
+        np.testing.assert_allclose(moments[0], expected, rtol=1e-5)
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+COUNTING = clock(shortest=10, longest=10, horizon=10)
+"""Episodes of ten steps that show the time, 0 to 9, and return 1 + 2 + .. + 10 = 55."""
+
+
+def reward_of_time(values):
+    """A reward model on `COUNTING` that pays values[t] at time t: linear between, by one ReLU(t - k) per k."""
+    slopes = np.diff(values)
+    torso = np.zeros((5, len(slopes)))
+    torso[0] = 1
+    head = np.diff(slopes, prepend=0)[:, None]
+    return {
+        "params": {
+            "torso": {"kernel": jnp.float32(torso), "bias": -jnp.arange(len(slopes), dtype=jnp.float32)},
+            "reward": {"kernel": jnp.float32(head), "bias": jnp.float32(values[:1])},
+        }
+    }
+
+
+PAID = 2.0 ** (np.arange(10) / 2)
+"""Their squares are 1, 2, 4, .. 512: a sum of some tells which."""
+
+
+@pytest.fixture(scope="module")
+def without_learning():
+    """(metrics, policy, reference) of eight updates, each of one whole episode in two passes of three minibatches,
+    with a learning rate of zero."""
+    config = ppo.Config(
+        num_updates=8,
+        num_envs=1,
+        num_steps=10,
+        num_epochs=2,
+        num_minibatches=3,
+        eval_every=4,
+        eval_episodes=3,
+        learning_rate=0.0,
+        gamma=0.0,
+        kl_coef=0.0,
+        vf_coef=2.0,
+    )
+    params = linear_policy(COUNTING, [[0.1, 0.0], [0, 0], [0, 0]], [0.0, 0.3])
+    ref_params = linear_policy(COUNTING, [[0.0, 0.4], [0, 0], [0, 0]], [0.5, 0.0])
+    result = train(COUNTING, config, jax.random.key(4), params, ref_params, reward_of_time(PAID))
+    assert_same_bytes(result.params, params)
+    return result.metrics, params, ref_params
+
+
+def test_the_metrics_of_an_update_are_exact_means_over_the_steps_played(without_learning):
+    """KL(pi || ref), entropy, and the reward as the model gives it, each a mean over the times 0 to 9."""
+    metrics, params, ref_params = without_learning
+    obs = np.stack([np.arange(10), np.zeros(10), np.zeros(10)], axis=1)
+    p, ref = probabilities(params, obs), probabilities(ref_params, obs)
+    np.testing.assert_allclose(metrics.kl, np.full(8, kl(p, ref).mean()), rtol=1e-4)
+    assert abs(kl(p, ref).mean() - kl(ref, p).mean()) > 0.01
+    np.testing.assert_allclose(metrics.entropy, np.full(8, -(p * np.log(p)).sum(-1).mean()), rtol=1e-4)
+    np.testing.assert_allclose(metrics.learned_reward, np.full(8, PAID.mean()), rtol=1e-4)
+
+
+def test_the_evaluations_report_whole_episodes(without_learning):
+    metrics, _, _ = without_learning
+    np.testing.assert_allclose(metrics.true_return, [55, 55])
+    np.testing.assert_allclose(metrics.learned_return, [PAID.sum()] * 2, rtol=1e-4)
+
+
+def test_three_minibatches_of_ten_steps_leave_one_out_another_in_every_pass(without_learning):
+    """At gamma 0, a value of 0 and vf_coef 2, the loss of a step is the square of its reward in units of the mean
+    reward, and the policy's loss is a mean of normalised advantages, zero. Two passes over the ten steps would sum to
+    2 * (1 + 2 + .. + 512); what is missing are two powers of 2."""
+    metrics, _, _ = without_learning
+    missing = 2 * 1023 - np.asarray(metrics.loss, np.float64) * (2 * 9) * PAID.mean() ** 2
+    np.testing.assert_allclose(missing, missing.round(), atol=0.05)
+    assert (missing.round() > 0).all()
+    steps_left_out = [int(number).bit_count() for number in missing.round()]
+    assert set(steps_left_out) <= {1, 2}  # 1: the same step twice
+    assert steps_left_out.count(2) >= 5
+    assert len(set(missing.round())) >= 4
+
+
+def test_the_size_of_a_reward_is_its_mean_magnitude_over_the_steps_played():
+    """Episodes of three of ten steps, paid 3, -1 and 8: (3 + 1 + 8) / 3 = 4, and nothing for the steps never played; 1
+    where the reward is zero."""
+    task, params = clock(shortest=3, longest=3, horizon=10), policy(5, COUNTING)
+    size = jax.jit(ppo.reward_magnitude)
+    config, key, values = ppo.Config(eval_episodes=2), jax.random.key(5), [3, -1, 8, 100, 100, 100, 100, 100, 100, 100]
+    np.testing.assert_allclose(size(task, config, key, params, reward_of_time(values)), 4, rtol=1e-4)
+    assert size(task, config, key, params, reward_of_time(np.zeros(10))) == 1
+
+
+# --- what it learns ---------------------------------------------------------------------------------------------------
+
+
+def bandit_run(seed, reward_params, init=(0.5, 0.5), ref=(0.5, 0.5), **settings):
+    """The result of `CONFIG` from and towards policies with these probabilities, which can learn nothing but other
+    probabilities: their torso is dead."""
+    policies = constant_policy(SIGN, np.array(init)), constant_policy(SIGN, np.array(ref))
+    config = dataclasses.replace(CONFIG, **({"learning_rate": 0.1} | settings))
+    return train(SIGN, config, jax.random.key(seed), *policies, reward_params)
+
+
+def test_it_learns_to_read_the_observation(two_by_two):
+    """The right action is the sign of a number between -1 and 1; the environment pays for the other."""
+    result = lane(lane(two_by_two, 0), 0)
+    for number in (-0.9, -0.6, 0.6, 0.9):
+        assert probabilities(result.params, [number])[int(number > 0)] > 0.9, number
+    # E|obs| = 1/2, paid for in each of 10 steps; half of that is what a coin earns.
+    assert result.metrics.learned_return[-1] > 4
+    np.testing.assert_allclose(result.metrics.true_return, -result.metrics.learned_return, rtol=1e-4)
+    assert result.metrics.true_return.shape == (2,)
+
+
+def test_it_learns_the_arm_that_pays():
+    """Metrics of an update are of the policy that played: in the first, of the reference."""
+    result = bandit_run(6, arms(1, -1))
+    assert probabilities(result.params)[0] > 0.97
+    assert result.metrics.learned_return[-1] > 8
+    assert abs(result.metrics.kl[0]) < 1e-6
+    assert result.metrics.kl[1] > 1e-3
+    np.testing.assert_allclose(result.metrics.entropy[0], np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_the_penalty_in_the_reward_has_its_optimum_where_theory_says(seed):
+    """pi(a) ~ ref(a) exp(reward(a) / kl_coef), with rewards of 5 and -5 that in units of their size are 1 and -1: a
+    kl_coef of 2 and a reference of (0.2, 0.8) give odds of e / 4 = 0.68, so 0.405 for action 0."""
+    result = bandit_run(seed, arms(5, -5), init=(0.6, 0.4), ref=(0.2, 0.8), kl_coef=2.0, learning_rate=0.03)
+    assert abs(probabilities(result.params)[0] - np.e / (np.e + 4)) < 0.07
+
+
+@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
+def test_a_heavy_penalty_keeps_the_policy_at_the_reference(kl_penalty):
+    """Without it the probability goes from 0.2 to near 1."""
+    settings = {"kl_penalty": kl_penalty, "init": (0.2, 0.8), "ref": (0.2, 0.8)}
+    held = bandit_run(10, arms(1, -1), kl_coef=300.0, learning_rate=0.03, **settings)
+    assert abs(probabilities(held.params)[0] - 0.2) < 0.08
+    free = bandit_run(10, arms(1, -1), kl_coef=0.0, **settings)
+    assert probabilities(free.params)[0] > 0.9
+
+
+@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
+def test_without_a_reward_the_policy_approaches_the_reference(kl_penalty):
+    settings = {"kl_penalty": kl_penalty, "init": (0.9, 0.1), "ref": (0.2, 0.8)}
+    result = bandit_run(11, arms(0, 0), kl_coef=10.0, learning_rate=0.05, **settings)
+    start = kl(np.array([0.9, 0.1]), np.array([0.2, 0.8]))
+    np.testing.assert_allclose(result.metrics.kl[0], start, rtol=1e-4)
+    assert kl(probabilities(result.params), np.array([0.2, 0.8])) < 0.05 * start
+    assert (result.metrics.learned_return == 0).all()
+
+
+def test_a_rewards_scale_changes_nothing_but_the_learned_returns():
+    """Eight times the reward, exact in floating point, with a penalty beside it: the same bytes."""
+    one = bandit_run(12, arms(0.7, -0.4), kl_coef=0.5)
+    eight = bandit_run(12, arms(8 * np.float32(0.7), 8 * np.float32(-0.4)), kl_coef=0.5)
+    assert_same_bytes(eight.params, one.params)
+    for name in ("loss", "entropy", "kl", "true_return"):
+        assert_same_bytes(getattr(eight.metrics, name), getattr(one.metrics, name))
+    for name in ("learned_reward", "learned_return"):
+        np.testing.assert_allclose(getattr(eight.metrics, name), 8 * getattr(one.metrics, name), rtol=1e-5)
+
+
+def test_a_time_limit_is_not_an_end():
+    """A reward of 1 for ever is worth (1 - gamma) / (1 - gamma) = 1, although every episode stops after ten steps.
+    Taken for an end, the limit would leave 1 - 0.9^n with n steps to go: 0.41 in the mean over n = 1..10."""
+    result = bandit_run(13, arms(1, 1), gamma=0.9, vf_coef=1.0)
+    _, value = numpy_policy(result.params, np.zeros(1))
+    assert abs(value - 1) < 0.1
+
+
+# --- seeds and hyperparameters ----------------------------------------------------------------------------------------
+
+CONFIGS = stack(CONFIG, dataclasses.replace(CONFIG, kl_coef=1.0, gamma=0.5))
+
+
+def seeds(*numbers):
+    """(keys, init_params, ref_params, reward_params) of these seeds."""
+    return (
+        keys(*numbers),
+        stack(*(policy(number, SIGN) for number in numbers)),
+        stack(*(policy(100 + number, SIGN) for number in numbers)),
+        stack(*([sign_reward(), arms(1, -1)][number % 2] for number in numbers)),
+    )
+
+
+@pytest.fixture(scope="module")
+def two_by_two():
+    """Results of two configs [2] and two seeds [2]."""
+    return over_configs_and_seeds(SIGN, CONFIGS, *seeds(20, 21))
+
+
+def test_the_same_seeds_give_the_same_bytes(two_by_two):
+    assert_same_bytes(over_configs_and_seeds(SIGN, CONFIGS, *seeds(20, 21)), two_by_two)
+    args = SIGN, CONFIG, *lane(seeds(20), 0)
+    assert_same_bytes(train(*args), train(*args))
+
+
+def test_a_seed_does_not_depend_on_its_neighbours(two_by_two):
+    """Neither on the other seed, with another reward model, nor on the other learning rate."""
+    configs = stack(CONFIG, dataclasses.replace(CONFIG, learning_rate=0.1))
+    other = over_configs_and_seeds(SIGN, configs, *seeds(20, 23))
+    assert_same_bytes(lane(lane(other, 0), 0), lane(lane(two_by_two, 0), 0))
+    assert abs(other.metrics.loss[1, 0] - two_by_two.metrics.loss[1, 0]).max() > 1e-2
+    assert abs(other.metrics.loss[0, 1] - two_by_two.metrics.loss[0, 1]).max() > 1e-2
+
+
+def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
+    for c in range(2):
+        for s in range(2):
+            alone = train(SIGN, lane(CONFIGS, c), *lane(seeds(20, 21), s))
+            assert_close(lane(lane(two_by_two, c), s), alone, rtol=1e-3, atol=1e-3)
+    assert abs(two_by_two.metrics.loss[0] - two_by_two.metrics.loss[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every.*got 10 and 3"),
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"num_steps": -1}, "num_steps must be at least 1, got -1"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
+        (
+            {"num_envs": 2, "num_steps": 3, "num_minibatches": 7},
+            r"7 minibatches do not fit into 2 environments \* 3 steps",
+        ),
+        ({"kl_penalty": "both"}, "kl_penalty must be one of .*reward.*loss.*got 'both'"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        ppo.Config(**setting)

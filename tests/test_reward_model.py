@@ -1,0 +1,240 @@
+"""The reward model: its loss, the updates of a whole run, what it learns, and what it promises of seeds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    LEVER,
+    assert_close,
+    assert_same_bytes,
+    keys,
+    lane,
+    numpy_reward,
+    random_preferences,
+    random_trajectories,
+    spoil_pairs,
+    stack,
+)
+
+import jaxpref
+from jaxpref import networks, preferences, reward_model
+from jaxpref.types import Preferences
+
+LN2 = np.log(2)
+NUM_PAIRS, HORIZON = 12, 30
+CONFIG = reward_model.Config(num_updates=6, batch_size=8, learning_rate=0.02, weight_decay=0.1)
+FULL_BATCH = dataclasses.replace(CONFIG, batch_size=0)
+
+train = jax.jit(reward_model.train)
+over_seeds = jax.vmap(reward_model.train, in_axes=(None, None, 0, 0))
+over_configs_and_seeds = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, None, None)))
+prepare = jax.jit(reward_model.prepare)
+loss = jax.jit(reward_model.loss_fn)
+loss_grad = jax.jit(jax.grad(reward_model.loss_fn, has_aux=True))
+
+
+def model(seed, task=LEVER):
+    """A reward model whose head is not zero."""
+    params = jaxpref.init_reward(jax.random.key(seed), task)
+    head = np.random.default_rng(seed).normal(size=65) / 5
+    params["params"]["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
+    return params
+
+
+def pairs(seed, obs_size=1):
+    return random_preferences(np.random.default_rng(seed), NUM_PAIRS, HORIZON, obs_size=obs_size)
+
+
+def swap(pairs):
+    return pairs.replace(chosen=pairs.rejected, rejected=pairs.chosen)
+
+
+EVERYTHING = jnp.arange(NUM_PAIRS)
+ALIKE = jnp.ones(NUM_PAIRS)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def numpy_return(params, trajectory, i):
+    """Learned return of the i-th trajectory, step by step."""
+    total = 0.0
+    for t in range(trajectory.mask.shape[1]):
+        if trajectory.mask[i, t]:
+            total += numpy_reward(params, np.float64(trajectory.obs[i, t]), int(trajectory.action[i, t]))
+    return total
+
+
+def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
+    """Weights that differ, a pair of weight zero, a pair named twice."""
+    data, params = pairs(1, obs_size=4), model(1, jaxpref.cartpole())
+    index, weight = [4, 0, 7, 7, 11], [1.0, 0.5, 2.0, 0.25, 0.0]
+    total = dict.fromkeys(["loss", "margin", "accuracy"], 0.0)
+    for i, w in zip(index, weight, strict=True):
+        margin = numpy_return(params, data.chosen, i) - numpy_return(params, data.rejected, i)
+        total["loss"] -= w * np.log(1 / (1 + np.exp(-margin)))
+        total["margin"] += w * margin
+        total["accuracy"] += w * (margin > 0)
+    value, metrics = loss(params, prepare(data), jnp.array(index), jnp.array(weight))
+    np.testing.assert_allclose(value, total["loss"] / 3.75, rtol=1e-4)
+    for name, expected in total.items():
+        np.testing.assert_allclose(getattr(metrics, name), expected / 3.75, rtol=1e-4, err_msg=name)
+    assert 0 < total["accuracy"] < 3.75
+
+
+def test_swapping_chosen_and_rejected_negates_the_margin():
+    """And the loss grows by it: softplus(m) - softplus(-m) = m."""
+    _, as_labelled = loss(model(2), prepare(pairs(2)), EVERYTHING, ALIKE)
+    _, swapped = loss(model(2), prepare(swap(pairs(2))), EVERYTHING, ALIKE)
+    np.testing.assert_allclose(swapped.margin, -as_labelled.margin, rtol=1e-4)
+    np.testing.assert_allclose(swapped.accuracy, 1 - as_labelled.accuracy, rtol=1e-5)
+    np.testing.assert_allclose(swapped.loss, as_labelled.loss + as_labelled.margin, rtol=1e-4)
+    assert abs(as_labelled.margin) > 0.1
+
+
+def test_a_fresh_model_is_undecided_and_learns_lengths_first():
+    """Its head is zero, so the loss is ln 2 and its slope in each margin -1/2. In the head's bias that is -1/2 for
+    every step of the chosen and +1/2 for every step of the rejected; in the torso, behind a head of zero, nothing."""
+    data, weight = pairs(3), jnp.array([2.0, 0.5, 0.0] * 4)
+    fresh = jaxpref.init_reward(jax.random.key(3), LEVER)
+    grads, metrics = loss_grad(fresh, prepare(data), EVERYTHING, weight)
+    np.testing.assert_allclose(metrics.loss, LN2, rtol=1e-6)
+    assert (metrics.margin, metrics.accuracy) == (0, 0)
+    longer = np.asarray(data.chosen.mask.sum(-1) - data.rejected.mask.sum(-1))
+    np.testing.assert_allclose(
+        grads["params"]["reward"]["bias"], [-0.5 * np.average(longer, weights=weight)], rtol=1e-5
+    )
+    assert not np.asarray(grads["params"]["torso"]["kernel"]).any()
+    np.testing.assert_allclose(train(LEVER, CONFIG, jax.random.key(3), data).metrics.loss[0], LN2, rtol=1e-6)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_full_batch_training_is_an_adamw_loop_over_all_pairs():
+    """The parameters after the last update, and in every update the metrics from before the step. Where training
+    starts is what it returns at a learning rate of zero."""
+    weight = jnp.array([2.0, 0.5, 0.0, 1.0] * 3)
+    data, key = pairs(4).replace(weight=weight), jax.random.key(4)
+    params = train(LEVER, dataclasses.replace(FULL_BATCH, learning_rate=0.0), key, data).params
+    adamw = optax.adamw(0.02, weight_decay=0.1)
+
+    def plain_loss(params):
+        margin = networks.trajectory_reward(params, data.chosen) - networks.trajectory_reward(params, data.rejected)
+        mean = [(weight * leaf).sum() / weight.sum() for leaf in (-jax.nn.log_sigmoid(margin), margin, margin > 0)]
+        return mean[0], jnp.stack(mean)
+
+    @jax.jit
+    def step(params, opt_state):
+        grads, before = jax.grad(plain_loss, has_aux=True)(params)
+        updates, opt_state = adamw.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, before
+
+    opt_state, expected = adamw.init(params), []
+    for _ in range(6):
+        params, opt_state, before = step(params, opt_state)
+        expected.append(before)
+    result = train(LEVER, FULL_BATCH, key, data)
+    assert_close(result.params, params, rtol=1e-3, atol=1e-4)
+    metrics = result.metrics
+    reported = np.transpose([metrics.loss, metrics.margin, metrics.accuracy])
+    np.testing.assert_allclose(reported, expected, rtol=1e-3, atol=1e-4)
+    assert metrics.loss.shape == (6,)
+
+
+def labelled_by_a_linear_reward(seed, num_pairs):
+    """Pairs that a reward of 2 obs_0 - obs_1 + (1 for action 1, -1 for action 0) ranks without an error."""
+    rng = np.random.default_rng(seed)
+    sides = [random_trajectories(rng, rng.integers(1, 11, num_pairs), horizon=10) for _ in range(2)]
+    sides = [
+        side.replace(reward=jnp.where(side.mask, 2 * side.obs[..., 0] - side.obs[..., 1] + 2 * side.action - 1.0, 0.0))
+        for side in sides
+    ]
+    first, second = (side.reward.sum(-1) for side in sides)
+
+    def choose(one, other):
+        return jnp.where((first > second).reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+    chosen, rejected = jax.tree.map(choose, *sides), jax.tree.map(choose, *reversed(sides))
+    return Preferences(chosen, rejected, jnp.ones(num_pairs), jnp.ones(num_pairs))
+
+
+def test_it_ranks_pairs_that_it_has_not_seen():
+    """200 pairs of a linear reward to learn from, 500 others to rank."""
+    config = reward_model.Config(num_updates=100, batch_size=32, learning_rate=1e-2)
+    params = train(jaxpref.cartpole(), config, jax.random.key(5), labelled_by_a_linear_reward(5, 200)).params
+    heldout = labelled_by_a_linear_reward(6, 500)
+    scores = [networks.trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
+    assert preferences.ranking_accuracy(*scores, heldout) > 0.9
+
+
+@pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])
+def test_garbage_beyond_the_mask_changes_not_a_bit(config):
+    clean = train(LEVER, config, jax.random.key(7), pairs(7))
+    assert_same_bytes(train(LEVER, config, jax.random.key(7), spoil_pairs(pairs(7))), clean)
+    assert np.isfinite(clean.metrics.loss).all()
+
+
+@pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])
+def test_pairs_of_weight_zero_change_nothing(config):
+    """Seven pairs of twelve, the others with weight zero, are a dataset of seven; whatever the others contain."""
+    key, data = jax.random.key(9), pairs(9)
+    cut = train(LEVER, config, key, preferences.take(data, slice(7)))
+    assert_close(train(LEVER, config, key, preferences.prefix(data, 7)), cut, rtol=1e-3, atol=1e-4)
+    others = jax.tree.map(lambda leaf, other: jnp.concatenate([leaf[:7], other[7:]]), data, swap(pairs(10)))
+    assert_close(train(LEVER, config, key, preferences.prefix(others, 7)), cut, rtol=1e-3, atol=1e-4)
+    # Their weight is what keeps them out.
+    assert abs(train(LEVER, config, key, data).metrics.loss[1:] - cut.metrics.loss[1:]).max() > 1e-2
+
+
+# --- seeds and hyperparameters ----------------------------------------------------------------------------------------
+
+CONFIGS = stack(CONFIG, dataclasses.replace(CONFIG, learning_rate=0.05, weight_decay=0.0))
+
+
+def seeds(*numbers):
+    """(keys, preferences) of these seeds."""
+    return keys(*numbers), stack(*map(pairs, numbers))
+
+
+@pytest.fixture(scope="module")
+def two_by_two():
+    """Results of two configs [2] and two seeds [2]."""
+    return over_configs_and_seeds(LEVER, CONFIGS, *seeds(20, 21))
+
+
+def test_the_same_seeds_give_the_same_bytes(two_by_two):
+    assert_same_bytes(over_configs_and_seeds(LEVER, CONFIGS, *seeds(20, 21)), two_by_two)
+    args = LEVER, CONFIG, *lane(seeds(20), 0)
+    assert_same_bytes(train(*args), train(*args))
+
+
+def test_a_seed_does_not_depend_on_its_neighbours(two_by_two):
+    """Neither on the other seed, with pairs of other lengths, nor on the other learning rate."""
+    other = over_configs_and_seeds(LEVER, stack(CONFIG, dataclasses.replace(CONFIG, learning_rate=0.1)), *seeds(20, 22))
+    assert_same_bytes(lane(lane(other, 0), 0), lane(lane(two_by_two, 0), 0))
+    assert abs(other.metrics.loss[1, 0, 1:] - two_by_two.metrics.loss[1, 0, 1:]).min() > 1e-4
+    assert abs(other.metrics.loss[0, 1, 1:] - two_by_two.metrics.loss[0, 1, 1:]).min() > 1e-4
+
+
+def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
+    for c in range(2):
+        for s in range(2):
+            alone = train(LEVER, lane(CONFIGS, c), *lane(seeds(20, 21), s))
+            assert_close(lane(lane(two_by_two, c), s), alone, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be .*got -1"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        reward_model.Config(**setting)
