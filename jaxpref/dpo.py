@@ -3,8 +3,9 @@
     loss = mean over pairs of -log sigmoid(beta * [log pi/ref (chosen) - log pi/ref (rejected)])
 
 (Rafailov et al., 2023), with log pi of a trajectory the sum over its steps: the environment's own transition
-probabilities are the same for policy and reference and cancel. Labels are smoothed a little by default, without
-which a few pairs are fitted until the policy has drifted off: see `losses.conservative_dpo`.
+probabilities are the same for policy and reference and cancel. Labels are smoothed a little by default: without it,
+updates go on to widen the margins of pairs that are ranked right already, and the policy drifts off (see
+`losses.conservative_dpo`).
 """
 
 from __future__ import annotations
