@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -118,8 +119,11 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"--out {folder}: no permission to write into this folder")
 
 
-def run(settings: Settings, console: Console, start: float) -> dict[str, Any]:
-    """Run one experiment, write its results, print its report, and return its summary. `start`: when it began."""
+def run(settings: Settings, console: Console, start: float) -> None:
+    """Run one experiment, write its results and print its report. `start`: when it began.
+
+    Of several processes the first one writes and prints.
+    """
     # Imported here, so that --help and a wrong flag answer at once.
     from experiments import pipeline, report, stages
     from jaxpref import store, tasks
@@ -129,6 +133,8 @@ def run(settings: Settings, console: Console, start: float) -> dict[str, Any]:
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
     timer = stages.Stages(console)
     outcome = pipeline.run(settings, task, timer)
+    if not stages.is_first():
+        return
     summary = report.summarise(settings, outcome)
     paths = report.save_arrays(settings, outcome, settings.out)
     paths += report.figures(settings, outcome, summary, settings.out)
@@ -139,25 +145,37 @@ def run(settings: Settings, console: Console, start: float) -> dict[str, Any]:
         "total_s": time.perf_counter() - start,
         "stages": {name: dataclasses.asdict(stage) for name, stage in timer.times.items()},
     }
+    summary["peak_memory_gib"] = peak_memory_gib()
     store.save_json(settings.out / "summary.json", summary)
     report.print_report(console, summary, [settings.out / "summary.json", *paths], settings.out)
-    return summary
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process has held so far, in GiB; on an accelerator, the host's share of it."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def main(task: str | None = None, method: str | None = None, argv: Sequence[str] | None = None) -> None:
     """One experiment as a program."""
     with exit_codes():
         settings = parse(sys.argv[1:] if argv is None else argv, task, method)
-        check_folder(settings.out)
-        set_up(settings)
-        run(settings, Console(), START)
+        console = set_up([settings])
+        run(settings, console, START)
 
 
-def set_up(settings: Settings) -> None:
-    """Prepare JAX, before its first use."""
+def set_up(studies: Sequence[Settings]) -> Console:
+    """Make the folders, prepare JAX before its first use, and return where to print."""
+    first = studies[0]
+    if first.process == 0:
+        for settings in studies:
+            check_folder(settings.out)
     from experiments import stages
 
-    stages.set_up_jax(settings.devices)
+    stages.set_up_jax(first.devices)
+    if first.processes != 1:
+        stages.join_processes(first.coordinator, first.processes, first.process)
+    return Console(quiet=first.processes != 1 and not stages.is_first())
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,15 +19,15 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from experiments.settings import Settings
-from experiments.stages import Stages
+from experiments.stages import Stages, gather, share
 from jaxpref import annotators, dpo, ppo, preferences, reinforce, reward_model
 from jaxpref.networks import trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Preferences, Scalar
 
-BATCH_BYTES = 3e9
-"""Preference data held at once; more seeds than that are run in batches."""
+BATCH_BYTES = 1e9
+"""Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
 
 
 class Keys(NamedTuple):
@@ -67,18 +68,22 @@ class Outcome:
 
 
 def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
-    """The whole experiment, in as many batches of seeds as memory asks for."""
-    seeds = np.asarray(settings.seeds, np.uint32)
-    batches = np.array_split(seeds, -(-len(seeds) // batch_size(settings, task)))
+    """The whole experiment: this process's share of the seeds, in as many batches as memory asks for."""
+    seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
+    num_batches = math.ceil(len(seeds) / (settings.batch_seeds or batch_seeds(settings, task)))
+    # All of one size, the last filled up with seeds of the first: one program serves all.
+    batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
+    stages.rehearse(lambda: run_batch(settings, task, stages, batches[0]))
     outcomes = [run_batch(settings, task, stages, batch) for batch in batches]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outcomes)
+    own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
+    return gather(own, len(settings.seeds))
 
 
-def batch_size(settings: Settings, task: Task) -> int:
-    """Seeds whose preference data, two copies of it, fit into `BATCH_BYTES`; at least one."""
+def batch_seeds(settings: Settings, task: Task) -> int:
+    """Seeds whose preference data, of each a few copies, fit into `BATCH_BYTES`; at least one."""
     num_trajectories = 2 * (max(settings.num_pairs) + settings.num_heldout)
     bytes_per_step = 4 * (2 * task.obs_size + 3)
-    return max(1, int(BATCH_BYTES / (2 * num_trajectories * task.horizon * bytes_per_step)))
+    return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
 
 
 def run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray) -> Outcome:

@@ -43,6 +43,15 @@ class Settings:
     """Also write the preference datasets, one file per seed."""
     devices: int = 0
     """CPU devices that seeds are spread over; 0: one for each core. Without effect where there is an accelerator."""
+    batch_seeds: int = 0
+    """Seeds held in memory at once, the others wait their turn; 0: as many as fit."""
+    processes: int = 1
+    """Processes that share the seeds, each started with the same flags but for --process; 0: as the launcher says
+    (Slurm, Open MPI). The first one writes the results."""
+    process: int = 0
+    """Which of them this one is, from 0; with --coordinator."""
+    coordinator: str = ""
+    """HOST:PORT of the first process; with --processes."""
     reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
     dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
@@ -64,9 +73,13 @@ class Settings:
         for name in ("num_heldout", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{flag(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("devices", "reward_model_epochs"):
+        for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.processes > 1 and not self.coordinator:
+            raise ValueError("--processes needs --coordinator HOST:PORT, the address of the first process")
+        if self.processes and self.process >= self.processes:
+            raise ValueError(f"--process counts from 0 to --processes - 1 = {self.processes - 1}, got {self.process}")
         if not self.temperature > 0:
             raise ValueError(f"--temperature must be positive, got {self.temperature}")
 

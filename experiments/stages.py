@@ -9,12 +9,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, PartitionSpec
+from jax.stages import Compiled
 from rich.console import Console
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
@@ -24,19 +27,48 @@ CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 def set_up_jax(num_cpu_devices: int) -> None:
     """Before JAX is first used: one CPU device per core, and compiled programs kept on disk."""
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Make this process one of several that share the seeds; before JAX is first used.
+
+    Without a coordinator, JAX asks the launcher that started the processes (Slurm, Open MPI, a TPU pod).
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator or None, num_processes or None, process_id if coordinator else None)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def share(seeds: np.ndarray, num_processes: int, process_id: int) -> np.ndarray:
+    """The seeds of one process: all get equally many, and what is missing to that is filled up from the front."""
+    num_each = math.ceil(len(seeds) / num_processes)
+    return np.resize(seeds, num_each * num_processes)[process_id * num_each :][:num_each]
+
+
+def gather(results: Any, num_seeds: int) -> Any:
+    """Results of all processes' seeds, in the order of the seeds."""
+    if jax.process_count() == 1:
+        return results
+    return jax.tree.map(lambda leaf: leaf[:num_seeds], multihost_utils.process_allgather(results, tiled=True))
 
 
 def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
     """`function(shared, *args)` of one run, mapped over a leading axis of `num_runs` in `args`.
 
-    That axis, a multiple of the number of devices, is sharded over all of them. Each takes `lanes` runs at a time,
-    side by side: enough to make a vector of a small network's work, few enough to stay in its cache.
+    That axis, a multiple of the number of this process's devices, is sharded over all of them. Each takes `lanes`
+    runs at a time, side by side: enough to make a vector of a small network's work, few enough to stay in its cache.
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("runs",), axis_types=(AxisType.Auto,))
-    per_device = num_runs // jax.device_count()
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), ("runs",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+    )
+    per_device = num_runs // jax.local_device_count()
 
     def on_device(shared, args):
         side_by_side = jax.vmap(functools.partial(function, shared))
@@ -53,15 +85,18 @@ def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
 
 def padded_size(num_runs: int, lanes: int) -> int:
     """The least multiple of devices (and of lanes, where there are more runs than fit side by side) that holds them."""
-    per_device = math.ceil(num_runs / jax.device_count())
+    per_device = math.ceil(num_runs / jax.local_device_count())
     if per_device > lanes:
         per_device = math.ceil(per_device / lanes) * lanes
-    return per_device * jax.device_count()
+    return per_device * jax.local_device_count()
 
 
 @dataclasses.dataclass
 class StageTime:
-    """Seconds, over all calls of a stage."""
+    """Seconds that a run spent on all calls of a stage: on tracing it and waiting for its program, and on running it.
+
+    Compilation behind an earlier stage's back costs no time of its own and is not counted.
+    """
 
     compile_s: float = 0.0
     run_s: float = 0.0
@@ -73,7 +108,21 @@ class Stages:
     def __init__(self, console: Console):
         self.console = console
         self.times: dict[str, StageTime] = {}
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Any, tuple[Future[Compiled], Any]] = {}
+        self._compilers = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)) // 2))
+        self._rehearsing = False
+
+    def rehearse(self, pipeline: Callable[[], Any]) -> None:
+        """Go through a pipeline without computing: every stage's program starts to compile in the background.
+
+        A stage's results are zeros of the right shapes meanwhile. So the programs of later stages compile while the
+        earlier ones compile and run.
+        """
+        self._rehearsing = True
+        try:
+            pipeline()
+        finally:
+            self._rehearsing = False
 
     def run(self, name: str, function: Callable, shared: Any, *args: Any, lanes: int = 64, detail: str = "") -> Any:
         """Map `function(shared, *args)` over the leading axis of `args`; returns its results as NumPy arrays.
@@ -83,24 +132,35 @@ class Stages:
         copies' results are dropped. A stage run again with the same name, detail and shapes reuses its program.
         """
         num_runs = jax.tree.leaves(args)[0].shape[0]
-        index = np.arange(padded_size(num_runs, lanes)) % num_runs
-        args = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args))
+        num_padded = padded_size(num_runs, lanes)
         shared = jax.tree.map(np.float32, shared)
         times = self.times.setdefault(name, StageTime())
+        start = time.perf_counter()
+        program, results = self._program((name, detail), function, shared, args, num_padded, lanes)
+        if self._rehearsing:
+            times.compile_s += time.perf_counter() - start
+            return jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(), (num_runs, *leaf.shape[1:])), results)
         with self._announced(f"{name} {detail}".strip(), num_runs):
-            program = self._programs.get((name, detail, shapes))
-            start = time.perf_counter()
-            if program is None:
-                program = jax.jit(over_runs(function, len(index), lanes)).lower(shared, args).compile()
-                self._programs[name, detail, shapes] = program
-            compiled = time.perf_counter()
-            result = jax.tree.map(
-                lambda leaf: np.asarray(leaf)[:num_runs], jax.block_until_ready(program(shared, args))
-            )
-            times.compile_s += compiled - start
-            times.run_s += time.perf_counter() - compiled
+            compiled = program.result()
+            ready = time.perf_counter()
+            index = np.arange(num_padded) % num_runs
+            args = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
+            result = jax.block_until_ready(compiled(shared, args))
+            result = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], result)
+            times.compile_s += ready - start
+            times.run_s += time.perf_counter() - ready
         return result
+
+    def _program(
+        self, stage: tuple[str, str], function: Callable, shared: Any, args: Any, num_padded: int, lanes: int
+    ) -> tuple[Future[Compiled], Any]:
+        """(the program, compiled or about to be; shapes of its results)."""
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_padded, *leaf.shape[1:]), leaf.dtype), args)
+        key = stage, tuple(jax.tree.leaves(shapes))
+        if key not in self._programs:
+            traced = jax.jit(over_runs(function, num_padded, lanes)).trace(shared, shapes)
+            self._programs[key] = self._compilers.submit(lambda: traced.lower().compile()), traced.out_info
+        return self._programs[key]
 
     @contextlib.contextmanager
     def _announced(self, title: str, num_runs: int) -> Iterator[None]:

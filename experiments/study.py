@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
 from experiments import START, command
 from experiments.settings import Method, Settings, TaskName
 
@@ -34,10 +32,7 @@ def main() -> None:
     """Run the study."""
     with command.exit_codes():
         studies = parse(sys.argv[1:])
-        for settings in studies:
-            command.check_folder(settings.out)
-        command.set_up(studies[0])
-        console = Console()
+        console = command.set_up(studies)
         start = START
         for settings in studies:
             command.run(settings, console, start)

@@ -101,7 +101,9 @@ def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
         action = jnp.argmax(logits + gumbel).astype(jnp.int32)
         following, reward, terminated = step(task, key_step, current, action)
         alive = alive & in_time
-        following = jax.tree.map(functools.partial(jnp.where, alive), following, current)
+        # An ended episode's environment stands still. What it would observe is beyond the mask and need not.
+        state = jax.tree.map(functools.partial(jnp.where, alive), following.state, current.state)
+        following = EnvStep(following.obs, state)
         return (following, alive & ~terminated), Record(current.obs, action, reward, alive)
 
     def play_chunk(carry):
