@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study test lint format lock clean
+.PHONY: help install $(EXPERIMENTS) study test lint format lock bench-peer clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -16,6 +16,7 @@ help:
 	@echo "make test      formatter check, linter, type checker and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
 	@echo "make lock      write constraints.txt anew from the newest versions"
+	@echo "make bench-peer   PPO's speed against rejax's, which gets a virtual environment of its own"
 	@echo "make clean     remove the virtual environment and the caches; results stay"
 	@echo 'flags: make cartpole-dpo ARGS="--help"'
 
@@ -52,5 +53,14 @@ lock:
 	.venv-lock/bin/python -m pip freeze --exclude jaxpref > constraints.txt
 	rm -rf .venv-lock
 
+# rejax needs an older gymnax than jaxpref does.
+.venv-peer/.installed: constraints-peer.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-peer.txt rejax
+	@touch $@
+
+bench-peer: $(STAMP) .venv-peer/.installed
+	@$(BIN)/python -m experiments.bench_peer $(ARGS)
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

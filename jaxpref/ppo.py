@@ -33,7 +33,7 @@ from jaxpref.networks import (
 from jaxpref.returns import gae
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import check_choice, check_range, check_schedule, scan_updates
+from jaxpref.training import check_choice, check_range, check_schedule, scan_updates, shuffled
 from jaxpref.types import Params, Scalar, true_return
 
 KL_PENALTIES = ("reward", "loss")
@@ -141,8 +141,8 @@ class Batch:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
-    """Adam on clipped gradients."""
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
+    """Adam on clipped gradients; on one flat vector, which is faster than many small arrays."""
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)))
 
 
 def loss_fn(params: Params, config: Config, batch: Batch) -> Float[Array, ""]:
@@ -203,9 +203,7 @@ def update(
         updates, opt_state = optimiser(config).update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    shuffles = jax.vmap(functools.partial(jax.random.permutation, x=num_played))(
-        jax.random.split(key_learn, config.num_epochs)
-    )
+    shuffles = jax.vmap(functools.partial(shuffled, size=num_played))(jax.random.split(key_learn, config.num_epochs))
     index = shuffles[:, : config.num_minibatches * batch_size].reshape(-1, batch_size)
     (params, opt_state), loss = jax.lax.scan(learn, (state.params, state.opt_state), index)
 

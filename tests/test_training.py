@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxpref import dpo, training
 
@@ -55,6 +56,23 @@ def test_a_hyperparameter_that_is_swept_is_not_looked_at():
     betas = jnp.array([0.1, -1.0])
     np.testing.assert_array_equal(dpo.Config(beta=betas).beta, betas)
     np.testing.assert_array_equal(jax.vmap(lambda beta: dpo.Config(beta=beta).beta)(betas), betas)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 100, 2048, 20_000])
+def test_a_shuffle_holds_every_number_once(size):
+    order = np.asarray(jax.jit(training.shuffled, static_argnums=1)(jax.random.key(size), size))
+    np.testing.assert_array_equal(np.sort(order), np.arange(size))
+
+
+def test_every_order_is_equally_likely():
+    """3! = 6 orders, each in a sixth of 30,000 shuffles; and in longer ones every number is in every place as often."""
+    draw = jax.jit(jax.vmap(training.shuffled, in_axes=(0, None)), static_argnums=1)
+    orders, counts = np.unique(draw(jax.random.split(jax.random.key(1), 30_000), 3), axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert scipy.stats.chisquare(counts).pvalue > 1e-6
+    places = np.asarray(draw(jax.random.split(jax.random.key(2), 20_000), 16))
+    for place in range(16):
+        assert scipy.stats.chisquare(np.bincount(places[:, place], minlength=16)).pvalue > 1e-6
 
 
 def test_batch_size_0_is_all_pairs_with_their_own_weights():
