@@ -10,8 +10,10 @@ import functools
 import io
 import itertools
 import json
+import os
 import runpy
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,7 @@ from jaxpref import dpo, preferences, store
 
 ROOT = Path(__file__).parents[1]
 
-SEEDS, SIZES, REFERENCES = (2, 3, 8), (4, 8), ("pi1", "pi2")
+SEEDS, SIZES, REFERENCES = (3, 8, 5), (4, 8), ("pi1", "pi2")
 NUM_HELDOUT, EVAL_EPISODES = 8, 4
 SHARED_FLAGS = shlex.split(
     f"--num-pairs 4 8 --num-heldout {NUM_HELDOUT} --eval-episodes {EVAL_EPISODES} --devices 2 --save-preferences "
@@ -100,11 +102,11 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory):
-    """(method, seeds) -> Run."""
+    """(method, seeds, more flags) -> Run."""
 
-    def run_once(method, seeds):
+    def run_once(method, seeds, *more):
         folder = tmp_path_factory.mktemp(method) / "made" / "on the way"
-        flags = [*SHARED_FLAGS, *{"dpo": DPO_FLAGS, "rlhf": RLHF_FLAGS}[method]]
+        flags = [*SHARED_FLAGS, *{"dpo": DPO_FLAGS, "rlhf": RLHF_FLAGS}[method], *more]
         printed, bars, curves = io.StringIO(), [], []
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.setattr(jaxpref.plots, "policies", recorded(jaxpref.plots.policies, bars))
@@ -220,13 +222,13 @@ def test_a_seed_reached_its_target_if_its_score_ever_did(either):
 
 def test_seeds_without_an_expert_are_named(either):
     """In the summary, and in a line under the table."""
-    assert either.summary["not_reached"] == {"pi1": [2, 3, 8], "pi2": [3]}
+    assert either.summary["not_reached"] == {"pi1": [3, 8, 5], "pi2": [8]}
     named = [line for line in either.printed.splitlines() if "never reached" in line]
     assert len(named) == 2
     assert named[0].startswith("warning: pi1")
-    assert named[0].endswith("3 of 3 seeds: 2 3 8")
+    assert named[0].endswith("3 of 3 seeds: 3 8 5")
     assert named[1].startswith("warning: pi2")
-    assert named[1].endswith("1 of 3 seeds: 3")
+    assert named[1].endswith("1 of 3 seeds: 8")
 
 
 def test_the_printed_table_has_the_summarys_numbers(either):
@@ -272,7 +274,7 @@ def test_every_trained_policy_is_its_own(either):
     arrays = either.load("policies.npz")
     kernels = {}
     for (s, seed), (n, size), ref in itertools.product(enumerate(SEEDS), enumerate(SIZES), REFERENCES):
-        if seed != 3 or ref == "pi2":  # seed 3 reached neither target: its pi1 and pi2 are one policy
+        if seed != 8 or ref == "pi2":  # seed 8 reached neither target: its pi1 and pi2 are one policy
             kernels[seed, size, ref] = arrays[f"trained_{ref}"]["params"]["torso"]["kernel"][s, n].tobytes()
     assert len(set(kernels.values())) == len(kernels) == 10
 
@@ -438,12 +440,12 @@ def assert_same_results(one, seeds, other, other_seeds):
 
 
 def test_a_seeds_numbers_do_not_depend_on_the_other_seeds_nor_on_their_order(run, rlhf_run):
-    """Seeds 2 and 8 again, in other places, beside another one."""
-    again = run("rlhf", (8, 5, 2))
-    assert_same_results(rlhf_run.summary, SEEDS, again.summary, (8, 5, 2))
-    for seed, name in itertools.product((2, 8), ("pi1", "pi2", "trained_pi1", "trained_pi2")):
+    """Seeds 3 and 5 again, in other places, beside another one."""
+    again = run("rlhf", (5, 2, 3))
+    assert_same_results(rlhf_run.summary, SEEDS, again.summary, (5, 2, 3))
+    for seed, name in itertools.product((3, 5), ("pi1", "pi2", "trained_pi1", "trained_pi2")):
         before = policy_of(rlhf_run.load("policies.npz"), name, SEEDS.index(seed))
-        after = policy_of(again.load("policies.npz"), name, (8, 5, 2).index(seed))
+        after = policy_of(again.load("policies.npz"), name, (5, 2, 3).index(seed))
         for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -456,12 +458,12 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
         "stages.CACHE = pathlib.Path(sys.argv.pop(1))\n"
         "command.main('cartpole', 'dpo')\n"
     )
-    flags = ["--seeds", "8", "2", "3", *SHARED_FLAGS, *DPO_FLAGS, "--out", str(tmp_path)]
+    flags = ["--seeds", "5", "3", "8", *SHARED_FLAGS, *DPO_FLAGS, "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-c", program, str(cache), *flags], cwd=ROOT, capture_output=True, text=True, check=True
     )
     summary = store.load_json(tmp_path / "summary.json")
-    assert_same_results(dpo_run.summary, SEEDS, summary, (8, 2, 3))
+    assert_same_results(dpo_run.summary, SEEDS, summary, (5, 3, 8))
     timing = summary["timing"]
     assert timing["import_s"] > 0
     assert timing["total_s"] > timing["import_s"] + timing["compile_s"] + timing["run_s"]
@@ -472,6 +474,59 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
     }
     for path in tmp_path.iterdir():
         assert path.name in done.stdout
+
+
+def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):
+    """Five seeds are three for each process, one of them twice; the first process writes, the other says nothing."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    seeds, out = (3, 8, 5, 2, 9), tmp_path / "shared"
+    words = [sys.executable, "-m", "experiments.cartpole_dpo", "--seeds", *map(str, seeds), *SHARED_FLAGS, *DPO_FLAGS]
+    words += ["--out", str(out), "--coordinator", address, "--processes", "2", "--process"]
+    start = functools.partial(
+        subprocess.Popen,
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    processes = [start([*words, str(number)]) for number in (0, 1)]
+    printed = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "CartPole DPO, 5 seeds" in printed[0][0]
+    assert "seeds" not in printed[1][0]
+    summary = store.load_json(out / "summary.json")
+    assert summary["seeds"] == list(seeds)
+    assert_same_results(dpo_run.summary, SEEDS, summary, seeds)
+    assert all(len(score["per_seed"]) == 5 for score in scores_of(summary).values())
+
+
+def test_batches_of_seeds_give_the_results_of_one_batch(run, dpo_run):
+    """Five seeds in batches of three: the second is filled up, and what fills it is dropped."""
+    batches = run("dpo", (3, 8, 5, 2, 9), "--batch-seeds", "3")
+    assert_same_results(dpo_run.summary, SEEDS, batches.summary, (3, 8, 5, 2, 9))
+    alone = run("dpo", (2, 9, 3))
+    assert_same_results(alone.summary, (2, 9, 3), batches.summary, (3, 8, 5, 2, 9))
+
+
+def test_a_batch_holds_a_gigabyte_of_pairs():
+    """CartPole, 200 + 200 pairs: 800 trajectories of 200 steps of 11 words are 7.04 MB, and 1 GB holds 142 of them."""
+    settings = parse("--num-pairs 10 200")
+    assert pipeline.batch_seeds(settings, jaxpref.cartpole()) == 142
+    assert pipeline.batch_seeds(parse("--num-pairs 1000000"), jaxpref.cartpole()) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "num_processes", "expected"),
+    [(4, 2, [[0, 1], [2, 3]]), (5, 2, [[0, 1, 2], [3, 4, 0]]), (2, 3, [[0], [1], [0]]), (3, 1, [[0, 1, 2]])],
+)
+def test_shares_of_seeds_hand_worked(num_seeds, num_processes, expected):
+    seeds = np.arange(num_seeds, dtype=np.uint32)
+    shares = [stages.share(seeds, num_processes, number) for number in range(num_processes)]
+    assert [share.tolist() for share in shares] == expected
+    np.testing.assert_array_equal(np.concatenate(shares)[:num_seeds], seeds)
 
 
 # --- many runs in one program -----------------------------------------------------------------------------------------
@@ -704,6 +759,9 @@ def refused(tmp_path, capsys, monkeypatch):
         ("--temperature nan", ["--temperature", "nan"]),
         ("--devices -1", ["--devices", "-1"]),
         ("--reward-model-epochs -1", ["--reward-model-epochs", "-1"]),
+        ("--batch-seeds -1", ["--batch-seeds", "-1"]),
+        ("--processes 2", ["--processes", "--coordinator"]),
+        ("--processes 2 --coordinator localhost:1 --process 2", ["--process", "0", "1", "2"]),
         ("--dpo.beta", ["--dpo.beta"]),
         ("--dpo.beta high", ["--dpo.beta", "high"]),
         ("--dpo.num-updates 7", ["--dpo.num-updates", "7", "15"]),
