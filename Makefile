@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study test lint format lock bench-peer clean
+.PHONY: help install $(EXPERIMENTS) study test lint format lock bench bench-peer clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -16,6 +16,7 @@ help:
 	@echo "make test      formatter check, linter, type checker and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
 	@echo "make lock      write constraints.txt anew from the newest versions"
+	@echo "make bench     how fast it is, as ratios measured in one run"
 	@echo "make bench-peer   PPO's speed against rejax's, which gets a virtual environment of its own"
 	@echo "make clean     remove the virtual environment and the caches; results stay"
 	@echo 'flags: make cartpole-dpo ARGS="--help"'
@@ -33,6 +34,9 @@ $(EXPERIMENTS): $(STAMP)
 
 study: $(STAMP)
 	@$(BIN)/python -m experiments.study $(ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/python -m experiments.bench $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

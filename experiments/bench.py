@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,44 +118,76 @@ def bench_rollouts(settings: Settings) -> list[Row]:
 # --- trainers -------------------------------------------------------------------------------------------------------
 
 
-def bench_trainers(settings: Settings) -> list[Row]:
-    """Each trainer on CartPole with 200 pairs, cut short; seconds per seed if it were run to its default end."""
-    task, quiet = jaxpref.cartpole(), Console(quiet=True)
+class Shortened(NamedTuple):
+    """A trainer, cut short, as a stage: `run` maps `function(config, *args)` over seeds."""
+
+    function: Callable
+    config: Any
+    args: tuple
+    lanes: int
+    num_steps: float
+    """Environment steps of one seed: played by REINFORCE and PPO, learned from by the others."""
+
+
+def shortened_trainers(task: Task, num_seeds: int) -> dict[str, Shortened]:
+    """Every trainer with data of its own making for each seed."""
+    num_pairs, num_heldout = 200, 50
+    seeds, timer = np.arange(num_seeds, dtype=np.uint32), stages.Stages(Console(quiet=True))
+    endless = dataclasses.replace(task, pi1_target=math.inf)
+    reinforce = jaxpref.reinforce.Config(num_updates=20, score_window=jaxpref.reinforce.Config().episodes_per_update)
     dpo, reward_model = jaxpref.dpo.Config(num_updates=30, eval_every=30), jaxpref.reward_model.Config(num_updates=40)
-    ppo, endless = jaxpref.ppo.Config(num_updates=6), dataclasses.replace(task, pi1_target=math.inf)
-    reinforce = jaxpref.reinforce.Config(num_updates=20)
+    ppo = jaxpref.ppo.Config(num_updates=6)
+
+    train_experts = functools.partial(pipeline.train_experts, endless)
+    experts = timer.run("experts", train_experts, reinforce, seeds, lanes=32)
+    label = functools.partial(pipeline.label_pairs, task, num_pairs + num_heldout)
+    pairs = timer.run("preferences", label, 1.0, seeds, experts.pi1, experts.pi2, lanes=4)
+    train_reward = functools.partial(pipeline.reward_model_run, task, (num_pairs,), num_heldout)
+    rewards, _ = timer.run("reward", train_reward, reward_model, seeds, pairs, lanes=4)
+    train_dpo = functools.partial(pipeline.dpo_run, task, (num_pairs,), num_heldout)
+    train_ppo = functools.partial(pipeline.ppo_run, task)
+
+    # The score of so short a window is the mean return of one update's episodes: on CartPole, their length.
+    played = experts.metrics.score.sum(-1).mean() * reinforce.episodes_per_update
+    steps_per_pair = (pairs.chosen.mask.sum() + pairs.rejected.mask.sum()) / pairs.weight.size
+    pi2 = experts.pi2
+    return {
+        "reinforce": Shortened(train_experts, reinforce, (seeds,), 32, played),
+        "dpo": Shortened(
+            train_dpo, dpo, (pi2, seeds, pi2, pairs), 2, dpo.num_updates * dpo.batch_size * steps_per_pair
+        ),
+        "reward_model": Shortened(
+            train_reward,
+            reward_model,
+            (seeds, pairs),
+            4,
+            reward_model.num_updates * reward_model.batch_size * steps_per_pair,
+        ),
+        "ppo": Shortened(
+            train_ppo, ppo, (pi2, seeds, pi2, rewards.params), 8, ppo.num_updates * ppo.num_envs * ppo.num_steps
+        ),
+    }
+
+
+def bench_trainers(settings: Settings) -> list[Row]:
+    """Each trainer on CartPole with 200 pairs, cut short. An environment step is one played (REINFORCE, PPO) or one
+    of a pair that is learned from (DPO, the reward model).
+    """
+    trainers = shortened_trainers(jaxpref.cartpole(), max(settings.num_seeds))
     rows = []
     for num_seeds in settings.num_seeds:
-        seeds, timer = np.arange(num_seeds, dtype=np.uint32), stages.Stages(quiet)
-        experts = timer.run("experts", functools.partial(pipeline.train_experts, task), reinforce, seeds, lanes=32)
-        label = functools.partial(pipeline.label_pairs, task, 250)
-        pairs = timer.run("preferences", label, 1.0, seeds, experts.pi1, experts.pi2, lanes=4)
-        rewards, _ = timer.run(
-            "reward",
-            functools.partial(pipeline.reward_model_run, task, (200,), 50),
-            reward_model,
-            seeds,
-            pairs,
-            lanes=4,
-        )
-        trainers: dict[str, tuple[Callable, tuple, Any, tuple, int]] = {
-            "reinforce": (pipeline.train_experts, (endless,), reinforce, (seeds,), 32),
-            "dpo": (pipeline.dpo_run, (task, (200,), 50), dpo, (experts.pi2, seeds, experts.pi2, pairs), 2),
-            "reward_model": (pipeline.reward_model_run, (task, (200,), 50), reward_model, (seeds, pairs), 4),
-            "ppo": (pipeline.ppo_run, (task,), ppo, (experts.pi2, seeds, experts.pi2, rewards.params), 8),
-        }
-        for name, (function, static, config, args, lanes) in trainers.items():
+        timer = stages.Stages(Console(quiet=True))
+        for name, (function, config, all_args, lanes, num_steps) in trainers.items():
+            args = jax.tree.map(lambda leaf: leaf[:num_seeds], all_args)
             seconds = []
             for _ in range(settings.repeats):
                 before = timer.times.get(name, stages.StageTime()).run_s
-                timer.run(name, functools.partial(function, *static), config, *args, lanes=lanes)
+                timer.run(name, function, config, *args, lanes=lanes)
                 seconds.append(timer.times[name].run_s - before)
-            run_s, updates = statistics.median(seconds), config.num_updates * num_seeds
-            row = {"trainer": name, "num_seeds": num_seeds, "compile_s": timer.times[name].compile_s, "run_s": run_s}
-            row |= {"updates_per_s": updates / run_s, "s_per_seed": run_s / num_seeds}
-            if name == "ppo":
-                row["env_steps_per_s"] = updates * ppo.num_envs * ppo.num_steps / run_s
-            rows.append(row)
+            run_s = statistics.median(seconds)
+            row = {"trainer": name, "seeds": num_seeds, "compile_s": timer.times[name].compile_s, "run_s": run_s}
+            row |= {"s_per_seed": run_s / num_seeds, "updates_per_s": config.num_updates * num_seeds / run_s}
+            rows.append(row | {"env_steps_per_s": float(num_steps * num_seeds / run_s)})
     return rows
 
 
@@ -197,10 +229,10 @@ def bench_memory(settings: Settings) -> list[Row]:
 def bench_devices(settings: Settings) -> list[Row]:
     """The same seeds on one CPU device and on one per core: CartPole, DPO, 200 pairs, reference pi2."""
     rows = []
-    flags = ["--seeds", *map(str, range(32)), "--num-pairs", "200", "--reference", "pi2"]
+    flags = ["--seeds", *map(str, range(16)), "--num-pairs", "200", "--reference", "pi2"]
     for devices in (1, jax.local_device_count()):
         summary = timed_run(str(stages.CACHE), "cartpole_dpo", *flags, "--devices", str(devices))
-        rows.append({"devices": devices, "num_seeds": 32, "run_s": summary["timing"]["run_s"]})
+        rows.append({"devices": devices, "num_seeds": 16, "run_s": summary["timing"]["run_s"]})
     for row in rows:
         row["speedup"] = rows[0]["run_s"] / row["run_s"]
     return rows
@@ -222,7 +254,8 @@ def table(title: str, rows: list[Row]) -> Table:
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        result.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+        words = column.replace("_", " ")  # which a narrow terminal can put below each other
+        result.add_column(words, justify="left" if isinstance(rows[0].get(column), str) else "right")
     for row in rows:
         cells = (row.get(column, "") for column in columns)
         result.add_row(*(f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
@@ -235,10 +268,10 @@ def draw(rows: list[Row], path: Path) -> None:
         figure, axes = plt.subplots(figsize=(5.2, 3.6))
         names = list(dict.fromkeys(row["trainer"] for row in rows))
         for name, colour, marker in zip(names, plots.COLOURS, "osD^", strict=False):
-            points = [(row["num_seeds"], row["s_per_seed"]) for row in rows if row["trainer"] == name]
+            points = [(row["seeds"], row["s_per_seed"]) for row in rows if row["trainer"] == name]
             axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name)
         axes.set(xlabel="seeds in one call", ylabel="seconds per seed", title="Shortened trainers, CartPole, compiled")
-        measured = sorted({row["num_seeds"] for row in rows})
+        measured = sorted({row["seeds"] for row in rows})
         axes.set_xticks(measured, [str(number) for number in measured])
         axes.minorticks_off()
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
