@@ -34,6 +34,7 @@ import jaxpref
 from experiments import START, pipeline, report, stages
 from experiments.command import UsageError, check_folder, exit_codes
 from jaxpref import plots, store
+from jaxpref.preferences import take
 from jaxpref.tasks import Task
 from jaxpref.types import Params
 
@@ -178,7 +179,7 @@ def bench_trainers(settings: Settings) -> list[Row]:
     for num_seeds in settings.num_seeds:
         timer = stages.Stages(Console(quiet=True))
         for name, (function, config, all_args, lanes, num_steps) in trainers.items():
-            args = jax.tree.map(lambda leaf: leaf[:num_seeds], all_args)
+            args = take(all_args, slice(num_seeds))
             seconds = []
             for _ in range(settings.repeats):
                 before = timer.times.get(name, stages.StageTime()).run_s
