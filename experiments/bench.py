@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import os
 import platform
 import shlex
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.ticker import LogLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +36,6 @@ import jaxpref
 from experiments import START, pipeline, report, stages
 from experiments.command import UsageError, check_folder, exit_codes
 from jaxpref import plots, store
-from jaxpref.preferences import take
 from jaxpref.tasks import Task
 from jaxpref.types import Params
 
@@ -179,7 +180,7 @@ def bench_trainers(settings: Settings) -> list[Row]:
     for num_seeds in settings.num_seeds:
         timer = stages.Stages(Console(quiet=True))
         for name, (function, config, all_args, lanes, num_steps) in trainers.items():
-            args = take(all_args, slice(num_seeds))
+            args = jax.tree.map(operator.itemgetter(slice(num_seeds)), all_args)
             seconds = []
             for _ in range(settings.repeats):
                 before = timer.times.get(name, stages.StageTime()).run_s
@@ -269,11 +270,15 @@ def draw(rows: list[Row], path: Path) -> None:
         figure, axes = plt.subplots(figsize=(5.2, 3.6))
         names = list(dict.fromkeys(row["trainer"] for row in rows))
         for name, colour, marker in zip(names, plots.COLOURS, "osD^", strict=False):
-            points = [(row["seeds"], row["s_per_seed"]) for row in rows if row["trainer"] == name]
-            axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name)
-        axes.set(xlabel="seeds in one call", ylabel="seconds per seed", title="Shortened trainers, CartPole, compiled")
+            points = [(row["seeds"], 1000 * row["s_per_seed"]) for row in rows if row["trainer"] == name]
+            axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name.replace("_", " "))
+        axes.set(
+            xlabel="seeds in one call", ylabel="milliseconds per seed", title="Shortened trainers, CartPole, compiled"
+        )
         measured = sorted({row["seeds"] for row in rows})
         axes.set_xticks(measured, [str(number) for number in measured])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         with store.atomic_write(path) as file:
