@@ -143,7 +143,7 @@ def shortened_trainers(task: Task, num_seeds: int) -> dict[str, Shortened]:
     train_experts = functools.partial(pipeline.train_experts, endless)
     experts = timer.run("experts", train_experts, reinforce, seeds, lanes=32)
     label = functools.partial(pipeline.label_pairs, task, num_pairs + num_heldout)
-    pairs = timer.run("preferences", label, 1.0, seeds, experts.pi1, experts.pi2, lanes=4)
+    pairs = timer.run("preferences", label, jaxpref.annotators.Config(), seeds, experts.pi1, experts.pi2, lanes=4)
     train_reward = functools.partial(pipeline.reward_model_run, task, (num_pairs,), num_heldout)
     rewards, _ = timer.run("reward", train_reward, reward_model, seeds, pairs, lanes=4)
     train_dpo = functools.partial(pipeline.dpo_run, task, (num_pairs,), num_heldout)

@@ -20,11 +20,11 @@ from jaxtyping import Array, Float
 
 from experiments.settings import Settings
 from experiments.stages import Stages, gather, share
-from jaxpref import annotators, dpo, ppo, preferences, reinforce, reward_model
+from jaxpref import annotators, dpo, ppo, preferences, ranking, reinforce, reward_model
 from jaxpref.networks import trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Preferences, Scalar
+from jaxpref.types import Params, Preferences
 
 BATCH_BYTES = 1e9
 """Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
@@ -91,7 +91,7 @@ def run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray)
     experts = stages.run("reinforce", functools.partial(train_experts, task), settings.reinforce, seeds, lanes=32)
     pi = {"pi1": experts.pi1, "pi2": experts.pi2}
     label = functools.partial(label_pairs, task, max(settings.num_pairs) + settings.num_heldout)
-    pairs = stages.run("preferences", label, settings.temperature, seeds, pi["pi1"], pi["pi2"], lanes=4)
+    pairs = stages.run("preferences", label, settings.annotator, seeds, pi["pi1"], pi["pi2"], lanes=4)
 
     train = {"dpo": train_dpo, "rlhf": train_rlhf}[settings.method]
     trained = train(settings, task, stages, seeds, pi, pairs)
@@ -116,10 +116,10 @@ def train_experts(task: Task, config: reinforce.Config, seed: jax.Array) -> rein
 
 
 def label_pairs(
-    task: Task, num_pairs: int, temperature: Scalar, seed: jax.Array, pi1: Params, pi2: Params
+    task: Task, num_pairs: int, config: annotators.Config, seed: jax.Array, pi1: Params, pi2: Params
 ) -> Preferences:
     """The largest dataset, and behind it the held-out pairs."""
-    annotator = functools.partial(annotators.bradley_terry, temperature=temperature)
+    annotator = annotators.teacher_of(task, config)
     return preferences.sample_preferences(task, pi1, pi2, keys_of(seed).preferences, num_pairs, annotator)
 
 
@@ -162,7 +162,7 @@ def dpo_run(
         def score(trajectory):
             return trajectory_log_prob(result.params, trajectory) - trajectory_log_prob(ref_params, trajectory)
 
-        accuracy = preferences.ranking_accuracy(score(heldout.chosen), score(heldout.rejected), heldout)
+        accuracy = ranking.accuracy(score(heldout.chosen), score(heldout.rejected), heldout)
         return Trained(result.params, accuracy, result.metrics)
 
     return jax.vmap(on_size)(jnp.array(sizes))
@@ -213,7 +213,7 @@ def reward_model_run(
         some = preferences.prefix(training_pairs, num_pairs)
         result = reward_model.train(task, config, keys_of(seed).reward_model, some)
         score = functools.partial(trajectory_reward, result.params)
-        return result, preferences.ranking_accuracy(score(heldout.chosen), score(heldout.rejected), heldout)
+        return result, ranking.accuracy(score(heldout.chosen), score(heldout.rejected), heldout)
 
     return jax.vmap(on_size)(jnp.array(sizes))
 

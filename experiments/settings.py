@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Fixed
 
-from jaxpref import dpo, ppo, reinforce, reward_model
+from jaxpref import annotators, dpo, ppo, reinforce, reward_model
 
 TaskName = Literal["cartpole", "acrobot"]
 Method = Literal["dpo", "rlhf"]
@@ -33,8 +33,6 @@ class Settings:
     policy, is the standard setting in which preferences alone carry the information."""
     preset: Preset = "default"
     """Where the defaults of all other flags come from: "original" has the original study's settings."""
-    temperature: float = 1.0
-    """Of the Bradley-Terry annotator, in units of return: higher is more hesitant."""
     num_heldout: int = 200
     """Fresh pairs that held-out accuracy is measured on."""
     eval_episodes: int = 100
@@ -52,6 +50,7 @@ class Settings:
     """Which of them this one is, from 0; with --coordinator."""
     coordinator: str = ""
     """HOST:PORT of the first process; with --processes."""
+    annotator: annotators.Config = dataclasses.field(default_factory=annotators.Config)
     reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
     dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
@@ -80,8 +79,6 @@ class Settings:
             raise ValueError("--processes needs --coordinator HOST:PORT, the address of the first process")
         if self.processes and self.process >= self.processes:
             raise ValueError(f"--process counts from 0 to --processes - 1 = {self.processes - 1}, got {self.process}")
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature must be positive, got {self.temperature}")
 
     @property
     def experiment(self) -> str:

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,24 +124,34 @@ class Stages:
         finally:
             self._rehearsing = False
 
-    def run(self, name: str, function: Callable, shared: Any, *args: Any, lanes: int = 64, detail: str = "") -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable,
+        shared: Any,
+        *args: Any,
+        lanes: int = 64,
+        detail: str = "",
+        program: Hashable = None,
+    ) -> Any:
         """Map `function(shared, *args)` over the leading axis of `args`; returns its results as NumPy arrays.
 
         `shared` holds hyperparameters: they are arguments of the program, not part of it, so a change of them does
         not compile it anew. Runs are padded with copies of the first ones up to what the devices share evenly; the
-        copies' results are dropped. A stage run again with the same name, detail and shapes reuses its program.
+        copies' results are dropped. A stage run again with the same `program` (by default, name and detail) and shapes
+        reuses its program.
         """
         num_runs = jax.tree.leaves(args)[0].shape[0]
         num_padded = padded_size(num_runs, lanes)
         shared = jax.tree.map(np.float32, shared)
         times = self.times.setdefault(name, StageTime())
         start = time.perf_counter()
-        program, results = self._program((name, detail), function, shared, args, num_padded, lanes)
+        future, results = self._program(program or (name, detail), function, shared, args, num_padded, lanes)
         if self._rehearsing:
             times.compile_s += time.perf_counter() - start
             return jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(), (num_runs, *leaf.shape[1:])), results)
         with self._announced(f"{name} {detail}".strip(), num_runs):
-            compiled = program.result()
+            compiled = future.result()
             ready = time.perf_counter()
             index = np.arange(num_padded) % num_runs
             args = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
@@ -152,11 +162,11 @@ class Stages:
         return result
 
     def _program(
-        self, stage: tuple[str, str], function: Callable, shared: Any, args: Any, num_padded: int, lanes: int
+        self, program: Hashable, function: Callable, shared: Any, args: Any, num_padded: int, lanes: int
     ) -> tuple[Future[Compiled], Any]:
         """(the program, compiled or about to be; shapes of its results)."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_padded, *leaf.shape[1:]), leaf.dtype), args)
-        key = stage, tuple(jax.tree.leaves(shapes))
+        key = program, tuple(jax.tree.leaves(shapes))
         if key not in self._programs:
             traced = jax.jit(over_runs(function, num_padded, lanes)).trace(shared, shapes)
             self._programs[key] = self._compilers.submit(lambda: traced.lower().compile()), traced.out_info

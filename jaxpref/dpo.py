@@ -20,10 +20,14 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses, packed
+from jaxpref.checks import check_choice, check_range, check_schedule
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
-from jaxpref.training import check_range, check_schedule, draw_minibatch, scan_updates
-from jaxpref.types import Params, Preferences, Scalar
+from jaxpref.training import draw_minibatch, scan_updates
+from jaxpref.types import Params, Preferences, Scalar, target_of
+
+LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
+"""Those of `losses`, by name; `_per_step`: on per-step means of the log-probabilities."""
 
 
 @struct.dataclass
@@ -38,18 +42,21 @@ class Config:
     """Updates between two evaluations of the true return."""
     eval_episodes: int = struct.field(pytree_node=False, default=16)
     """Episodes per evaluation."""
+    loss: str = struct.field(pytree_node=False, default="conservative")
+    """What is minimised: one of LOSSES. "cloning" is the control that never looks at the rejected trajectory."""
     learning_rate: Scalar = 5e-3
     """Of Adam."""
     beta: Scalar = 0.1
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = 0.05
-    """Probability that a label is taken to be wrong, at most 0.5; 0 is plain DPO."""
+    """Probability that a label is taken to be wrong; at 0 "conservative" and "robust" are "sigmoid"."""
 
     def __post_init__(self):
         check_schedule(self)
+        check_choice(self, "loss", LOSSES)
         check_range(self, 1, math.inf, "eval_episodes")
         check_range(self, 0, math.inf, "batch_size", "learning_rate", "beta")
-        check_range(self, 0, 0.5, "label_smoothing")
+        check_range(self, 0, 0.49 if self.loss == "robust" else 0.5, "label_smoothing")
 
 
 @struct.dataclass
@@ -92,26 +99,66 @@ class Dataset:
 
     rows: packed.Rows
     ref_logp: Float[Array, " 2N"]
+    num_steps: Float[Array, " 2N"]
     weight: Float[Array, " N"]
+    target: Float[Array, " N"]
 
 
 def prepare(preferences: Preferences, ref_params: Params) -> Dataset:
     """Cut the pairs into rows, and compute the reference's log-probabilities once and for all."""
     rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
     everything = jnp.arange(rows.mask.shape[0])
-    return Dataset(rows, packed.log_prob(ref_params, rows, everything), preferences.weight)
+    return Dataset(
+        rows=rows,
+        ref_logp=packed.log_prob(ref_params, rows, everything),
+        num_steps=1.0 * rows.mask.sum((-1, -2)),
+        weight=preferences.weight,
+        target=target_of(preferences),
+    )
+
+
+def pair_loss(
+    config: Config,
+    chosen_logp: Float[Array, " B"],
+    rejected_logp: Float[Array, " B"],
+    ref_chosen_logp: Float[Array, " B"],
+    ref_rejected_logp: Float[Array, " B"],
+) -> Float[Array, " B"]:
+    """The loss that the config names, for each pair."""
+    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    match config.loss.removesuffix("_per_step"):
+        case "sigmoid":
+            return losses.dpo(*logps, config.beta)
+        case "conservative":
+            return losses.conservative_dpo(*logps, config.beta, config.label_smoothing)
+        case "robust":
+            return losses.robust_dpo(*logps, config.beta, config.label_smoothing)
+        case "hinge":
+            return losses.hinge_dpo(*logps, config.beta)
+        case "ipo":
+            return losses.ipo(*logps, config.beta)
+        case _:
+            return losses.cloning(chosen_logp)
 
 
 def loss_fn(
     params: Params, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], PairMetrics]:
-    """Weighted mean DPO loss of the pairs at `index`, and its metrics."""
+    """Weighted mean loss of the pairs at `index`, and its metrics.
+
+    A pair's target t, 0.5 for a tie, mixes both orders: t * loss(chosen, rejected) + (1 - t) * loss(rejected, chosen).
+    """
     both = jnp.concatenate([index, data.weight.shape[0] + index])
-    chosen_logp, rejected_logp = jnp.split(packed.log_prob(params, data.rows, both), 2)
-    ref_chosen_logp, ref_rejected_logp = jnp.split(data.ref_logp[both], 2)
+    logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
+    if config.loss.endswith("_per_step") or config.loss == "cloning":
+        logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
+    chosen_logp, rejected_logp = jnp.split(logp, 2)
+    ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
     mean = functools.partial(jnp.average, weights=weight)
-    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
-    loss = mean(losses.conservative_dpo(*logps, config.beta, config.label_smoothing))
+    as_labelled = pair_loss(config, chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    swapped = pair_loss(config, rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp)
+    target = data.target[index]
+    loss = mean(target * as_labelled + (1 - target) * swapped)
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
     return loss, PairMetrics(

@@ -51,6 +51,80 @@ def conservative_dpo(
     return (1 - label_smoothing) * right + label_smoothing * wrong
 
 
+def robust_dpo(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+    beta: Scalar,
+    label_smoothing: Scalar,
+) -> Float[Array, "*batch"]:
+    """DPO made unbiased under flipped labels (Chowdhury et al., 2024, https://arxiv.org/abs/2403.00409, equation 12).
+
+        [(1 - label_smoothing) * dpo - label_smoothing * dpo with the pair swapped] / (1 - 2 * label_smoothing)
+
+    Its expectation over labels flipped with probability label_smoothing, below 0.5, is `dpo` of the clean label. It
+    has no lower bound: as the margin grows, so does what the second term takes off.
+    """
+    right = dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
+    wrong = dpo(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, beta)
+    return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+
+
+def hinge_dpo(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+    beta: Scalar,
+) -> Float[Array, "*batch"]:
+    """max(0, 1 - beta * margin): SLiC's rank calibration (Zhao et al., 2023, https://arxiv.org/abs/2305.10425) on
+    DPO's margin, as in Liu et al., 2024, https://arxiv.org/abs/2309.06657, section 3.2.
+    """
+    return jax.nn.relu(1 - beta * dpo_margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
+
+
+def ipo(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+    beta: Scalar,
+) -> Float[Array, "*batch"]:
+    """Identity preference optimisation (Azar et al., 2023, https://arxiv.org/abs/2310.12036, equation 17).
+
+        (margin - 1 / (2 * beta)) ** 2
+
+    A margin to aim at, in nats, where DPO's has no end. With per-step means of log-probabilities (`per_step`) the aim
+    is one of nats per step.
+    """
+    return (dpo_margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp) - 1 / (2 * beta)) ** 2
+
+
+def cloning(chosen_logp: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Behaviour cloning of the chosen trajectory (Pomerleau, 1989): -chosen_logp, blind to the rejected one."""
+    return -chosen_logp
+
+
+def per_step(logp: Float[Array, "*batch"], num_steps: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """A trajectory's log-probability as the mean over its steps; 0 for a trajectory without steps.
+
+    A DPO loss of these is length-normalised (Meng et al., 2024, https://arxiv.org/abs/2405.14734, equation 3): an
+    episode does not count more for being longer. `beta` is then per nat per step: larger by about an episode's length.
+    """
+    return logp / jnp.maximum(num_steps, 1)
+
+
+def dpo_margin(
+    chosen_logp: Float[Array, "*batch"],
+    rejected_logp: Float[Array, "*batch"],
+    ref_chosen_logp: Float[Array, "*batch"],
+    ref_rejected_logp: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """(chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp), in nats: swapping the pair negates it."""
+    return (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
+
+
 def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
     """DPO's implicit reward of a trajectory, beta * (logp - ref_logp), up to a constant of the initial state."""
     return beta * (logp - ref_logp)

@@ -93,8 +93,11 @@ def init_reward(key: Key[Array, ""], task: Task) -> Params:
 
 
 def apply_reward(params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Learned reward of each step."""
-    input_size, hidden_size = params["params"]["torso"]["kernel"].shape
+    """Learned reward of each step; of an ensemble, whose parameters have one leading axis more, its members' mean."""
+    kernel = params["params"]["torso"]["kernel"]
+    if kernel.ndim == 3:
+        return jax.vmap(apply_reward, in_axes=(0, None, None))(params, obs, action).mean(0)
+    input_size, hidden_size = kernel.shape
     module: Any = RewardModel(input_size - obs.shape[-1], hidden_size)
     return module.apply(params, obs, action)
 
@@ -122,6 +125,17 @@ def trajectory_log_prob(params: Params, trajectory: Trajectory) -> Float[Array, 
     played = zero_beyond_mask(trajectory)
     logits, _ = apply_policy(params, played.obs)
     return jnp.where(played.mask, categorical_log_prob(logits, played.action), 0.0).sum(-1)
+
+
+def trajectory_kl(params: Params, ref_params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:
+    """KL(policy || ref) summed over the visited states of a trajectory, exact in the actions, in nats.
+
+    Its mean over the policy's own episodes is the KL divergence of its distribution of trajectories from the
+    reference's: the environment's transition probabilities are the same for both and cancel.
+    """
+    played = zero_beyond_mask(trajectory)
+    kl = categorical_kl(apply_policy(params, played.obs)[0], apply_policy(ref_params, played.obs)[0])
+    return jnp.where(played.mask, kl, 0.0).sum(-1)
 
 
 def trajectory_reward(params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:

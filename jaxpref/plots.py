@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#5B6770"
@@ -72,3 +73,83 @@ def policies(
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="x", visible=False)
     axes.margins(x=0.03)
+
+
+def intervals(
+    axes: Axes,
+    names: Sequence[str],
+    centres: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    colours: Sequence[str],
+) -> None:
+    """A forest plot: a row for each name, the first at the top, with its centre and its interval.
+
+    A row whose centre is NaN is left empty. Raises ValueError for lists of different lengths.
+    """
+    for row, (_, centre, interval, colour) in enumerate(zip(names, centres, intervals, colours, strict=True)):
+        if np.isfinite(centre):
+            # Ends as given: bars that start at the centre cannot show an interval that lies beside it.
+            axes.plot(interval, [row, row], color=colour, marker="|", markersize=7, linewidth=1.6, zorder=3)
+            axes.plot(centre, row, "D", color=colour, markersize=6, zorder=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
+def heat_map(
+    axes: Axes,
+    values: Float[np.ndarray, "R C"],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    label: str = "{:.2f}",
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> AxesImage:
+    """A table of numbers on viridis, first row at the top. Returns the image, for a colour bar.
+
+    label: format of the number in each cell; a NaN has neither number nor colour.
+    vmin, vmax: ends of the scale, for panels that share one; otherwise the smallest and the largest value.
+    Raises ValueError for more or fewer names than rows or columns.
+    """
+    image = axes.imshow(values, cmap="viridis", vmin=vmin, vmax=vmax, aspect="auto", origin="upper")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ink = _ink(np.asarray(image.cmap(image.norm(value))))
+            axes.text(column, row, label.format(value), color=ink, ha="center", va="center")
+    axes.set_xticks(range(values.shape[1]), column_names)
+    axes.set_yticks(range(values.shape[0]), row_names)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return image
+
+
+def _ink(background: Float[np.ndarray, " 4"]) -> str:
+    """Black or white, whichever contrasts more: relative luminance of WCAG 2, https://www.w3.org/TR/WCAG22."""
+    channels = background[:3]
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
+def profiles(
+    axes: Axes,
+    thresholds: Float[np.ndarray, " K"],
+    shares: Float[np.ndarray, " K"],
+    low: Float[np.ndarray, " K"],
+    high: Float[np.ndarray, " K"],
+    label: str,
+    colour: str,
+) -> None:
+    """A performance profile in its band, `statistics.performance_profile` and `profile_band`; thresholds ascend.
+
+    Steps: the share above a threshold stays the same up to the next score.
+    """
+    axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
+    axes.step(thresholds, shares, where="post", color=colour, label=label, linewidth=1.6)
+    axes.set_ylim(-0.02, 1.02)
+
+
+def path(axes: Axes, x: Float[np.ndarray, "S E"], y: Float[np.ndarray, "S E"], label: str, colour: str) -> None:
+    """Mean over seeds of y against that of x, evaluation after evaluation; a marker at the last one."""
+    axes.plot(x.mean(axis=0), y.mean(axis=0), "o-", markevery=[-1], color=colour, label=label, linewidth=1.1)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +24,34 @@ from flax import struct
 from jaxtyping import Array, Float, Key
 
 from jaxpref import losses
+from jaxpref.checks import check_choice, check_range, check_schedule
 from jaxpref.networks import (
     apply_policy,
     apply_reward,
     categorical_entropy,
     categorical_kl,
     categorical_log_prob,
-    trajectory_reward,
 )
 from jaxpref.returns import gae
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import check_choice, check_range, check_schedule, scan_updates, shuffled
-from jaxpref.types import Params, Scalar, true_return
+from jaxpref.training import scan_updates, shuffled
+from jaxpref.types import Params, Scalar, Trajectory, true_return
 
 KL_PENALTIES = ("reward", "loss")
+
+RewardFn = Callable[[Any, Transition | Trajectory], Float[Array, "*batch"]]
+"""(reward_params, played steps) -> the reward of each that PPO maximises."""
+
+
+def learned_reward(reward_params: Params, steps: Transition | Trajectory) -> Float[Array, "*batch"]:
+    """What RLHF maximises: the reward model's, or an ensemble's mean."""
+    return apply_reward(reward_params, steps.obs, steps.action)
+
+
+def true_reward(reward_params: Any, steps: Transition | Trajectory) -> Float[Array, "*batch"]:
+    """The environment's own: the ceiling that a learned reward is measured against."""
+    return steps.reward
 
 
 @struct.dataclass
@@ -178,7 +193,7 @@ def update(
     task: Task,
     config: Config,
     ref_params: Params,
-    reward_params: Params,
+    reward_fn: Callable[[Transition | Trajectory], Float[Array, "*batch"]],
     reward_size: Float[Array, ""],
     state: TrainState,
     key: Key[Array, ""],
@@ -188,7 +203,7 @@ def update(
     play = functools.partial(stream, task, state.params, num_steps=config.num_steps)
     streams, steps = jax.vmap(play)(state.streams, jax.random.split(key_play, config.num_envs))
     ref_logits, _ = apply_policy(ref_params, steps.obs)
-    reward = apply_reward(reward_params, steps.obs, steps.action)
+    reward = reward_fn(steps)
     advantage, target = advantages(config, state.params, ref_logits, reward / reward_size, steps)
 
     num_played = config.num_envs * config.num_steps
@@ -217,11 +232,15 @@ def update(
 
 
 def reward_magnitude(
-    task: Task, config: Config, key: Key[Array, ""], params: Params, reward_params: Params
+    task: Task,
+    config: Config,
+    key: Key[Array, ""],
+    params: Params,
+    reward_fn: Callable[[Transition | Trajectory], Float[Array, "*batch"]],
 ) -> Float[Array, ""]:
     """Mean |reward| per step over `config.eval_episodes` episodes of the policy; 1 for a reward that is zero."""
     played = episodes(task, params, key, config.eval_episodes)
-    magnitude = jnp.mean(jnp.abs(apply_reward(reward_params, played.obs, played.action)), where=played.mask)
+    magnitude = jnp.mean(jnp.abs(reward_fn(played)), where=played.mask)
     return jnp.where(magnitude > 0, magnitude, 1.0)
 
 
@@ -231,19 +250,22 @@ def train(
     key: Key[Array, ""],
     init_params: Params,
     ref_params: Params,
-    reward_params: Params,
+    reward_params: Any,
+    reward_fn: RewardFn = learned_reward,
 ) -> Result:
     """Train a policy, from `init_params`, on the learned reward with `ref_params` as the reference."""
     key_size, key_stream, key_train = jax.random.split(key, 3)
-    reward_size = reward_magnitude(task, config, key_size, init_params, reward_params)
+    reward_of = functools.partial(reward_fn, reward_params)
+    reward_size = reward_magnitude(task, config, key_size, init_params, reward_of)
     streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))
     start = TrainState(init_params, optimiser(config).init(init_params), streams)
 
     def returns(state: TrainState, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         played = episodes(task, state.params, key, config.eval_episodes)
-        return trajectory_reward(reward_params, played).mean(), true_return(played).mean()
+        learned_return = jnp.where(played.mask, reward_of(played), 0.0).sum(-1)
+        return learned_return.mean(), true_return(played).mean()
 
-    step = functools.partial(update, task, config, ref_params, reward_params, reward_size)
+    step = functools.partial(update, task, config, ref_params, reward_of, reward_size)
     state, metrics, (learned, true) = scan_updates(
         step, returns, start, key_train, config.num_updates, config.eval_every
     )

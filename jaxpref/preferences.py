@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpref import annotators
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Preferences, Trajectory, true_return
+from jaxpref.types import Params, Preferences, Trajectory
 
 
 def sample_preferences(
@@ -33,9 +33,17 @@ def sample_preferences(
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
     first = episodes(task, pi1_params, key_pi1, num_pairs)
     second = episodes(task, pi2_params, key_pi2, num_pairs)
-    label = jax.vmap(annotator)(jax.random.split(key_label, num_pairs), first.reward, second.reward)
+    return label_pairs(key_label, first, second, annotator)
+
+
+def label_pairs(
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
+) -> Preferences:
+    """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N]."""
+    keys = jax.random.split(key, first.reward.shape[0])
+    label = jax.vmap(annotator)(keys, first.reward, second.reward)
     chosen, rejected = _order(label.first_preferred, first, second)
-    return Preferences(chosen, rejected, label.weight, label.prob)
+    return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 
 
 def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajectory) -> tuple[Trajectory, Trajectory]:
@@ -82,18 +90,3 @@ def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int)
     # Rounding can carry the last stratum to the very end: the last pair that has weight is meant.
     last = jnp.max(jnp.where(weight > 0, jnp.arange(weight.shape[0]), 0))
     return jnp.minimum(index, last)
-
-
-def ranking_accuracy(
-    chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences
-) -> Float[Array, ""]:
-    """Share of pairs that the scores rank as the true returns do.
-
-    Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as
-    half right.
-    """
-    score_gap = chosen_score - rejected_score
-    return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)
-    agree = jnp.where(score_gap == 0, 0.5, jnp.sign(score_gap) == jnp.sign(return_gap))
-    ranked = return_gap != 0
-    return jnp.where(ranked, agree, 0.0).sum() / ranked.sum()

@@ -20,11 +20,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
+from jaxpref.checks import check_choice, check_range
 from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
 from jaxpref.returns import discounted_returns
 from jaxpref.rollout import any_lane, episodes
 from jaxpref.tasks import Task
-from jaxpref.training import check_choice, check_range
 from jaxpref.types import Params, Scalar, Trajectory
 
 BASELINES = ("value", "handmade")

@@ -3,10 +3,18 @@
     loss = mean over pairs of -log sigmoid(sum_t r(chosen_t) - sum_t r(rejected_t))
 
 (Christiano et al., 2017, https://arxiv.org/abs/1706.03741), r a reward per step, summed over whole episodes.
+
+Preferences fix a reward's order, not its scale, and where all episodes last equally long not its offset either. Where
+they end at different times the offset decides everything: a positive reward per step tells an agent to go on, a
+negative one to come to an end. Three things hold it to what the pairs say. The head starts at zero
+(`networks.RewardModel`), so that the reward's first and largest part, its bias, is the one that ranks episodes by their
+length alone; returns are summed, never averaged, over steps; and PPO measures the reward in units of its mean
+magnitude (`ppo.reward_magnitude`) without moving its offset.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -17,10 +25,14 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses, packed
+from jaxpref.checks import check_range
 from jaxpref.networks import init_reward
 from jaxpref.tasks import Task
-from jaxpref.training import check_range, draw_minibatch
-from jaxpref.types import Params, Preferences, Scalar
+from jaxpref.training import draw_minibatch
+from jaxpref.types import Params, Preferences, Scalar, target_of
+
+CHECK_EVERY = 10
+"""Updates between two looks at the held-out pairs."""
 
 
 @struct.dataclass
@@ -31,6 +43,9 @@ class Config:
     """Gradient steps."""
     batch_size: int = struct.field(pytree_node=False, default=32)
     """Pairs per update; 0 takes all of them in every update."""
+    holdout_every: int = struct.field(pytree_node=False, default=0)
+    """Early stopping: every n-th pair is not trained on, and the parameters are kept at which the loss of those pairs
+    was least; 0: train on all pairs to the end."""
     learning_rate: Scalar = 3e-3
     """Of AdamW."""
     weight_decay: Scalar = 0.0
@@ -38,7 +53,7 @@ class Config:
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_updates")
-        check_range(self, 0, math.inf, "batch_size", "learning_rate", "weight_decay")
+        check_range(self, 0, math.inf, "batch_size", "holdout_every", "learning_rate", "weight_decay")
 
 
 @struct.dataclass
@@ -77,12 +92,13 @@ class Dataset:
 
     rows: packed.Rows
     weight: Float[Array, " N"]
+    target: Float[Array, " N"]
 
 
 def prepare(preferences: Preferences) -> Dataset:
     """Cut the pairs into rows."""
     rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
-    return Dataset(rows, preferences.weight)
+    return Dataset(rows, preferences.weight, target_of(preferences))
 
 
 def loss_fn(
@@ -92,8 +108,10 @@ def loss_fn(
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     chosen_return, rejected_return = jnp.split(packed.reward(params, data.rows, both), 2)
     mean = functools.partial(jnp.average, weights=weight)
-    loss = mean(losses.bradley_terry(chosen_return, rejected_return))
-    margin = chosen_return - rejected_return
+    margin, target = chosen_return - rejected_return, data.target[index]
+    as_labelled = losses.bradley_terry(chosen_return, rejected_return)
+    swapped = losses.bradley_terry(rejected_return, chosen_return)
+    loss = mean(target * as_labelled + (1 - target) * swapped)
     return loss, Metrics(loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)))
 
 
@@ -105,11 +123,68 @@ def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
 
+@struct.dataclass
+class Kept:
+    """The parameters that were best on the held-out pairs so far, and the loss they had there."""
+
+    params: Params
+    loss: Float[Array, ""]
+
+
 def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
     """Fit a fresh reward model to `preferences` of [N] pairs."""
     key_init, key_train = jax.random.split(key)
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
-    step = functools.partial(update, config, prepare(preferences))
-    state, metrics = jax.lax.scan(step, start, jax.random.split(key_train, config.num_updates))
-    return Result(state.params, metrics)
+    data, keys = prepare(preferences), jax.random.split(key_train, config.num_updates)
+    if config.holdout_every == 0:
+        state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
+        return Result(state.params, metrics)
+
+    kept, metrics = _train_and_keep_best(config, data, start, keys)
+    return Result(kept.params, metrics)
+
+
+def _train_and_keep_best(
+    config: Config, data: Dataset, start: TrainState, keys: Key[Array, " U"]
+) -> tuple[Kept, Metrics]:
+    """Train on the pairs that are not held out; look at those that are before every CHECK_EVERY updates and at the
+    end. Where none of them has weight there is nothing to look at, and the last parameters are kept.
+    """
+    held_out = jnp.arange(config.holdout_every - 1, data.weight.shape[0], config.holdout_every)
+    step = functools.partial(update, config, dataclasses.replace(data, weight=data.weight.at[held_out].set(0.0)))
+
+    def look(kept: Kept, params: Params) -> Kept:
+        loss, _ = loss_fn(params, data, held_out, data.weight[held_out])
+        better = ~(loss >= kept.loss)  # also where there is nothing to look at: the loss is NaN then
+        return jax.tree.map(functools.partial(jnp.where, better), Kept(params, loss), kept)
+
+    def block(carry, keys):
+        state, kept = carry
+        kept = look(kept, state.params)
+        state, metrics = jax.lax.scan(step, state, keys)
+        return (state, kept), metrics
+
+    num_blocks, rest = divmod(config.num_updates, CHECK_EVERY)
+    keys_of_blocks = keys[rest:].reshape(num_blocks, CHECK_EVERY)
+    kept = Kept(start.params, jnp.float32(jnp.inf))
+    state, first_metrics = jax.lax.scan(step, start, keys[:rest])
+    (state, kept), metrics = jax.lax.scan(block, (state, kept), keys_of_blocks)
+    metrics = jax.tree.map(lambda leaf: leaf.reshape(-1), metrics)
+    metrics = jax.tree.map(lambda *both: jnp.concatenate(both), first_metrics, metrics)
+    return look(kept, state.params), metrics
+
+
+def train_ensemble(
+    task: Task, config: Config, key: Key[Array, ""], preferences: Preferences, num_members: int
+) -> Result:
+    """`num_members` reward models, each from a start and with weights of its own: leading axis M in the result.
+
+    The weights are those of the pairs times Exponential(1) numbers: the Bayesian bootstrap (Rubin, 1981), which
+    resamples also where most pairs have weight zero and leaves no pair out. Where the members disagree, the data do
+    not decide. `apply_reward` takes their mean.
+    """
+    key_weight, key_train = jax.random.split(key)
+    weight = preferences.weight * jax.random.exponential(key_weight, (num_members, *preferences.weight.shape))
+    members = jax.vmap(lambda key, weight: train(task, config, key, dataclasses.replace(preferences, weight=weight)))
+    return members(jax.random.split(key_train, num_members), weight)

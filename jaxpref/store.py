@@ -48,7 +48,12 @@ def load_json(path: str | os.PathLike) -> Any:
     return json.loads(Path(path).read_text())
 
 
-def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by their paths, as in `params/torso/kernel`.
+
+    Raises ValueError for leaves that are no arrays of numbers or of booleans, and for paths that do not tell leaves
+    apart.
+    """
     leaves, _ = tree_flatten_with_path(tree)
     named = {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
     parents = {"/".join(parts[:i]) for parts in (name.split("/") for name in named) for i in range(1, len(parts))}
@@ -74,7 +79,7 @@ def save_pytree(path: str | os.PathLike, tree: Any) -> None:
     The same tree gives the same bytes. Raises ValueError for leaves that are no arrays of numbers or of booleans,
     and for paths that do not tell leaves apart.
     """
-    named = _named_leaves(tree)
+    named = named_leaves(tree)
     # Not numpy.savez: it writes the time of day into the file, and takes some names for its own arguments.
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, leaf in named.items():
@@ -87,7 +92,7 @@ def load_pytree(path: str | os.PathLike, like: Any) -> Any:
 
     Raises ValueError, naming the leaf, where names, shapes or dtypes are not those of `like`, and for a damaged file.
     """
-    expected, stored = _named_leaves(like), _read(path)
+    expected, stored = named_leaves(like), _read(path)
     if stored.keys() != expected.keys():
         different = sorted(stored.keys() ^ expected.keys())
         raise ValueError(f"{path}: leaves differ from the expected ones: {', '.join(different)}")

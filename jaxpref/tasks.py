@@ -25,6 +25,7 @@ class Task:
     horizon:     steps after which an episode is cut off (truncated, not terminated).
     pi1_target:  mean return at which REINFORCE keeps the good policy.
     pi2_target:  mean return, lower, at which it keeps the less good one.
+    return_range: (lowest, highest) return an episode can have: the unit of an annotator's thresholds.
     stochastic:  False promises that `step_env` ignores its key, which saves drawing one per step.
     potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
     baseline:    obs -> hand-made baseline of the original study, read at the next observation.
@@ -38,6 +39,7 @@ class Task:
     num_actions: int = struct.field(pytree_node=False)
     pi1_target: float
     pi2_target: float
+    return_range: tuple[float, float] = (0.0, 1.0)
     stochastic: bool = struct.field(pytree_node=False, default=True)
     potential: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
     baseline: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
@@ -84,6 +86,7 @@ def cartpole(horizon: int = 200) -> Task:
         num_actions=2,
         pi1_target=0.95 * horizon,
         pi2_target=0.475 * horizon,
+        return_range=(0.0, float(horizon)),
         stochastic=False,
         baseline=_cartpole_baseline,
     )
@@ -101,6 +104,7 @@ def acrobot() -> Task:
         num_actions=3,
         pi1_target=-150.0,
         pi2_target=-250.0,
+        return_range=(-500.0, 0.0),
         stochastic=False,
         potential=acrobot_height,
         baseline=_acrobot_baseline,

@@ -67,9 +67,17 @@ class Preferences:
     chosen, rejected:  what the annotator preferred, and what it did not.
     weight:  how much a pair counts in a loss, >= 0; 0 takes the pair out without changing a shape.
     prob:    the annotator's probability of this very label, P(chosen preferred to rejected).
+    target:  probability that a loss takes for "chosen is preferred": 1 for an answer, 0.5 for a tie, where the order
+             of the two means nothing. None is 1 for every pair.
     """
 
     chosen: Trajectory
     rejected: Trajectory
     weight: Float[Array, "*batch N"]
     prob: Float[Array, "*batch N"]
+    target: Float[Array, "*batch N"] | None = None
+
+
+def target_of(preferences: Preferences) -> Float[Array, "*batch N"]:
+    """The pairs' targets, 1 where none are given."""
+    return jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target

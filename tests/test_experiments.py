@@ -624,7 +624,7 @@ def test_the_defaults_are_the_contracts():
         ("--num-pairs 200", "num_pairs", (200,)),
         ("--reference pi2", "reference", ("pi2",)),
         ("--out some/where", "out", Path("some/where")),
-        ("--temperature 10", "temperature", 10.0),
+        ("--annotator.temperature 10", "annotator.temperature", 10.0),
         ("--num-heldout 7", "num_heldout", 7),
         ("--eval-episodes 8", "eval_episodes", 8),
         ("--save-preferences", "save_preferences", True),
@@ -653,7 +653,7 @@ def test_the_original_preset_has_the_originals_numbers():
     for task, method in itertools.product(("cartpole", "acrobot"), ("dpo", "rlhf")):
         settings, acrobot = parse("--preset original", task, method), task == "acrobot"
         assert settings.reference == ("pi1",)
-        assert settings.temperature == 1
+        assert settings.annotator.temperature == 1
         expert = settings.reinforce
         assert expert.num_updates == (3000 if acrobot else 1200)
         assert (expert.episodes_per_update, expert.score_window) == (1, 50)
@@ -755,8 +755,8 @@ def refused(tmp_path, capsys, monkeypatch):
         ("--reference", ["--reference"]),
         ("--num-heldout 0", ["--num-heldout", "0"]),
         ("--eval-episodes 0", ["--eval-episodes", "0"]),
-        ("--temperature 0", ["--temperature", "0"]),
-        ("--temperature nan", ["--temperature", "nan"]),
+        ("--annotator.temperature -1", ["--annotator.temperature", "-1"]),
+        ("--annotator.temperature nan", ["--annotator.temperature", "nan"]),
         ("--devices -1", ["--devices", "-1"]),
         ("--reward-model-epochs -1", ["--reward-model-epochs", "-1"]),
         ("--batch-seeds -1", ["--batch-seeds", "-1"]),

@@ -14,7 +14,7 @@ import pytest
 from helpers import keys, stack
 
 import jaxpref
-from jaxpref import dpo, ppo, preferences, reinforce, reward_model
+from jaxpref import dpo, ppo, preferences, ranking, reinforce, reward_model
 
 SEEDS = (1, 2)
 DPO = dpo.Config(num_updates=60, eval_every=60, eval_episodes=1, beta=0.3)
@@ -57,7 +57,7 @@ def chain(name):
     @jax.vmap
     def accuracy(params, pairs):
         scores = [jaxpref.trajectory_reward(params, side) for side in (pairs.chosen, pairs.rejected)]
-        return preferences.ranking_accuracy(*scores, pairs)
+        return ranking.accuracy(*scores, pairs)
 
     pi2, after_dpo, after_ppo = np.asarray(mean_return(policies, stage[:, 5]))
     return SimpleNamespace(

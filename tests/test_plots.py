@@ -184,6 +184,182 @@ def test_a_list_too_short_is_refused(axes):
         plots.policies(axes, NAMES, PER_SEED, INTERVALS[:2], CENTRES, COLOURS)
 
 
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def forest(axes):
+    """{row: (centre, (low, high), colours of both)} of the rows that are drawn."""
+    diamonds = [line for line in axes.get_lines() if line.get_marker() == "D"]
+    bars = [line for line in axes.get_lines() if line.get_marker() != "D"]
+    rows = {}
+    for diamond, bar in zip(diamonds, bars, strict=True):
+        (row,) = {*diamond.get_ydata(), *bar.get_ydata()}  # both in the one row
+        (centre,) = diamond.get_xdata()
+        rows[row] = (centre, tuple(bar.get_xdata()), {to_rgba(diamond.get_color()), to_rgba(bar.get_color())})
+    return rows
+
+
+def test_rows_stand_from_top_to_bottom_with_their_centres_and_intervals(axes):
+    """The second interval does not hold its centre: its ends are drawn where they are."""
+    ends = [(1.5, 5.0), (11.0, 12.0), (-4.0, 7.0)]
+    plots.intervals(axes, ["a", "b", "c"], [2.75, 10.5, 4.0], ends, COLOURS)
+    assert forest(axes) == {
+        row: (centre, interval, {to_rgba(colour)})
+        for row, (centre, interval, colour) in enumerate(zip([2.75, 10.5, 4.0], ends, COLOURS, strict=True))
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    np.testing.assert_array_equal(axes.get_yticks(), [0, 1, 2])
+    heights = axes.transData.transform([(0, 0), (0, 1), (0, 2)])[:, 1]
+    assert heights[0] > heights[1] > heights[2]
+    left, right = axes.get_xlim()
+    assert left < -4 < 12 < right
+
+
+def test_a_row_without_a_centre_is_empty_and_keeps_its_place(axes):
+    nan = float("nan")
+    plots.intervals(axes, ["a", "b", "c"], [1.0, nan, 2.0], [(0.0, 2.0), (nan, nan), (1.0, 3.0)], COLOURS)
+    assert set(forest(axes)) == {0, 2}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    bottom, top = axes.get_ylim()
+    assert bottom > 2 > 0 > top
+
+
+def test_drawing_the_same_rows_again_does_not_turn_them_over(axes):
+    """As two methods in one panel."""
+    for _ in range(2):
+        plots.intervals(axes, ["a", "b"], [1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)], COLOURS[:2])
+    bottom, top = axes.get_ylim()
+    assert bottom > top
+
+
+@pytest.mark.parametrize("short", range(4))
+def test_a_list_of_rows_too_short_is_refused(axes, short):
+    lists = [["a", "b"], [1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)], COLOURS[:2]]
+    lists[short] = lists[short][:1]
+    with pytest.raises(ValueError, match="zip"):
+        plots.intervals(axes, *lists)
+
+
+# --- heat maps --------------------------------------------------------------------------------------------------------
+
+VALUES = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.6]])
+
+
+def cells(axes):
+    """{(column, row): text}."""
+    return {text.get_position(): text for text in axes.texts}
+
+
+def luminance(colour):
+    """WCAG's relative luminance, channel by channel."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgba(colour)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    """WCAG's ratio, from 1 to 21."""
+    dark, bright = sorted([luminance(one), luminance(other)])
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_a_heat_map_shows_each_number_in_its_cell(axes):
+    image = plots.heat_map(axes, VALUES, ["DPO", "PPO"], ["10", "50", "250"], label="{:.1f} %")
+    np.testing.assert_array_equal(image.get_array(), VALUES)
+    expected = {(column, row): f"{VALUES[row, column]:.1f} %" for row in range(2) for column in range(3)}
+    assert {place: text.get_text() for place, text in cells(axes).items()} == expected
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "50", "250"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["DPO", "PPO"]
+    first, second = axes.transData.transform([(0, 0), (0, 1)])[:, 1]
+    assert first > second  # the first row at the top
+    assert list(axes.images) == [image]
+    assert image.axes.figure.colorbar(image).vmax == 1
+
+
+def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
+    """Of black and white the one with more contrast, which is never under 4.5, WCAG's AA."""
+    values = np.linspace(0, 1, 101)[None]
+    image = plots.heat_map(axes, values, ["row"], [""] * 101)
+    inks = set()
+    for (column, _), text in cells(axes).items():
+        background, ink = image.to_rgba(values[0, column]), text.get_color()
+        assert contrast(ink, background) == max(contrast(colour, background) for colour in ("black", "white"))
+        assert contrast(ink, background) > 4.5
+        inks.add(ink)
+    assert inks == {"black", "white"}
+
+
+def test_panels_share_a_scale_and_their_colours(axes):
+    """0.5 has one colour on a scale from 0 to 2, whatever stands beside it; without a scale the data are it."""
+    one = plots.heat_map(axes, VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
+    other = plots.heat_map(axes, 2 * VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
+    np.testing.assert_array_equal(one.to_rgba(VALUES)[0, 2], other.to_rgba(2 * VALUES)[0, 1])
+    np.testing.assert_array_equal(other.to_rgba(2 * VALUES)[1, 1], mpl.colormaps["viridis"](1.0))
+    assert plots.heat_map(axes, 3 * VALUES - 1, ["", ""], [""] * 3).get_clim() == (-1, 2)
+
+
+def test_a_cell_that_is_nan_is_empty_and_the_scale_is_that_of_the_others(axes):
+    values = VALUES.copy()
+    values[1, 1] = np.nan
+    image = plots.heat_map(axes, values, ["", ""], [""] * 3)
+    assert set(cells(axes)) == {(0, 0), (1, 0), (2, 0), (0, 1), (2, 1)}
+    assert image.get_clim() == (0, 0.75)
+    assert image.to_rgba(image.get_array())[1, 1, 3] == 0  # transparent
+
+
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 3), (3, 3), (2, 2), (2, 4)])
+def test_names_must_be_as_many_as_rows_and_columns(axes, num_rows, num_columns):
+    with pytest.raises(ValueError, match="number of"):
+        plots.heat_map(axes, VALUES, ["row"] * num_rows, ["column"] * num_columns)
+
+
+def test_no_grid_lies_over_a_heat_map():
+    with mpl.rc_context(plots.STYLE):
+        figure, axes = plt.subplots()
+        assert any(line.get_visible() for line in axes.get_xgridlines() + axes.get_ygridlines())
+        plots.heat_map(axes, VALUES, ["", ""], [""] * 3)
+        assert not any(line.get_visible() for line in axes.get_xgridlines() + axes.get_ygridlines())
+        plt.close(figure)
+
+
+# --- performance profiles and paths -----------------------------------------------------------------------------------
+
+
+def test_a_profile_keeps_its_share_up_to_the_next_threshold_line_and_band(axes):
+    thresholds, shares = np.array([0.0, 1.0, 4.0]), np.array([1.0, 0.5, 0.1])
+    low, high = np.array([0.9, 0.3, 0.0]), np.array([1.0, 0.8, 0.2])
+    plots.profiles(axes, thresholds, shares, low, high, "DPO", "#D55E00")
+    (line,) = axes.get_lines()
+    assert line.get_drawstyle() == "steps-post"
+    np.testing.assert_array_equal(line.get_xydata(), np.column_stack([thresholds, shares]))
+    (polygon,) = axes.collections
+    (outline,) = polygon.get_paths()
+    for start, end, bottom, top in zip(thresholds, thresholds[1:], low, high, strict=False):
+        for x in (start + 0.01, end - 0.01):
+            inside = [outline.contains_point((x, y)) for y in (bottom - 0.01, bottom + 0.01, top - 0.01, top + 0.01)]
+            assert inside == [False, True, True, False]
+    assert to_rgba(line.get_color()) == to_rgba("#D55E00")
+    assert tuple(polygon.get_facecolor()[0][:3]) == to_rgba("#D55E00")[:3]
+    assert axes.get_legend_handles_labels()[1] == ["DPO"]
+    bottom, top = axes.get_ylim()
+    assert bottom < 0 < 1 < top  # lines at both are seen whole
+
+
+def test_a_path_is_the_mean_over_seeds_of_both_and_ends_in_a_marker(axes):
+    """Of x too, which seeds do not share; in the order of evaluations, also where x turns back."""
+    x, y = np.array([[0.0, 2.0, 1.0], [0.0, 4.0, 2.0]]), np.array([[-100.0, 10.0, 60.0], [-300.0, 30.0, 40.0]])
+    plots.path(axes, x, y, "50 pairs", "#009E73")
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xydata(), [(0, -200), (3, 20), (1.5, 50)])
+    assert line.get_marker() == "o"
+    assert line.get_markevery() == [-1]
+    assert line.get_linestyle() == "-"
+    assert to_rgba(line.get_color()) == to_rgba("#009E73")
+    assert axes.get_legend_handles_labels()[1] == ["50 pairs"]
+
+
+# --- the style --------------------------------------------------------------------------------------------------------
+
+
 def test_colours_are_different_and_valid():
     assert len({to_rgba(colour) for colour in (*plots.COLOURS, plots.GREY)}) == len(plots.COLOURS) + 1
 

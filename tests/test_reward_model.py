@@ -21,7 +21,7 @@ from helpers import (
 )
 
 import jaxpref
-from jaxpref import networks, preferences, reward_model
+from jaxpref import networks, preferences, ranking, reward_model
 from jaxpref.types import Preferences
 
 LN2 = np.log(2)
@@ -169,7 +169,7 @@ def test_it_ranks_pairs_that_it_has_not_seen():
     params = train(jaxpref.cartpole(), config, jax.random.key(5), labelled_by_a_linear_reward(5, 200)).params
     heldout = labelled_by_a_linear_reward(6, 500)
     scores = [networks.trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
-    assert preferences.ranking_accuracy(*scores, heldout) > 0.9
+    assert ranking.accuracy(*scores, heldout) > 0.9
 
 
 @pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])

@@ -14,6 +14,7 @@ import jaxpref
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"types"},
+    {"checks"},
     {"tasks"},
     {"networks"},
     {"rollout"},
@@ -22,8 +23,10 @@ LAYERS = [
     {"losses"},
     {"annotators"},
     {"preferences"},
+    {"ranking"},
     {"training"},
     {"reinforce", "dpo", "reward_model", "ppo"},
+    {"online"},
     {"statistics"},
     {"plots"},
     {"store"},

@@ -1,0 +1,180 @@
+"""Online preferences: in rounds, the policy that is being trained plays the pairs that the annotator is asked about.
+
+    repeat: play pairs with the current policy, ask about some, learn from all answers so far
+
+(Christiano et al., 2017, https://arxiv.org/abs/1706.03741, for RLHF; Guo et al., 2024,
+https://arxiv.org/abs/2402.04792, for DPO). All rounds are one scan, so that they jit and vmap like a trainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Key
+
+from jaxpref import dpo, ppo, reward_model
+from jaxpref.annotators import Annotator
+from jaxpref.checks import check_range
+from jaxpref.networks import init_reward, trajectory_reward
+from jaxpref.preferences import label_pairs
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
+from jaxpref.types import Params, Preferences, Trajectory, true_return
+
+
+@struct.dataclass
+class Config:
+    """How many questions are asked when, and which."""
+
+    num_rounds: int = struct.field(pytree_node=False, default=5)
+    """Rounds of playing, asking and learning; the trainer's updates are divided among them."""
+    num_candidates: int = struct.field(pytree_node=False, default=1)
+    """Pairs played for every one that is asked about: those that the ensemble of reward models disagrees on most; 1:
+    every pair that is played."""
+    num_members: int = struct.field(pytree_node=False, default=3)
+    """Reward models in the ensemble."""
+
+    def __post_init__(self):
+        check_range(self, 1, math.inf, "num_rounds", "num_candidates", "num_members")
+
+
+@struct.dataclass
+class Result:
+    """The trained policy, and how it came about.
+
+    preferences:   all pairs that were asked about, [N], in the order of the rounds.
+    pair_return:   mean true return of each round's pairs, [rounds].
+    metrics:       the trainer's, [rounds, ...].
+    reward_params: the last round's ensemble, leading axis M; None for DPO.
+    """
+
+    params: Params
+    preferences: Preferences
+    pair_return: Float[Array, "*batch rounds"]
+    metrics: ppo.Metrics | dpo.Metrics
+    reward_params: Params | None = None
+
+
+def train_rlhf(
+    task: Task,
+    config: Config,
+    reward_config: reward_model.Config,
+    ppo_config: ppo.Config,
+    key: Key[Array, ""],
+    annotator: Annotator,
+    num_pairs: int,
+    init_params: Params,
+    ref_params: Params,
+) -> Result:
+    """PPO from `init_params` on an ensemble of reward models that is fitted afresh in every round.
+
+    `num_pairs` questions and `ppo_config.num_updates` updates in all. Raises ValueError unless `config.num_rounds`
+    divides the questions, and the updates into multiples of `ppo_config.eval_every`.
+    """
+    key_init, key_rounds = jax.random.split(key)
+    config_of_round = _one_round(ppo_config, config)
+
+    def learn(key, params, reward_params, pairs):
+        key_fit, key_train = jax.random.split(key)
+        fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members).params
+        result = ppo.train(task, config_of_round, key_train, params, ref_params, fitted)
+        return result.params, fitted, result.metrics
+
+    untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
+    return _rounds(task, config, key_rounds, annotator, num_pairs, init_params, untrained, learn, disagreement)
+
+
+def train_dpo(
+    task: Task,
+    config: Config,
+    dpo_config: dpo.Config,
+    key: Key[Array, ""],
+    annotator: Annotator,
+    num_pairs: int,
+    init_params: Params,
+    ref_params: Params,
+) -> Result:
+    """DPO from `init_params`, going on in every round with all pairs so far; of `config` only `num_rounds` counts.
+
+    `num_pairs` questions and `dpo_config.num_updates` updates in all. Raises ValueError unless `config.num_rounds`
+    divides the questions, and the updates into multiples of `dpo_config.eval_every`.
+    """
+    config_of_round = _one_round(dpo_config, config)
+
+    def learn(key, params, _, pairs):
+        result = dpo.train(task, config_of_round, key, pairs, params, ref_params)
+        return result.params, None, result.metrics
+
+    every_pair = dataclasses.replace(config, num_candidates=1)
+    return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn, disagreement)
+
+
+def _one_round(config: Any, online: Config) -> Any:
+    """A trainer's config with the updates of one round."""
+    num_updates, rest = divmod(config.num_updates, online.num_rounds)
+    if rest:
+        raise ValueError(f"num_rounds must divide num_updates, got {online.num_rounds} and {config.num_updates}")
+    return dataclasses.replace(config, num_updates=num_updates)
+
+
+def disagreement(reward_params: Params, first: Trajectory, second: Trajectory) -> Float[Array, " N"]:
+    """Standard deviation over an ensemble's members of P(first preferred), for each pair."""
+
+    def prob(params: Params) -> Float[Array, " N"]:
+        return jax.nn.sigmoid(trajectory_reward(params, first) - trajectory_reward(params, second))
+
+    return jax.vmap(prob)(reward_params).std(0)
+
+
+def _rounds(
+    task: Task,
+    config: Config,
+    key: Key[Array, ""],
+    annotator: Annotator,
+    num_pairs: int,
+    init_params: Params,
+    init_reward_params: Params | None,
+    learn: Callable,
+    interest: Callable,
+) -> Result:
+    """The loop that both methods share. The dataset has all its places from the start; those not asked for yet have
+    weight zero.
+    """
+    num_asked, rest = divmod(num_pairs, config.num_rounds)
+    if rest or num_pairs < 1:
+        raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")
+
+    def ask(key: Key[Array, ""], params: Params, reward_params: Params | None) -> Preferences:
+        key_first, key_second, key_label = jax.random.split(key, 3)
+        num_played = num_asked * config.num_candidates
+        first = episodes(task, params, key_first, num_played)
+        second = episodes(task, params, key_second, num_played)
+        if config.num_candidates > 1:
+            _, asked = jax.lax.top_k(interest(reward_params, first, second), num_asked)
+            first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
+        return label_pairs(key_label, first, second, annotator)
+
+    def play_round(carry, inputs):
+        params, reward_params, pairs = carry
+        key, place = inputs
+        key_ask, key_learn = jax.random.split(key)
+        answers = ask(key_ask, params, reward_params)
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=0)
+        pairs = jax.tree.map(write, pairs, answers)
+        pair_return = (true_return(answers.chosen) + true_return(answers.rejected)).mean() / 2
+        params, reward_params, metrics = learn(key_learn, params, reward_params, pairs)
+        return (params, reward_params, pairs), (pair_return, metrics)
+
+    shapes = jax.eval_shape(ask, key, init_params, init_reward_params)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((num_pairs, *leaf.shape[1:]), leaf.dtype), shapes)
+    rounds = jax.random.split(key, config.num_rounds), jnp.arange(config.num_rounds) * num_asked
+    start = init_params, init_reward_params, nothing
+    (params, reward_params, pairs), (pair_return, metrics) = jax.lax.scan(play_round, start, rounds)
+    return Result(params, pairs, pair_return, metrics, reward_params)
