@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
+from rich.console import Console
 
 from experiments import pipeline, report
 from experiments.settings import Policy
@@ -27,7 +29,7 @@ from jaxpref.networks import init_reward, trajectory_kl, trajectory_log_prob, tr
 from jaxpref.preferences import sample_preferences
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Preferences, Trajectory, true_return
+from jaxpref.types import Params, Preferences, Scalar, Trajectory, true_return
 
 NUM_HELDOUT = 200
 """Fresh pairs that scores are judged on, labelled by the same annotator."""
@@ -55,18 +57,13 @@ class Arm:
     """One variant: who is trained how, on what."""
 
     method: Method
-    """"pi1" and "pi2" are only evaluated, "pi2-again" on other episodes: what noise alone looks like."""
+    """"pi1" and "pi2" are evaluated as they are, "pi2-again" on other episodes: how far noise alone carries."""
     reference: Policy = "pi2"
     num_pairs: int = 200
     reward: Reward = "learned"
     num_members: int = 1
     """Reward models in the ensemble of "rlhf"."""
     hyper: Hyperparameters = dataclasses.field(default_factory=Hyperparameters)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether there is more to it than evaluating an expert."""
-        return self.method not in ("pi1", "pi2", "pi2-again")
 
 
 @struct.dataclass
@@ -75,149 +72,221 @@ class Result:
 
     true_return:      mean over EVAL_EPISODES episodes.
     kl:               of the trained policy from the reference, nats per episode.
-    quality:          of the arm's scores on held-out pairs: the reward model's, or DPO's implicit reward.
-    reward_per_step:  mean learned reward of the steps in the held-out pairs.
+    quality:          of the arm's scores on fresh pairs: the reward model's, or DPO's implicit reward.
+    score_per_step:   mean of those scores over the steps of the fresh pairs.
     label_entropy, best_accuracy: of the held-out pairs' annotator.
     """
 
     true_return: Float[Array, "*batch"]
     kl: Float[Array, "*batch"]
     quality: ranking.Quality
-    reward_per_step: Float[Array, "*batch"]
+    score_per_step: Float[Array, "*batch"]
     label_entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
 
 
-def run_seed(task: Task, arm: Arm, hyper: Hyperparameters, seed: Array, pi1: Params, pi2: Params) -> Result:
-    """The whole arm on one seed; `hyper` is `arm.hyper` with its floats traced."""
-    keys = pipeline.keys_of(seed)
-    annotator = annotators.teacher_of(task, hyper.annotator)
-    key_heldout, key_train = jax.random.split(keys.preferences)
-    heldout = sample_preferences(task, pi1, pi2, key_heldout, NUM_HELDOUT, annotator)
-    ref_params = {"pi1": pi1, "pi2": pi2}[arm.reference]
+# --- what is done to one seed -----------------------------------------------------------------------------------------
 
-    def ask() -> Preferences:
-        return sample_preferences(task, pi1, pi2, key_train, arm.num_pairs, annotator)
 
-    reward_params, key_eval = None, keys.evaluate
-    match arm.method:
-        case "pi1" | "pi2":
-            params = {"pi1": pi1, "pi2": pi2}[arm.method]
-        case "pi2-again":
-            params, key_eval = pi2, keys.train
-        case "dpo":
-            params = dpo.train(task, hyper.dpo, keys.train, ask(), pi2, ref_params).params
-        case "rlhf":
-            reward_params, reward_fn = _reward(task, arm, hyper, keys.reward_model, ask)
-            params = ppo.train(task, hyper.ppo, keys.train, pi2, ref_params, reward_params, reward_fn).params
-        case "online-dpo":
-            args = keys.train, annotator, arm.num_pairs, pi2, ref_params
-            params = online.train_dpo(task, hyper.online, hyper.dpo, *args).params
-        case "online-rlhf":
-            args = keys.train, annotator, arm.num_pairs, pi2, ref_params
-            trained = online.train_rlhf(task, hyper.online, hyper.reward_model, hyper.ppo, *args)
-            params, reward_params = trained.params, trained.reward_params
+def ask(task: Task, num_pairs: int, config: annotators.Config, seed: Array, pi1: Params, pi2: Params) -> Preferences:
+    """The pairs of one seed: an arm with fewer of them has the first ones of an arm with more."""
+    key, annotator = pipeline.keys_of(seed).preferences, annotators.teacher_of(task, config)
+    return sample_preferences(task, pi1, pi2, key, num_pairs, annotator)
 
-    played = episodes(task, params, key_eval, EVAL_EPISODES)
-    nothing = jnp.full((), jnp.nan)
-    quality, reward_per_step = ranking.Quality(nothing, nothing, nothing, nothing), nothing
-    if arm.method in ("dpo", "online-dpo"):
-        quality = _quality(functools.partial(_implicit_reward, hyper.dpo, params, ref_params), heldout)
-    elif reward_params is not None:
-        learned_return = functools.partial(trajectory_reward, reward_params)
-        quality = _quality(learned_return, heldout)
-        num_steps = heldout.chosen.mask.sum() + heldout.rejected.mask.sum()
-        reward_per_step = (learned_return(heldout.chosen) + learned_return(heldout.rejected)).sum() / num_steps
+
+def train_dpo(task: Task, config: dpo.Config, seed: Array, pi2: Params, ref_params: Params, pairs: Preferences):
+    """DPO from pi2."""
+    return dpo.train(task, config, pipeline.keys_of(seed).train, pairs, pi2, ref_params).params
+
+
+def fit_reward(task: Task, num_members: int, config: reward_model.Config, seed: Array, pairs: Preferences) -> Params:
+    """A reward model, or an ensemble."""
+    key = pipeline.keys_of(seed).reward_model
+    if num_members == 1:
+        return reward_model.train(task, config, key, pairs).params
+    return reward_model.train_ensemble(task, config, key, pairs, num_members).params
+
+
+def zero_reward(task: Task, shared: None, seed: Array) -> Params:
+    """A reward model that says zero."""
+    return jax.tree.map(jnp.zeros_like, init_reward(pipeline.keys_of(seed).reward_model, task))
+
+
+def random_reward(task: Task, shared: None, seed: Array) -> Params:
+    """A reward model that was never trained. A fresh head is zero: this one is drawn."""
+    key_init, key_head = jax.random.split(pipeline.keys_of(seed).reward_model)
+    params = init_reward(key_init, task)["params"]
+    head = params["reward"] | {"kernel": jax.random.normal(key_head, params["reward"]["kernel"].shape)}
+    return {"params": params | {"reward": head}}
+
+
+def train_ppo(
+    task: Task,
+    reward_fn: ppo.RewardFn,
+    config: ppo.Config,
+    seed: Array,
+    pi2: Params,
+    ref_params: Params,
+    reward: Params,
+) -> Params:
+    """PPO from pi2."""
+    return ppo.train(task, config, pipeline.keys_of(seed).train, pi2, ref_params, reward, reward_fn).params
+
+
+def train_online(
+    task: Task, method: Method, num_pairs: int, hyper: Hyperparameters, seed: Array, pi2: Params, ref_params: Params
+) -> tuple[Params, Params | None]:
+    """(policy, reward models) of online RLHF or DPO from pi2; pi1 has no part in it, unless it is the reference."""
+    args = pipeline.keys_of(seed).train, annotators.teacher_of(task, hyper.annotator), num_pairs, pi2, ref_params
+    if method == "online-dpo":
+        result = online.train_dpo(task, hyper.online, hyper.dpo, *args)
+    else:
+        result = online.train_rlhf(task, hyper.online, hyper.reward_model, hyper.ppo, *args)
+    return result.params, result.reward_params
+
+
+@struct.dataclass
+class Scores:
+    """How a trajectory is scored: by DPO's implicit reward, beta times the log-ratio, or by a reward model. 1 is yes,
+    0 no: all arms are judged by one program.
+    """
+
+    implicit: Scalar
+    per_step: Scalar
+    beta: Scalar
+
+
+def judge(
+    task: Task,
+    hyper: tuple[annotators.Config, Scores, Scalar],
+    seed: Array,
+    pi1: Params,
+    pi2: Params,
+    params: Params,
+    ref_params: Params,
+    reward_params: Params,
+) -> Result:
+    """Evaluate a policy, and its scores on fresh pairs. `hyper`: of the annotator, the scores, and which evaluation it
+    is: every number stands for other episodes.
+    """
+    (config, scores, number), keys = hyper, pipeline.keys_of(seed)
+    played = episodes(task, params, jax.random.fold_in(keys.evaluate, jnp.int32(number)), EVAL_EPISODES)
+    key_heldout = jax.random.fold_in(keys.preferences, 0)
+    heldout = sample_preferences(task, pi1, pi2, key_heldout, NUM_HELDOUT, annotators.teacher_of(task, config))
+
+    def score(trajectory: Trajectory) -> Array:
+        num_steps = jnp.where(scores.per_step > 0, trajectory.mask.sum(-1), 1.0)
+        log_ratio = trajectory_log_prob(params, trajectory) - trajectory_log_prob(ref_params, trajectory)
+        implicit = scores.beta * losses.per_step(log_ratio, num_steps)
+        return jnp.where(scores.implicit > 0, implicit, trajectory_reward(reward_params, trajectory))
+
+    chosen_score, rejected_score = score(heldout.chosen), score(heldout.rejected)
+    num_steps = heldout.chosen.mask.sum() + heldout.rejected.mask.sum()
     return Result(
         true_return=true_return(played).mean(),
         kl=trajectory_kl(params, ref_params, played).mean(),
-        quality=quality,
-        reward_per_step=reward_per_step,
+        quality=ranking.quality(chosen_score, rejected_score, heldout),
+        score_per_step=(chosen_score + rejected_score).sum() / num_steps,
         label_entropy=ranking.label_entropy(heldout),
         best_accuracy=ranking.best_accuracy(heldout),
     )
-
-
-def _reward(task: Task, arm: Arm, hyper: Hyperparameters, key: Key[Array, ""], ask) -> tuple[Any, ppo.RewardFn]:
-    """(reward_params, reward_fn) for PPO."""
-    match arm.reward:
-        case "learned" if arm.num_members > 1:
-            fitted = reward_model.train_ensemble(task, hyper.reward_model, key, ask(), arm.num_members)
-            return fitted.params, ppo.learned_reward
-        case "learned":
-            return reward_model.train(task, hyper.reward_model, key, ask()).params, ppo.learned_reward
-        case "zero":
-            return jax.tree.map(jnp.zeros_like, init_reward(key, task)), ppo.learned_reward
-        case "random":
-            key_init, key_head = jax.random.split(key)
-            params = init_reward(key_init, task)
-            head = params["params"]["reward"]
-            # A fresh head is zero: this one is drawn, so that the reward is one of some random features.
-            params["params"]["reward"] = head | {"kernel": jax.random.normal(key_head, head["kernel"].shape)}
-            return params, ppo.learned_reward
-        case _:
-            return None, ppo.true_reward
-
-
-def _implicit_reward(config: dpo.Config, params: Params, ref_params: Params, trajectory: Trajectory) -> Array:
-    logp, ref_logp = (trajectory_log_prob(p, trajectory) for p in (params, ref_params))
-    if config.loss.endswith("_per_step"):
-        num_steps = trajectory.mask.sum(-1)
-        logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
-    return losses.dpo_reward(logp, ref_logp, config.beta)
-
-
-def _quality(score, heldout: Preferences) -> ranking.Quality:
-    return ranking.quality(score(heldout.chosen), score(heldout.rejected), heldout)
 
 
 # --- many arms, many seeds, kept on disk ------------------------------------------------------------------------------
 
 Table = dict[str, Result]
 """Results by the arm's name, [S] each."""
+BATCH = 20
+"""Seeds that are run at once: as many as have their largest dataset in memory."""
 
-LANES = {"dpo": 2, "online-dpo": 2, "rlhf": 4, "online-rlhf": 1}
-"""Seeds side by side on a device, by method."""
 
-
-def run(task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, stages: Stages) -> Table:
+def run(task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, console: Console) -> Table:
     """Run all arms on all seeds; those whose results already lie in `folder`, from the same code, are read."""
+    batches = [tuple(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH)]
+    stages = Stages(Console(quiet=True))
+    tables = [_run_batch(task, arms, batch, folder / f"{batch[0]}-{batch[-1]}", stages, console) for batch in batches]
+    return {name: jax.tree.map(lambda *parts: np.concatenate(parts), *(t[name] for t in tables)) for name in arms}
+
+
+def _run_batch(
+    task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, stages: Stages, console: Console
+) -> Table:
     kept = {name: load(folder / f"{name}.json", specification(task, arm, seeds)) for name, arm in arms.items()}
     missing = {name: arm for name, arm in arms.items() if kept[name] is None}
     if missing:
-        seed_array = np.asarray(seeds, np.uint32)
-        train_experts = functools.partial(pipeline.train_experts, task)
-
-        def experts() -> reinforce.Result:
-            return stages.run("experts", train_experts, reinforce.Config(), seed_array, lanes=32, detail=task.name)
-
-        def rehearsal():
-            results = experts()
-            for arm in missing.values():
-                _run_arm(task, arm, seed_array, results, stages)
-
-        stages.rehearse(rehearsal)
-        results = experts()
+        stages.rehearse(lambda: [run_arm(arm) for run_arm in [Runner(task, seeds, stages)] for arm in missing.values()])
+        run_arm = Runner(task, seeds, stages)
         for name, arm in missing.items():
-            kept[name] = result = _run_arm(task, arm, seed_array, results, stages, name)
+            start = time.perf_counter()
+            kept[name] = result = run_arm(arm)
             save(folder / f"{name}.json", specification(task, arm, seeds), result)
+            took = time.perf_counter() - start
+            console.print(f"  {task.name:<9} {name:<26} seeds {folder.name:<9} {took:6.1f} s", highlight=False)
     return {name: result for name, result in kept.items() if result is not None}
 
 
-def _run_arm(
-    task: Task, arm: Arm, seeds: np.ndarray, experts: reinforce.Result, stages: Stages, title: str = ""
-) -> Result:
-    static = dataclasses.replace(arm, hyper=jax.tree.map(lambda _: 0.0, arm.hyper))
-    return stages.run(
-        f"{task.name} {title}".strip(),
-        functools.partial(run_seed, task, static),
-        arm.hyper,
-        seeds,
-        experts.pi1,
-        experts.pi2,
-        lanes=LANES.get(arm.method, 8),
-        program=(task.name, repr(static)),
-    )
+class Runner:
+    """Runs arms on some seeds: their experts are trained once, and the last pairs are kept for the next arm."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], stages: Stages):
+        self.task, self.seeds, self.stages = task, np.asarray(seeds, np.uint32), stages
+        self._pairs: tuple[Any, Preferences | None] = (None, None)
+        experts = self._map("experts", pipeline.train_experts, (), reinforce.Config(), lanes=32)
+        self.pi = {"pi1": experts.pi1, "pi2": experts.pi2}
+
+    def __call__(self, arm: Arm) -> Result:
+        """Results of the arm on every seed."""
+        params, reward_params = self._train(arm)
+        implicit = arm.method in ("dpo", "online-dpo")
+        has_scores = implicit or (reward_params is not None and arm.reward != "true")
+        if reward_params is None:
+            reward_params = self._reward("zero")
+        per_step = implicit and arm.hyper.dpo.loss.endswith("_per_step")
+        scores = Scores(float(implicit), float(per_step), arm.hyper.dpo.beta)
+        hyper = arm.hyper.annotator, scores, float(arm.method == "pi2-again")
+        args = *self.pi.values(), params, self.pi[arm.reference], reward_params
+        result = self._map("judge", judge, (), hyper, *args, lanes=5)
+        if has_scores:
+            return result
+        unknown = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), result.quality)
+        return dataclasses.replace(result, quality=unknown, score_per_step=np.full_like(result.score_per_step, np.nan))
+
+    def _train(self, arm: Arm) -> tuple[Params, Params | None]:
+        pi2, ref_params, hyper = self.pi["pi2"], self.pi[arm.reference], arm.hyper
+        match arm.method:
+            case "pi1" | "pi2" | "pi2-again":
+                return self.pi[arm.method[:3]], None
+            case "dpo":
+                return self._map("dpo", train_dpo, (), hyper.dpo, pi2, ref_params, self._ask(arm), lanes=2), None
+            case "rlhf":
+                reward_params = self._reward(arm.reward, arm)
+                reward_fn = ppo.true_reward if arm.reward == "true" else ppo.learned_reward
+                args = pi2, ref_params, reward_params
+                return self._map("ppo", train_ppo, (reward_fn,), hyper.ppo, *args, lanes=5), reward_params
+            case _:
+                static = arm.method, arm.num_pairs
+                return self._map(arm.method, train_online, static, hyper, pi2, ref_params, lanes=1)
+
+    def _reward(self, kind: Reward, arm: Arm | None = None) -> Params:
+        if arm is not None and kind == "learned":
+            members = (arm.num_members,)
+            return self._map("reward model", fit_reward, members, arm.hyper.reward_model, self._ask(arm), lanes=5)
+        return self._map("fixed reward", random_reward if kind == "random" else zero_reward, (), None)
+
+    def _ask(self, arm: Arm) -> Preferences:
+        wanted = arm.num_pairs, arm.hyper.annotator
+        if self._pairs[0] != wanted:
+            self._pairs = None, None  # the old ones may go before the new ones come
+            pairs = self._map("pairs", ask, (arm.num_pairs,), arm.hyper.annotator, *self.pi.values(), lanes=5)
+            self._pairs = wanted, pairs
+        assert self._pairs[1] is not None
+        return self._pairs[1]
+
+    def _map(self, name: str, function: Callable, static: tuple, shared: Any, *args: Any, lanes: int = 64) -> Any:
+        """`function(task, *static, shared, seed, *args)` of every seed."""
+        program = self.task.name, function, static, jax.tree.structure(shared)
+        part = functools.partial(function, self.task, *static)
+        return self.stages.run(name, part, shared, self.seeds, *args, lanes=lanes, program=program)
 
 
 AFTERWARDS = {"plots", "statistics", "store"}
