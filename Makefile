@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study test lint format lock bench bench-peer clean
+.PHONY: help install $(EXPERIMENTS) study evidence controls sweep test lint format lock bench bench-peer clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -37,6 +37,13 @@ study: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m experiments.bench $(ARGS)
+
+# Seeds 0 to SEEDS - 1.
+evidence: $(STAMP)
+	@$(BIN)/python -m experiments.evidence --num-seeds $(or $(SEEDS),100) $(ARGS)
+
+controls: $(STAMP)
+	@$(BIN)/python -m experiments.evidence --claims controls --num-seeds $(or $(SEEDS),20) --out results/controls $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -60,6 +60,9 @@ class Arm:
     """"pi1" and "pi2" are evaluated as they are, "pi2-again" on other episodes: how far noise alone carries."""
     reference: Policy = "pi2"
     num_pairs: int = 200
+    pool: int = 0
+    """Pairs that are sampled, of which the first `num_pairs` count: arms with one pool share pairs and programs; 0: as
+    many as count."""
     reward: Reward = "learned"
     num_members: int = 1
     """Reward models in the ensemble of "rlhf"."""
@@ -226,11 +229,11 @@ def _run_batch(
 
 
 class Runner:
-    """Runs arms on some seeds: their experts are trained once, and the last pairs are kept for the next arm."""
+    """Runs arms on some seeds: their experts are trained once; pairs and reward models are kept for the next arm."""
 
     def __init__(self, task: Task, seeds: Sequence[int], stages: Stages):
         self.task, self.seeds, self.stages = task, np.asarray(seeds, np.uint32), stages
-        self._pairs: tuple[Any, Preferences | None] = (None, None)
+        self._kept: dict[str, tuple[Any, Any]] = {}
         experts = self._map("experts", pipeline.train_experts, (), reinforce.Config(), lanes=32)
         self.pi = {"pi1": experts.pi1, "pi2": experts.pi2}
 
@@ -240,47 +243,65 @@ class Runner:
         implicit = arm.method in ("dpo", "online-dpo")
         has_scores = implicit or (reward_params is not None and arm.reward != "true")
         if reward_params is None:
-            reward_params = self._reward("zero")
+            reward_params = self._map("zero reward", zero_reward, (), None)
         per_step = implicit and arm.hyper.dpo.loss.endswith("_per_step")
         scores = Scores(float(implicit), float(per_step), arm.hyper.dpo.beta)
         hyper = arm.hyper.annotator, scores, float(arm.method == "pi2-again")
         args = *self.pi.values(), params, self.pi[arm.reference], reward_params
-        result = self._map("judge", judge, (), hyper, *args, lanes=5)
+        result = self._map("judge", judge, (), hyper, *args, lanes=1)
         if has_scores:
             return result
         unknown = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), result.quality)
         return dataclasses.replace(result, quality=unknown, score_per_step=np.full_like(result.score_per_step, np.nan))
 
     def _train(self, arm: Arm) -> tuple[Params, Params | None]:
+        """(policy, what PPO maximised: None where it is not PPO's)."""
         pi2, ref_params, hyper = self.pi["pi2"], self.pi[arm.reference], arm.hyper
         match arm.method:
             case "pi1" | "pi2" | "pi2-again":
                 return self.pi[arm.method[:3]], None
             case "dpo":
-                return self._map("dpo", train_dpo, (), hyper.dpo, pi2, ref_params, self._ask(arm), lanes=2), None
+                return self._map("dpo", train_dpo, (), hyper.dpo, pi2, ref_params, self._pairs(arm), lanes=2), None
             case "rlhf":
-                reward_params = self._reward(arm.reward, arm)
+                reward_params = self._reward(arm)
                 reward_fn = ppo.true_reward if arm.reward == "true" else ppo.learned_reward
                 args = pi2, ref_params, reward_params
-                return self._map("ppo", train_ppo, (reward_fn,), hyper.ppo, *args, lanes=5), reward_params
+                return self._map("ppo", train_ppo, (reward_fn,), hyper.ppo, *args, lanes=2), reward_params
             case _:
                 static = arm.method, arm.num_pairs
                 return self._map(arm.method, train_online, static, hyper, pi2, ref_params, lanes=1)
 
-    def _reward(self, kind: Reward, arm: Arm | None = None) -> Params:
-        if arm is not None and kind == "learned":
-            members = (arm.num_members,)
-            return self._map("reward model", fit_reward, members, arm.hyper.reward_model, self._ask(arm), lanes=5)
-        return self._map("fixed reward", random_reward if kind == "random" else zero_reward, (), None)
+    def _reward(self, arm: Arm) -> Params:
+        if arm.reward == "random":
+            return self._map("random reward", random_reward, (), None)
+        if arm.reward in ("zero", "true"):
+            return self._map("zero reward", zero_reward, (), None)
 
-    def _ask(self, arm: Arm) -> Preferences:
-        wanted = arm.num_pairs, arm.hyper.annotator
-        if self._pairs[0] != wanted:
-            self._pairs = None, None  # the old ones may go before the new ones come
-            pairs = self._map("pairs", ask, (arm.num_pairs,), arm.hyper.annotator, *self.pi.values(), lanes=5)
-            self._pairs = wanted, pairs
-        assert self._pairs[1] is not None
-        return self._pairs[1]
+        def fit() -> Params:
+            static = (arm.num_members,)
+            return self._map("reward model", fit_reward, static, arm.hyper.reward_model, self._pairs(arm), lanes=1)
+
+        return self._keep("reward", (self._pairs_of(arm), arm.num_members, arm.hyper.reward_model), fit)
+
+    def _pairs(self, arm: Arm) -> Preferences:
+        num_sampled, config = arm.pool or arm.num_pairs, arm.hyper.annotator
+
+        def sample() -> Preferences:
+            return self._map("pairs", ask, (num_sampled,), config, *self.pi.values(), lanes=2)
+
+        pairs = self._keep("pairs", (num_sampled, config), sample)
+        counts = np.arange(num_sampled) < arm.num_pairs
+        return dataclasses.replace(pairs, weight=np.where(counts, pairs.weight, np.float32(0)))
+
+    def _pairs_of(self, arm: Arm) -> tuple:
+        return arm.num_pairs, arm.pool, arm.hyper.annotator
+
+    def _keep(self, kind: str, wanted: Any, make: Callable[[], Any]) -> Any:
+        """The last thing of its kind, if it is the one that is wanted."""
+        if kind not in self._kept or self._kept[kind][0] != wanted:
+            self._kept.pop(kind, None)  # what it held may go before the new one comes
+            self._kept[kind] = wanted, make()
+        return self._kept[kind][1]
 
     def _map(self, name: str, function: Callable, static: tuple, shared: Any, *args: Any, lanes: int = 64) -> Any:
         """`function(task, *static, shared, seed, *args)` of every seed."""

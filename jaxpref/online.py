@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import dpo, ppo, reward_model
 from jaxpref.annotators import Annotator
@@ -26,7 +26,7 @@ from jaxpref.networks import init_reward, trajectory_reward
 from jaxpref.preferences import label_pairs
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Preferences, Trajectory, true_return
+from jaxpref.types import Params, Preferences, Scalar, Trajectory, true_return
 
 
 @struct.dataclass
@@ -36,13 +36,16 @@ class Config:
     num_rounds: int = struct.field(pytree_node=False, default=5)
     """Rounds of playing, asking and learning; the trainer's updates are divided among them."""
     num_candidates: int = struct.field(pytree_node=False, default=1)
-    """Pairs played for every one that is asked about: those that the ensemble of reward models disagrees on most; 1:
-    every pair that is played."""
+    """Pairs played for every one that is asked about."""
     num_members: int = struct.field(pytree_node=False, default=3)
     """Reward models in the ensemble."""
+    disagreement: Scalar = 1.0
+    """Share of the questions that go to the candidates which the ensemble disagrees on most; the others are drawn at
+    random."""
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_rounds", "num_candidates", "num_members")
+        check_range(self, 0, 1, "disagreement")
 
 
 @struct.dataclass
@@ -79,7 +82,10 @@ def train_rlhf(
     divides the questions, and the updates into multiples of `ppo_config.eval_every`.
     """
     key_init, key_rounds = jax.random.split(key)
-    config_of_round = _one_round(ppo_config, config)
+    # Later rounds keep the value head of earlier ones: it was trained on a learned reward.
+    config_of_round = dataclasses.replace(_one_round(ppo_config, config), reset_value=False)
+    if ppo_config.reset_value:
+        init_params = ppo.without_value(init_params)
 
     def learn(key, params, reward_params, pairs):
         key_fit, key_train = jax.random.split(key)
@@ -88,7 +94,7 @@ def train_rlhf(
         return result.params, fitted, result.metrics
 
     untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
-    return _rounds(task, config, key_rounds, annotator, num_pairs, init_params, untrained, learn, disagreement)
+    return _rounds(task, config, key_rounds, annotator, num_pairs, init_params, untrained, learn)
 
 
 def train_dpo(
@@ -113,7 +119,7 @@ def train_dpo(
         return result.params, None, result.metrics
 
     every_pair = dataclasses.replace(config, num_candidates=1)
-    return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn, disagreement)
+    return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn)
 
 
 def _one_round(config: Any, online: Config) -> Any:
@@ -133,6 +139,20 @@ def disagreement(reward_params: Params, first: Trajectory, second: Trajectory) -
     return jax.vmap(prob)(reward_params).std(0)
 
 
+def choose(
+    key: Key[Array, ""], interest: Float[Array, " N"], num_chosen: int, share: Scalar = 1.0
+) -> Int[Array, " num_chosen"]:
+    """Places of `num_chosen` of N candidates: the most interesting ones for a `share` of them, rounded, then others at
+    random.
+    """
+    by_interest = jnp.argsort(-interest)
+    num_best = jnp.round(share * num_chosen)
+    rank = jnp.zeros(interest.shape).at[by_interest].set(jnp.arange(interest.shape[0]))
+    # Smaller comes first: the best by their rank, below zero; the rest by chance, between 0 and 1.
+    order = jnp.where(rank < num_best, rank - interest.shape[0], jax.random.uniform(key, interest.shape))
+    return jnp.argsort(order)[:num_chosen]
+
+
 def _rounds(
     task: Task,
     config: Config,
@@ -142,7 +162,6 @@ def _rounds(
     init_params: Params,
     init_reward_params: Params | None,
     learn: Callable,
-    interest: Callable,
 ) -> Result:
     """The loop that both methods share. The dataset has all its places from the start; those not asked for yet have
     weight zero.
@@ -152,12 +171,12 @@ def _rounds(
         raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")
 
     def ask(key: Key[Array, ""], params: Params, reward_params: Params | None) -> Preferences:
-        key_first, key_second, key_label = jax.random.split(key, 3)
+        key_first, key_second, key_choice, key_label = jax.random.split(key, 4)
         num_played = num_asked * config.num_candidates
         first = episodes(task, params, key_first, num_played)
         second = episodes(task, params, key_second, num_played)
         if config.num_candidates > 1:
-            _, asked = jax.lax.top_k(interest(reward_params, first, second), num_asked)
+            asked = choose(key_choice, disagreement(reward_params, first, second), num_asked, config.disagreement)
             first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
         return label_pairs(key_label, first, second, annotator)
 

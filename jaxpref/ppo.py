@@ -74,7 +74,11 @@ class Config:
     """Episodes per evaluation."""
     kl_penalty: str = struct.field(pytree_node=False, default="reward")
     """"reward": -kl_coef * log(pi/ref) in each step's reward; "loss": kl_coef * KL(ref || pi) in the loss."""
-    learning_rate: Scalar = 1e-3
+    reset_value: bool = struct.field(pytree_node=False, default=True)
+    """Start with a value head of zero. The initial policy's was trained on the true reward, and its differences from
+    step to step are a shaped version of it: PPO would learn from more than the preferences, also from a reward of
+    zero."""
+    learning_rate: Scalar = 1.5e-3
     """Of Adam."""
     gamma: Scalar = 0.99
     """Discount per step."""
@@ -82,11 +86,11 @@ class Config:
     """From 0, the one-step error, to 1, the whole return."""
     clip_eps: Scalar = 0.2
     """How far the probability ratio may move per update."""
-    vf_coef: Scalar = 0.5
+    vf_coef: Scalar = 1.0
     """Weight of the value loss."""
     ent_coef: Scalar = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Scalar = 0.1
+    kl_coef: Scalar = 0.03
     """Weight of the KL penalty, in units of the learned reward's mean magnitude per step."""
     max_grad_norm: Scalar = 0.5
     """Gradients are clipped to this global norm."""
@@ -231,6 +235,12 @@ def update(
     )
 
 
+def without_value(params: Params) -> Params:
+    """The same policy with a value head of zero."""
+    layers = params["params"]
+    return {"params": {**layers, "value": jax.tree.map(jnp.zeros_like, layers["value"])}}
+
+
 def reward_magnitude(
     task: Task,
     config: Config,
@@ -255,6 +265,7 @@ def train(
 ) -> Result:
     """Train a policy, from `init_params`, on the learned reward with `ref_params` as the reference."""
     key_size, key_stream, key_train = jax.random.split(key, 3)
+    init_params = without_value(init_params) if config.reset_value else init_params
     reward_of = functools.partial(reward_fn, reward_params)
     reward_size = reward_magnitude(task, config, key_size, init_params, reward_of)
     streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))

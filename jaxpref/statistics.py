@@ -67,6 +67,33 @@ def paired_difference(
     return float(statistic(scores) - statistic(baseline)), float(low), float(high)
 
 
+def explained_share(
+    scores: Scores,
+    full: Scores,
+    floor: Scores,
+    statistic: Callable[..., Any] = iqm,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """How much of the gain of `full` over `floor` the scores of a control have: 0 nothing, 1 all of it.
+
+        (statistic(scores) - statistic(floor)) / (statistic(full) - statistic(floor))
+
+    Returns (share, low, high), seeds of all three resampled jointly. Without a gain the share means nothing: it is
+    large, infinite or NaN, and so is its interval. Raises ValueError for no scores and different shapes.
+    """
+    scores, full, floor = _by_task(scores), _by_task(full), _by_task(floor)
+    _check_paired(scores, full)
+    _check_paired(scores, floor)
+    index = _draw(scores, num_resamples, np.random.default_rng(seed))
+    control, whole, nothing = (_samples(statistic, runs, index) for runs in (scores, full, floor))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = _ends((control - nothing) / (whole - nothing), confidence)
+        gain, of = statistic(scores) - statistic(floor), statistic(full) - statistic(floor)
+        return float(np.divide(gain, of)), float(low), float(high)
+
+
 def probability_of_improvement(scores: Scores, baseline: Float[np.ndarray, "*tasks R"]) -> float:
     """P(a run of the one beats a run of the other), ties half, averaged over tasks: Mann–Whitney's U / (S * R).
 
