@@ -13,6 +13,9 @@ ARGS ?=
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
 	@echo "make study     all four"
+	@echo "make evidence  claims about preferences, tested on 100 seeds (SEEDS=10 for fewer): a page with figures"
+	@echo "make controls  zero, random, true rewards and coin-flipped labels in place of what was learned"
+	@echo "make sweep     beta or kl_coef x pairs x temperature x seeds: heat maps, return against KL"
 	@echo "make test      formatter check, linter, type checker and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
 	@echo "make lock      write constraints.txt anew from the newest versions"
@@ -44,6 +47,9 @@ evidence: $(STAMP)
 
 controls: $(STAMP)
 	@$(BIN)/python -m experiments.evidence --claims controls --num-seeds $(or $(SEEDS),20) --out results/controls $(ARGS)
+
+sweep: $(STAMP)
+	@$(BIN)/python -m experiments.sweep $(if $(SEEDS),--num-seeds $(SEEDS)) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ from helpers import (
 )
 
 import jaxpref
-from jaxpref import dpo, networks, preferences
+from jaxpref import dpo, losses, networks, preferences
 from jaxpref.types import Preferences, Trajectory
 
 LN2 = np.log(2)
@@ -136,6 +136,128 @@ def test_swapping_chosen_and_rejected_negates_the_margin():
     np.testing.assert_allclose(swapped.accuracy, 1 - as_labelled.accuracy, **close)
     np.testing.assert_allclose(swapped.loss, as_labelled.loss + 0.8 * as_labelled.margin, **close)
     assert abs(as_labelled.margin) > 0.01
+
+
+# --- losses by name ---------------------------------------------------------------------------------------------------
+
+
+def test_a_name_means_the_function_of_losses():
+    """At margins 2 ln 9 and -3, beta 1/2 and labels wrong one time in five. On per-step means or not, the function of
+    the log-probabilities that it is given is the same."""
+    logps = tuple(jnp.array(x, jnp.float32) for x in ([-1 + 2 * np.log(9), -7], [-4, -3], [-1, -5], [-4, -4]))
+    expected = {
+        "conservative": losses.conservative_dpo(*logps, 0.5, 0.2),
+        "sigmoid": losses.dpo(*logps, 0.5),
+        "robust": losses.robust_dpo(*logps, 0.5, 0.2),
+        "hinge": losses.hinge_dpo(*logps, 0.5),
+        "ipo": losses.ipo(*logps, 0.5),
+        "cloning": losses.cloning(logps[0]),
+    }
+    # All of them differ, so that one cannot pass for another.
+    assert len({round(float(values[1]), 3) for values in expected.values()}) == len(expected)
+    expected |= {"sigmoid_per_step": expected["sigmoid"], "ipo_per_step": expected["ipo"]}
+    assert expected.keys() == set(dpo.LOSSES)
+    for name, values in expected.items():
+        config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2)
+        np.testing.assert_allclose(dpo.pair_loss(config, *logps), values, rtol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def per_step_pairs():
+    """(pairs, params, ref_params) of different lengths, the third of the rejected ones without a single step."""
+    data = pairs(30)
+    nothing = data.rejected.mask.at[2].set(False)
+    return data.replace(rejected=data.rejected.replace(mask=nothing)), policy(30), policy(31)
+
+
+def numpy_means(params, side):
+    """Mean log-probability of a step, 0 without steps."""
+    total = np.float64(networks.trajectory_log_prob(params, side))
+    return total / np.maximum(np.asarray(side.mask).sum(-1), 1)
+
+
+@pytest.mark.parametrize("name", ["sigmoid_per_step", "ipo_per_step"])
+def test_per_step_losses_compare_mean_log_probabilities(per_step_pairs, name):
+    data, params, ref_params = per_step_pairs
+    chosen, rejected = (numpy_means(params, side) - numpy_means(ref_params, side) for side in (data.chosen, data.rejected))
+    margin = chosen - rejected
+    per_pair = {"sigmoid_per_step": np.log1p(np.exp(-3 * margin)), "ipo_per_step": (margin - 1 / 6) ** 2}[name]
+    weight = jnp.array([2.0, 0.5, 1.0] * 4)
+    value, metrics = loss(params, dpo.Config(loss=name, beta=3.0), prepare(data, ref_params), EVERYTHING, weight)
+    np.testing.assert_allclose(value, np.average(per_pair, weights=weight), rtol=1e-4)
+    np.testing.assert_allclose(metrics.margin, np.average(3 * margin, weights=weight), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics.chosen_reward, np.average(3 * chosen, weights=weight), rtol=1e-4, atol=1e-5)
+
+
+def test_cloning_is_the_mean_step_of_the_chosen_and_blind_to_the_rejected(per_step_pairs):
+    """Loss and gradient stay as they are, bit for bit, whatever was rejected; and the label smoothed however much."""
+    data, params, ref_params = per_step_pairs
+    weight = jnp.array([2.0, 0.5, 1.0] * 4)
+    config = dpo.Config(loss="cloning")
+    grads, metrics = loss_grad(params, config, prepare(data, ref_params), EVERYTHING, weight)
+    np.testing.assert_allclose(metrics.loss, np.average(-numpy_means(params, data.chosen), weights=weight), rtol=1e-5)
+    rejected = data.rejected
+    garbage = rejected.replace(obs=1e3 - rejected.obs, action=1 - rejected.action, mask=pairs(32).chosen.mask)
+    smoothed = dataclasses.replace(config, label_smoothing=0.4)
+    other = loss_grad(params, smoothed, prepare(data.replace(rejected=garbage), ref_params), EVERYTHING, weight)
+    assert_same_bytes(other[0], grads)
+    assert_same_bytes(other[1].loss, metrics.loss)
+    assert abs(other[1].rejected_reward - metrics.rejected_reward) > 1e-2
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_mixes_both_orders_hand_worked():
+    """Ten good actions chosen and ten bad ones rejected, by a policy of 9/10 and 1/10 where the reference has 1/2 and
+    1/2: a margin of 10 ln 9, and at beta 1/10 -ln(9/10) as labelled and -ln(1/10) swapped. Metrics know no targets."""
+    even, likely = constant_policy(LEVER, [0.5, 0.5]), constant_policy(LEVER, [0.1, 0.9])
+    config, data = dpo.Config(beta=0.1, label_smoothing=0.0), prepare(lever_pairs(), even)
+    for target in (1.0, 0.75, 0.5, 0.0):
+        value, metrics = loss(likely, config, data.replace(target=target * ALIKE), EVERYTHING, ALIKE)
+        np.testing.assert_allclose(value, -target * np.log(0.9) - (1 - target) * np.log(0.1), rtol=1e-5)
+        np.testing.assert_allclose([metrics.margin, metrics.accuracy], [np.log(9), 1], rtol=1e-5)
+
+
+def test_each_pair_has_a_target_of_its_own():
+    """Also when pairs are named out of their order: the loss is the mean of single pairs' losses, each with its target
+    in its own mixture; the gradient likewise."""
+    config, index = dpo.Config(beta=0.5, label_smoothing=0.1), EVERYTHING[::-1]
+    target = jnp.array([1.0, 0.5, 0.25, 0.0] * 3)
+    labelled, swapped = prepare(pairs(33), policy(34)), prepare(swap(pairs(33)), policy(34))
+    grads, metrics = loss_grad(policy(33), config, labelled.replace(target=target), index, ALIKE)
+    one, other = (
+        loss_grad(policy(33), config, data, index, share)
+        for data, share in ((labelled, target[::-1]), (swapped, 1 - target[::-1]))
+    )
+    shares = target.mean(), 1 - target.mean()
+    expected, expected_loss = (
+        jax.tree.map(lambda x, y: shares[0] * x + shares[1] * y, *both)
+        for both in ((one[0], other[0]), (one[1].loss, other[1].loss))
+    )
+    assert_close(grads, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, expected_loss, rtol=1e-5)
+
+
+def test_a_ties_order_means_nothing():
+    """Pairs of target 0.5 train the same policy whichever way round they are stored; those of target 1 do not."""
+    args = jax.random.key(35), policy(35), policy(36)
+    key, *policies = args
+    tied, plain = pairs(35).replace(target=0.5 * ALIKE), pairs(35).replace(target=ALIKE)
+    as_stored, swapped = (train(LEVER, FULL_BATCH, key, data, *policies) for data in (tied, swap(tied)))
+    assert_close(swapped.params, as_stored.params, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(swapped.metrics.loss, as_stored.metrics.loss, rtol=1e-4)
+    one, other = (train(LEVER, FULL_BATCH, key, data, *policies).params for data in (plain, swap(plain)))
+    assert abs(one["params"]["policy"]["bias"] - other["params"]["policy"]["bias"]).max() > 0.05
+
+
+def test_no_targets_are_targets_of_one():
+    """Bit for bit, through a whole run."""
+    args = jax.random.key(9), pairs(9), policy(9), policy(10)
+    key, data, *policies = args
+    assert data.target is None
+    ones = train(LEVER, FULL_BATCH, key, data.replace(target=ALIKE), *policies)
+    assert_same_bytes(ones, train(LEVER, FULL_BATCH, *args))
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -280,6 +402,11 @@ def test_vmap_over_betas_and_seeds_is_one_run_after_the_other(two_by_two):
         ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every.*got 10 and 3"),
         ({"num_updates": 0}, "num_updates must be a multiple of eval_every.*got 0 and"),
         ({"batch_size": -1}, "batch_size must be .*got -1"),
+        ({"loss": "slic"}, "loss must be one of " + ".*".join(map(repr, dpo.LOSSES)) + ".*, got 'slic'"),
+        ({"beta": -0.1}, "beta must be at least 0, got -0.1"),
+        ({"label_smoothing": 0.51}, "label_smoothing must be between 0 and 0.5, got 0.51"),
+        # Robust divides by 1 - 2 * label_smoothing.
+        ({"loss": "robust", "label_smoothing": 0.5}, "label_smoothing must be between 0 and 0.49, got 0.5"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(setting, message):

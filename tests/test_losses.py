@@ -10,13 +10,25 @@ from hypothesis import strategies as st
 from jaxpref import losses
 
 LN2 = np.log(2)
+DIRECTIONS = np.array([1, -1, -1, 1])
+"""Of the margin in (chosen, rejected, reference's chosen, reference's rejected)."""
 
 logp = st.floats(-200, 0, width=32)
 scores = st.floats(-30, 30, width=32)
+# Sums and products of these are exact in float32.
+quarters = st.integers(-800, 0).map(lambda n: n / 4)
+powers_of_two = st.sampled_from([0.0625, 0.25, 0.5, 1.0, 2.0])
 
 dpo = jax.jit(losses.dpo)
 conservative_dpo = jax.jit(losses.conservative_dpo)
 conservative_dpo_grad = jax.jit(jax.grad(losses.conservative_dpo, argnums=(0, 1)))
+robust_dpo = jax.jit(losses.robust_dpo)
+hinge_dpo = jax.jit(losses.hinge_dpo)
+hinge_dpo_grad = jax.jit(jax.grad(losses.hinge_dpo, argnums=(0, 1, 2, 3)))
+ipo = jax.jit(losses.ipo)
+ipo_grad = jax.jit(jax.grad(losses.ipo, argnums=(0, 1, 2, 3)))
+dpo_margin = jax.jit(losses.dpo_margin)
+per_step = jax.jit(losses.per_step)
 dpo_value_and_grad = jax.jit(jax.value_and_grad(losses.dpo, argnums=(0, 1, 2, 3)))
 bradley_terry = jax.jit(losses.bradley_terry)
 bradley_terry_grad = jax.jit(jax.grad(losses.bradley_terry, argnums=(0, 1)))
@@ -110,6 +122,128 @@ def test_conservative_dpo_is_the_expectation_of_dpo_over_wrong_labels():
         ]
         smoothed = conservative_dpo(chosen, rejected, ref_chosen, ref_rejected, 0.4, num_wrong / 20)
         np.testing.assert_allclose(smoothed, np.mean(labels, axis=0), rtol=1e-5)
+
+
+# --- other losses of DPO's margin -------------------------------------------------------------------------------------
+
+
+def test_dpo_margin_hand_worked():
+    """(-3 + 5) - (-10 + 4) = 8: chosen likelier than under the reference by 2, rejected less likely by 6. The other
+    way round in the second pair: (-9 + 5) - (-4 + 4.5) = -4.5."""
+    args = [jnp.array(x) for x in ([-3.0, -9.0], [-10.0, -4.0], [-5.0, -5.0], [-4.0, -4.5])]
+    np.testing.assert_array_equal(dpo_margin(*args), [8, -4.5])
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, logp, logp)
+def test_swapping_a_pair_negates_its_margin(chosen, rejected, ref_chosen, ref_rejected):
+    """Exactly: rounding is symmetric."""
+    margin = dpo_margin(chosen, rejected, ref_chosen, ref_rejected)
+    np.testing.assert_array_equal(dpo_margin(rejected, chosen, ref_rejected, ref_chosen), -margin)
+    expected = np.float64(chosen) - ref_chosen - rejected + ref_rejected
+    np.testing.assert_allclose(margin, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_robust_dpo_hand_worked():
+    """beta * margin = ln 9 and labels wrong one time in five: (-4/5 ln(9/10) + 1/5 ln(1/10)) / (3/5), below zero. At
+    margin 0 both orders cost ln 2, and so does the pair."""
+    args = [jnp.array(x, jnp.float32) for x in ([-1 + 2 * np.log(9), -3], [-4, -5], [-1, -3], [-4, -5])]
+    expected = [(-0.8 * np.log(0.9) + 0.2 * np.log(0.1)) / 0.6, LN2]
+    np.testing.assert_allclose(robust_dpo(*args, 0.5, 0.2), expected, rtol=1e-5)
+    assert expected[0] < -0.6
+    # A margin of 1,200: (0 - 0.2 * 600) / 0.6, with no end below.
+    np.testing.assert_allclose(robust_dpo(-100.0, -900.0, -300.0, 100.0, 0.5, 0.2), -200, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logp, logp, logp, logp, st.floats(2**-6, 2, width=32), st.floats(0, 0.4375, width=32))
+def test_robust_dpo_over_flipped_labels_is_dpo_of_the_clean_one(
+    chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing
+):
+    """(1 - eps) * robust(pair) + eps * robust(swapped) = dpo(pair): the expectation over labels flipped with
+    probability eps. Without flips, eps 0, robust is DPO itself."""
+    args = chosen, rejected, ref_chosen, ref_rejected, beta
+    swapped = rejected, chosen, ref_rejected, ref_chosen, beta
+    eps = np.float64(label_smoothing)
+    expectation = (1 - eps) * robust_dpo(*args, label_smoothing) + eps * robust_dpo(*swapped, label_smoothing)
+    size = 1 + abs(beta * (chosen - ref_chosen - rejected + ref_rejected))
+    np.testing.assert_allclose(expectation, dpo(*args), atol=1e-6 * size / (1 - 2 * eps))
+    np.testing.assert_allclose(robust_dpo(*args, 0.0), dpo(*args), rtol=1e-5)
+
+
+def test_hinge_dpo_hand_worked():
+    """max(0, 1 - margin / 2) for margins -3, 0, 1, 2, 5."""
+    chosen, others = jnp.array([-9.0, -6.0, -5.0, -4.0, -1.0]), jnp.zeros(5)
+    np.testing.assert_array_equal(hinge_dpo(chosen, others - 7, others - 8, others - 9, 0.5), [2.5, 1, 0.5, 0, 0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(quarters, quarters, quarters, quarters, powers_of_two)
+def test_hinge_dpo_asks_for_a_margin_of_one_over_beta(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """Zero from there on, without a slope; a slope of -beta in the margin below it."""
+    args = chosen, rejected, ref_chosen, ref_rejected, beta
+    margin = chosen - ref_chosen - rejected + ref_rejected
+    enough = margin >= 1 / beta
+    np.testing.assert_array_equal(hinge_dpo(*args), 0 if enough else 1 - beta * margin)
+    slope = 0 if enough else -beta
+    np.testing.assert_array_equal(hinge_dpo_grad(*args), [slope, -slope, -slope, slope])
+
+
+def test_ipo_hand_worked():
+    """beta 1/4 aims at a margin of 2: (margin - 2)^2 for margins -1, 0, 2, 5."""
+    chosen, others = jnp.array([-7.0, -6.0, -4.0, -1.0]), jnp.zeros(4)
+    np.testing.assert_array_equal(ipo(chosen, others - 7, others - 8, others - 9, 0.25), [9, 4, 0, 9])
+
+
+@settings(deadline=None, max_examples=50)
+@given(quarters, quarters, quarters, powers_of_two, quarters)
+def test_ipo_is_least_at_a_margin_of_one_over_two_beta(rejected, ref_chosen, ref_rejected, beta, short):
+    """Exactly zero there, without a slope, and alike for as much too little as too much."""
+    aim = 1 / (2 * beta) + ref_chosen + rejected - ref_rejected
+    rest = rejected, ref_chosen, ref_rejected, beta
+    assert ipo(aim, *rest) == 0
+    np.testing.assert_array_equal(ipo_grad(aim, *rest), np.zeros(4))
+    np.testing.assert_array_equal(ipo(aim + short, *rest), short**2)
+    np.testing.assert_array_equal(ipo(aim - short, *rest), short**2)
+
+
+def test_cloning_is_minus_the_chosen_log_probability():
+    loss, grad = jax.value_and_grad(lambda logp: losses.cloning(logp).sum())(jnp.array([-2.5, 0.0, -40.0]))
+    np.testing.assert_array_equal(loss, 42.5)
+    np.testing.assert_array_equal(grad, -np.ones(3))
+
+
+def test_per_step_hand_worked():
+    """-6 over three steps, -5 over one, 0 over none, where 0 / 0 must not reach the gradient either: 1 over steps."""
+    logp, num_steps = jnp.array([-6.0, -5.0, 0.0]), jnp.array([3.0, 1.0, 0.0])
+    np.testing.assert_array_equal(per_step(logp, num_steps), [-2, -5, 0])
+    slopes = jax.grad(lambda logp: per_step(logp, num_steps).sum())(logp)
+    np.testing.assert_allclose(slopes, [1 / 3, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "args", "slope_right", "slope_wrong"),
+    [
+        # beta (sigmoid(beta m) - 0.8), and for robust beta (-0.8 sigmoid(-beta m) - 0.2 sigmoid(beta m)) / 0.6.
+        ("dpo", (0.5,), 0, -0.5),
+        ("conservative_dpo", (0.5, 0.2), 0.1, -0.4),
+        ("robust_dpo", (0.5, 0.2), -1 / 6, -2 / 3),
+        ("hinge_dpo", (0.5,), 0, -0.5),
+    ],
+)
+def test_extreme_margins_have_the_slopes_of_their_limits(loss, args, slope_right, slope_wrong):
+    """beta 1/2, labels wrong one time in five where the loss knows of it; each of the four in its own direction."""
+    grad = jax.jit(jax.grad(getattr(losses, loss), argnums=(0, 1, 2, 3)))
+    for margin in (1e4, 1e8, 1e30):
+        np.testing.assert_allclose(grad(-1.0, -margin, -1.0, -2.0, *args), slope_right * DIRECTIONS, rtol=1e-6)
+        np.testing.assert_allclose(grad(-margin, -1.0, -2.0, -1.0, *args), slope_wrong * DIRECTIONS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [1e4, 1e8, 1e30])
+def test_ipos_slope_grows_with_the_margin_and_stays_finite(margin):
+    """2 (margin - 1), at beta 1/2, on either side."""
+    np.testing.assert_allclose(ipo_grad(0.0, -margin, 0.0, 0.0, 0.5), 2 * (margin - 1) * DIRECTIONS, rtol=1e-6)
+    np.testing.assert_allclose(ipo_grad(-margin, 0.0, 0.0, 0.0, 0.5), -2 * (margin + 1) * DIRECTIONS, rtol=1e-6)
 
 
 # --- Bradley–Terry ----------------------------------------------------------------------------------------------------

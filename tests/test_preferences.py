@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_bytes, binomial_bound, clock, constant_policy, lane, random_preferences
+from helpers import (
+    assert_same_bytes,
+    binomial_bound,
+    clock,
+    constant_policy,
+    lane,
+    random_preferences,
+    random_trajectories,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +26,7 @@ CLOCK = clock(shortest=1, longest=20, horizon=25)
 NUM_PAIRS = 400
 
 draw_index = jax.jit(preferences.draw_index, static_argnums=2)
+label_pairs = jax.jit(preferences.label_pairs, static_argnums=3)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -72,17 +81,89 @@ def test_labels_are_the_annotators(pairs):
     assert 0.6 < (gap[gap != 0] > 0).mean() < 0.99
 
 
-def test_an_annotator_is_any_function_of_key_and_rewards():
-    """This one prefers whoever plays second, calls it certain, and counts the i-th step of the pair's first episode."""
+@pytest.fixture(scope="module")
+def contrary_pairs():
+    """Eight pairs with the key of `pairs`, labelled by someone who prefers whoever plays second, calls it certain, and
+    weighs a pair by the return of its first episode."""
 
     def contrary(key, first_reward, second_reward):
         return annotators.Label(jnp.bool_(False), jnp.float32(1), first_reward.sum())
 
     sample = jax.jit(functools.partial(preferences.sample_preferences, num_pairs=8, annotator=contrary))
     pi1, pi2 = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
-    result = sample(CLOCK, pi1, pi2, jax.random.key(2))
-    assert not played_by_pi1(result.chosen).any()
-    np.testing.assert_array_equal(result.weight, result.rejected.reward.sum(-1))
+    return jax.tree.map(np.asarray, sample(CLOCK, pi1, pi2, jax.random.key(1)))
+
+
+def test_an_annotator_is_any_function_of_key_and_rewards(contrary_pairs):
+    assert not played_by_pi1(contrary_pairs.chosen).any()
+    np.testing.assert_array_equal(contrary_pairs.weight, contrary_pairs.rejected.reward.sum(-1))
+    np.testing.assert_array_equal(contrary_pairs.prob, np.ones(8))
+
+
+def test_an_annotator_need_not_know_of_targets(contrary_pairs):
+    """Its answers are meant: 1."""
+    np.testing.assert_array_equal(contrary_pairs.target, np.ones(8))
+    assert contrary_pairs.target.dtype == np.float32
+
+
+def test_fewer_pairs_are_the_first_of_more(pairs, contrary_pairs):
+    """Eight pairs and four hundred with the same key: the same episodes, whoever labels them."""
+    first_preferred = played_by_pi1(pairs.chosen)[:8]
+    assert 0 < first_preferred.sum() < 8
+    for i, swapped in enumerate(~first_preferred):
+        sides = (pairs.rejected, pairs.chosen) if swapped else (pairs.chosen, pairs.rejected)
+        for few, many in zip((contrary_pairs.rejected, contrary_pairs.chosen), sides, strict=True):
+            assert_same_bytes(lane(few, i), lane(many, i))
+
+
+# --- labelling --------------------------------------------------------------------------------------------------------
+
+
+def opinionated(key, first_reward, second_reward):
+    """Prefers the higher return. Weight, prob and target are three more functions of the rewards; prob of the key."""
+    gap = first_reward.sum() - second_reward.sum()
+    return annotators.Label(gap > 0, jax.random.uniform(key), abs(first_reward[0]), 1 / (2 + abs(gap)))
+
+
+NINE_AND_NINE = jax.tree.map(
+    np.asarray, [random_trajectories(np.random.default_rng(seed), range(1, 10), 9) for seed in (10, 11)]
+)
+
+
+def test_label_pairs_is_a_loop_over_pairs():
+    """Every leaf of the preferred one goes to chosen, of the other to rejected; each pair has a key of its own."""
+    first, second = NINE_AND_NINE
+    result = jax.tree.map(np.asarray, label_pairs(jax.random.key(12), first, second, opinionated))
+    swapped = []
+    for i, key in enumerate(jax.random.split(jax.random.key(12), 9)):
+        one, other = lane(first, i), lane(second, i)
+        gap = one.reward.sum() - other.reward.sum()
+        swapped.append(gap <= 0)
+        chosen, rejected = (other, one) if gap <= 0 else (one, other)
+        assert_same_bytes(lane(result.chosen, i), chosen)
+        assert_same_bytes(lane(result.rejected, i), rejected)
+        np.testing.assert_allclose(result.prob[i], jax.random.uniform(key), rtol=1e-6)
+        np.testing.assert_array_equal(result.weight[i], abs(one.reward[0]))
+        np.testing.assert_allclose(result.target[i], 1 / (2 + abs(gap)), rtol=1e-6)
+    assert 0 < sum(swapped) < 9
+    assert len(set(result.target)) > 3
+
+
+def test_labels_of_fewer_pairs_are_the_first_of_more():
+    nine = label_pairs(jax.random.key(13), *NINE_AND_NINE, opinionated)
+    four = label_pairs(jax.random.key(13), *(lane(side, slice(4)) for side in NINE_AND_NINE), opinionated)
+    assert_same_bytes(four, preferences.take(nine, slice(4)))
+
+
+def test_a_teachers_ties_and_skips_reach_the_pairs():
+    """Returns 8 and 7, 8 and 1, 2 and 1, of a range of 8: a tie, an answer, a skipped tie."""
+    config = annotators.Config(temperature=0.0, tie_threshold=0.25, skip_threshold=0.5)
+    teacher = functools.partial(annotators.teacher, config=config, return_range=(0.0, 8.0))
+    some = pairs_of_returns([8, 8, 2], [7, 1, 1])
+    result = label_pairs(jax.random.key(14), some.rejected, some.chosen, teacher)
+    np.testing.assert_array_equal(result.target, [0.5, 1, 0.5])
+    np.testing.assert_array_equal(result.weight, [1, 1, 0])
+    np.testing.assert_array_equal(result.chosen.reward[:, 0], [8, 8, 2])
 
 
 @pytest.mark.parametrize("num_pairs", [0, -3])
