@@ -178,13 +178,14 @@ def markdown(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def print_table(console: Console, title: str, headings: list[str], rows: list[list[str]]) -> None:
-    """The same for the terminal."""
+def print_table(console: Console, title: str, headings: list[str], rows: list[list[str]], left_out: set[str]) -> None:
+    """The same for the terminal, without the columns that it has no room for."""
     table = TerminalTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+    shown = [place for place, heading in enumerate(headings) if heading not in left_out]
+    for place in shown:
+        table.add_column(headings[place], justify="right" if place else "left", no_wrap=place == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     console.print(table)
 
 

@@ -90,7 +90,8 @@ def teacher(
     first_preferred = jax.random.bernoulli(key, prob_first)
 
     tied = jnp.abs(gap) < config.tie_threshold * (highest - lowest)
-    skipped = jnp.maximum(first, second) < lowest + config.skip_threshold * (highest - lowest)
+    low = jnp.maximum(first, second) < lowest + config.skip_threshold * (highest - lowest)
+    skipped = low & (config.skip_threshold > 0)  # without a threshold the range may be any
     prob = jnp.where(first_preferred, prob_first, prob_second)
     return Label(
         first_preferred,

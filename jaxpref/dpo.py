@@ -56,6 +56,8 @@ class Config:
         check_choice(self, "loss", LOSSES)
         check_range(self, 1, math.inf, "eval_episodes")
         check_range(self, 0, math.inf, "batch_size", "learning_rate", "beta")
+        if self.loss.startswith("ipo"):
+            check_range(self, 1e-6, math.inf, "beta")  # its aim is 1 / (2 * beta)
         check_range(self, 0, 0.49 if self.loss == "robust" else 0.5, "label_smoothing")
 
 

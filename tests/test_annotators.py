@@ -146,7 +146,6 @@ def test_a_noiseless_annotator_prefers_the_higher_return():
     np.testing.assert_array_equal([label.weight, label.target], np.ones((2, 4, 8)))
 
 
-@pytest.mark.xfail(strict=True, reason="the default range (0, 1) makes them skip every pair of negative returns")
 @pytest.mark.parametrize("name", ["bradley_terry", "noiseless", "mistaken", "myopic"])
 def test_annotators_without_thresholds_never_skip(name):
     """Whatever the returns: they do not even know the task's range."""

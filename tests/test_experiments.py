@@ -661,7 +661,7 @@ def test_the_original_preset_has_the_originals_numbers():
         assert (expert.baseline, expert.shape_reward, expert.normalise_advantage) == ("handmade", acrobot, False)
         assert (expert.ent_coef, expert.policy_scale) == (0, 1)
         direct = settings.dpo
-        assert (direct.batch_size, direct.learning_rate, direct.label_smoothing) == (0, 1e-2, 0)
+        assert (direct.batch_size, direct.learning_rate, direct.loss) == (0, 1e-2, "sigmoid")
         assert (direct.beta, direct.num_updates) == ((5, 120) if acrobot else (0.5, 300))
         model = settings.reward_model
         assert (model.batch_size, model.learning_rate, settings.reward_model_epochs) == (1, 1e-2, 50)

@@ -55,13 +55,15 @@ def chain(name):
 
     @jax.jit
     @jax.vmap
-    def accuracy(params, pairs):
+    def judge(params, pairs):
         scores = [jaxpref.trajectory_reward(params, side) for side in (pairs.chosen, pairs.rejected)]
-        return ranking.accuracy(*scores, pairs)
+        num_steps = pairs.chosen.mask.sum() + pairs.rejected.mask.sum()
+        return ranking.accuracy(*scores, pairs), (scores[0].sum() + scores[1].sum()) / num_steps
 
     pi2, after_dpo, after_ppo = np.asarray(mean_return(policies, stage[:, 5]))
+    accuracy, per_step = judge(reward.params, heldout)
     return SimpleNamespace(
-        experts=experts, pi2=pi2, dpo=after_dpo, ppo=after_ppo, accuracy=accuracy(reward.params, heldout)
+        experts=experts, pi2=pi2, dpo=after_dpo, ppo=after_ppo, accuracy=accuracy, reward_per_step=per_step
     )
 
 
@@ -82,6 +84,12 @@ def test_dpo_carries_every_seed_past_pi2(name):
 def test_the_reward_model_ranks_episodes_that_it_has_not_seen(name):
     """50 fresh pairs of each seed, ranked as their true returns are."""
     assert (chain(name).accuracy > 0.8).all(), chain(name).accuracy
+
+
+def test_a_step_costs_where_episodes_should_end_and_pays_where_they_should_go_on():
+    """A reward model that had the offset wrong would teach Acrobot never to finish, and CartPole to fall."""
+    assert (chain("acrobot").reward_per_step < 0).all()
+    assert (chain("cartpole").reward_per_step > 0).all()
 
 
 @pytest.mark.parametrize("name", TASKS)

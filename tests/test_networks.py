@@ -8,10 +8,12 @@ import scipy.special
 import scipy.stats
 from helpers import (
     assert_same_bytes,
+    constant_policy,
     numpy_policy,
     numpy_reward,
     random_trajectories,
     spoil,
+    stack,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +31,7 @@ init_reward = jax.jit(networks.init_reward)
 log_prob = jax.jit(networks.categorical_log_prob)
 entropy = jax.jit(networks.categorical_entropy)
 kl = jax.jit(networks.categorical_kl)
+trajectory_kl = jax.jit(networks.trajectory_kl)
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -127,6 +130,21 @@ def test_apply_reward_is_numpys_forward_pass_for_any_leading_axes(task, reward_p
     np.testing.assert_allclose(reward, numpy_reward(reward_params, obs.astype(np.float64), action), atol=1e-4)
 
 
+def test_an_ensembles_reward_is_the_mean_of_its_members(task, reward_params):
+    """Three members, one leading axis more; any leading axes of the steps; and an ensemble of one is that one."""
+    members = [jax.tree.map(lambda leaf, factor=factor: factor * leaf, reward_params) for factor in (1.0, -0.5, 2.0)]
+    ensemble, rng = stack(*members), np.random.default_rng(8)
+    apply_reward = jax.jit(networks.apply_reward)
+    for batch in ((), (2, 5)):
+        obs = jnp.float32(rng.normal(size=(*batch, task.obs_size)))
+        action = jnp.int32(rng.integers(task.num_actions, size=batch))
+        each = [numpy_reward(member, np.float64(obs), np.asarray(action)) for member in members]
+        np.testing.assert_allclose(apply_reward(ensemble, obs, action), np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
+        assert np.min(np.std(each, axis=0)) > 1e-3
+        alone = apply_reward(stack(reward_params), obs, action)
+        np.testing.assert_allclose(alone, apply_reward(reward_params, obs, action), rtol=1e-5, atol=1e-5)
+
+
 # --- categorical helpers ----------------------------------------------------------------------------------------------
 
 
@@ -179,6 +197,42 @@ def test_trajectory_sums_are_a_loop_over_the_steps_played(task, policy, reward_p
     np.testing.assert_array_equal(jax.jit(jaxpref.true_return)(trajectories), trajectories.reward.sum(-1))
 
 
+def test_an_ensembles_return_is_the_mean_of_its_members_returns(task, reward_params):
+    trajectories = random_trajectories(np.random.default_rng(9), [1, 5, 12], 12, *TASKS[task.name])
+    members = reward_params, jax.tree.map(lambda leaf: -0.5 * leaf, reward_params)
+    trajectory_reward = jax.jit(networks.trajectory_reward)
+    each = [trajectory_reward(member, trajectories) for member in members]
+    mean = trajectory_reward(stack(*members), trajectories)
+    np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
+    assert np.abs(np.subtract(*each)).min() > 1e-2
+
+
+def test_a_trajectorys_kl_is_a_loop_over_the_steps_played(task, policy):
+    """sum_t sum_a pi(a|s_t) log(pi(a|s_t) / ref(a|s_t)): the policy's own probabilities, not the reference's, and not
+    the actions that were taken. Zero between equal policies, else positive, also where the log-ratio of the actions
+    taken is negative."""
+    ref_params, lengths = init_policy(jax.random.key(7), task), [1, 5, 11, 12]
+    trajectories = random_trajectories(np.random.default_rng(10), lengths, 12, *TASKS[task.name])
+    found = trajectory_kl(policy, ref_params, trajectories)
+    for i, length in enumerate(lengths):
+        expected = 0.0
+        for t in range(length):
+            log_p, log_q = (numpy_policy(p, np.float64(trajectories.obs[i, t]))[0] for p in (policy, ref_params))
+            expected += (np.exp(log_p) * (log_p - log_q)).sum()
+        np.testing.assert_allclose(found[i], expected, rtol=1e-3)
+    assert (found > 0).all()
+    np.testing.assert_array_equal(trajectory_kl(policy, policy, trajectories), np.zeros(4))
+    assert np.abs(found / trajectory_kl(ref_params, policy, trajectories) - 1).max() > 1e-2
+
+
+def test_a_trajectorys_kl_hand_worked():
+    """(1/2, 1/2) against (1/10, 9/10) in each of the three steps played of five: 3 (ln 5 + ln 5/9) / 2."""
+    cartpole = jaxpref.cartpole()
+    trajectory = random_trajectories(np.random.default_rng(11), [3], 5)
+    policies = constant_policy(cartpole, [0.5, 0.5]), constant_policy(cartpole, [0.1, 0.9])
+    np.testing.assert_allclose(trajectory_kl(*policies, trajectory), [1.5 * (np.log(5) + np.log(5 / 9))], rtol=1e-5)
+
+
 def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy, reward_params):
     """NaN, infinity and actions that do not exist: not a bit of the result differs."""
     clean = random_trajectories(np.random.default_rng(4), [1, 5, 12], 12, *TASKS[task.name])
@@ -188,6 +242,7 @@ def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy
     for function, params in (
         (networks.trajectory_log_prob, policy),
         (networks.trajectory_reward, reward_params),
+        (lambda params, t: networks.trajectory_kl(params, init_policy(jax.random.key(7), task), t), policy),
     ):
         value_and_grad = jax.jit(jax.value_and_grad(lambda params, t, function=function: function(params, t).sum()))
         assert_same_bytes(value_and_grad(params, clean), value_and_grad(params, dirty))

@@ -5,6 +5,7 @@ looks at the action alone it is a bandit of two arms.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from helpers import (
 import jaxpref
 from jaxpref import ppo
 from jaxpref.rollout import Transition
+from jaxpref.tasks import Task
 
 CONFIG = ppo.Config(
     num_updates=20,
@@ -275,10 +277,14 @@ def test_the_size_of_a_reward_is_its_mean_magnitude_over_the_steps_played():
     """Episodes of three of ten steps, paid 3, -1 and 8: (3 + 1 + 8) / 3 = 4, and nothing for the steps never played; 1
     where the reward is zero."""
     task, params = clock(shortest=3, longest=3, horizon=10), policy(5, COUNTING)
-    size = jax.jit(ppo.reward_magnitude)
     config, key, values = ppo.Config(eval_episodes=2), jax.random.key(5), [3, -1, 8, 100, 100, 100, 100, 100, 100, 100]
-    np.testing.assert_allclose(size(task, config, key, params, reward_of_time(values)), 4, rtol=1e-4)
-    assert size(task, config, key, params, reward_of_time(np.zeros(10))) == 1
+
+    @jax.jit
+    def size(reward_params):
+        return ppo.reward_magnitude(task, config, key, params, functools.partial(ppo.learned_reward, reward_params))
+
+    np.testing.assert_allclose(size(reward_of_time(values)), 4, rtol=1e-4)
+    assert size(reward_of_time(np.zeros(10))) == 1
 
 
 # --- what it learns ---------------------------------------------------------------------------------------------------
@@ -358,6 +364,112 @@ def test_a_time_limit_is_not_an_end():
     result = bandit_run(13, arms(1, 1), gamma=0.9, vf_coef=1.0)
     _, value = numpy_policy(result.params, np.zeros(1))
     assert abs(value - 1) < 0.1
+
+
+# --- the true reward, and the value head that knows it ----------------------------------------------------------------
+
+
+class Echo:
+    """Shows the last action as -1 or 1, and three random numbers. Pays `params` for action 1 and nothing for 0."""
+
+    def _obs(self, key, last):
+        return jax.random.uniform(key, (4,), minval=-1, maxval=1).at[0].set(last)
+
+    def reset_env(self, key, params):
+        obs = self._obs(key, 0.0)
+        return obs, obs
+
+    def step_env(self, key, state, action, params):
+        obs = self._obs(key, 2.0 * action - 1)
+        return obs, obs, params * action, jnp.bool_(False), {}
+
+
+ECHO = Task("echo", Echo(), 1.0, horizon=10, obs_size=4, num_actions=2, pi1_target=jnp.inf, pi2_target=jnp.inf)
+PENALISED = dataclasses.replace(CONFIG, kl_coef=0.03)
+
+train_on = jax.jit(ppo.train, static_argnames="reward_fn")
+
+
+def echo_run(seed, pays, config=PENALISED, params=None):
+    """The result of training on the true reward, towards and from these parameters: by default `knowing` ones."""
+    params = knowing(seed) if params is None else params
+    task = dataclasses.replace(ECHO, env_params=jnp.float32(pays))
+    return train_on(task, config, jax.random.key(seed), params, params, None, reward_fn=ppo.true_reward)
+
+
+def knowing(seed):
+    """A policy that knows nothing, and a value head that has learned that action 1 pays: the value is obs[0], by
+    relu(x) - relu(-x)."""
+    layers = policy(seed, ECHO)["params"]
+    torso, weights = layers["torso"], jnp.zeros((4, 2)).at[0].set(jnp.array([1.0, -1.0]))
+    torso = {"kernel": torso["kernel"].at[:, :2].set(weights), "bias": torso["bias"].at[:2].set(0.0)}
+    value = {"kernel": jnp.zeros((32, 1)).at[:2, 0].set(jnp.array([1.0, -1.0])), "bias": jnp.zeros(1)}
+    return {"params": {**layers, "torso": torso, "value": value}}
+
+
+def of_action_1(params):
+    """Its mean probability over 400 states."""
+    obs = np.random.default_rng(0).uniform(-1, 1, size=(400, 4))
+    obs[:, 0] = np.sign(obs[:, 0])
+    return probabilities(params, obs)[:, 1].mean()
+
+
+def with_value_head(params, number):
+    layers = params["params"]
+    return {"params": {**layers, "value": jax.tree.map(lambda leaf: jnp.full_like(leaf, number), layers["value"])}}
+
+
+def test_on_the_true_reward_it_learns_the_true_reward():
+    """What it reports as the learned return is then the true one, exactly."""
+    result = echo_run(30, pays=1.0)
+    assert of_action_1(result.params) > 0.9 > 0.7 > of_action_1(knowing(30))
+    assert_same_bytes(result.metrics.learned_return, result.metrics.true_return)
+    assert result.metrics.true_return[-1] > 9
+    # Per step of the policy that played: in the first update of one that takes action 1 about as often as not.
+    assert 0.3 < result.metrics.learned_reward[0] < 0.7
+    assert result.metrics.learned_reward[-1] > 0.9
+
+
+def test_without_value_is_the_same_policy_with_a_value_of_zero():
+    params = knowing(31)
+    forgetful = ppo.without_value(params)
+    assert jax.tree.structure(forgetful) == jax.tree.structure(params)
+    obs = np.random.default_rng(31).normal(size=(50, 4))
+    np.testing.assert_array_equal(numpy_policy(forgetful, obs)[0], numpy_policy(params, obs)[0])
+    np.testing.assert_array_equal(numpy_policy(forgetful, obs)[1], np.zeros(50))
+    assert abs(numpy_policy(params, obs)[1]).max() > 1
+
+
+def test_where_it_starts_the_value_head_is_forgotten():
+    """One of NaN is as good as one of zeros: the same bytes, here and where it learns from a reward model."""
+    ones = [echo_run(32, 1.0, params=with_value_head(knowing(32), number)) for number in (0.0, np.nan)]
+    assert_same_bytes(*ones)
+    ref_params = policy(33, SIGN)
+    starts = [with_value_head(policy(32, SIGN), number) for number in (0.0, np.nan)]
+    others = [train(SIGN, CONFIG, jax.random.key(32), start, ref_params, sign_reward()) for start in starts]
+    assert_same_bytes(*others)
+    # What is left of the start is learned from.
+    assert np.isfinite(ones[0].metrics.loss).all()
+    assert ones[0].metrics.kl[-1] > 0.1
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.03, 10.0])
+def test_a_reward_of_zero_leaves_the_reference_as_it_is(kl_coef):
+    """To the last bit, penalty or not: there is nothing to gain, no rounding error counts as a gain, and what the value
+    head knows is no reason to move."""
+    init_params = knowing(34)
+    result = echo_run(34, pays=0.0, config=dataclasses.replace(PENALISED, kl_coef=kl_coef))
+    for layer in ("torso", "policy"):
+        assert_same_bytes(result.params["params"][layer], init_params["params"][layer])
+    assert_same_bytes(result.metrics.kl, jnp.zeros(20))
+    assert_same_bytes(result.metrics.learned_return, jnp.zeros(2))
+
+
+def test_a_value_head_that_is_not_forgotten_teaches_what_it_knows():
+    """Where nothing is paid any more, V(s') - V(s) still says that action 1 is the better one."""
+    config = dataclasses.replace(PENALISED, reset_value=False, vf_coef=0.0)
+    result = echo_run(35, pays=0.0, config=config)
+    assert of_action_1(result.params) > 0.9 > 0.7 > of_action_1(knowing(35))
 
 
 # --- seeds and hyperparameters ----------------------------------------------------------------------------------------

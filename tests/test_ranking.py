@@ -165,7 +165,7 @@ def numpy_calibration_error(gap, weight, num_bins):
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_calibration_error_is_a_loop_over_bins(seed):
-    """Confidences of 0.505, 0.515, .. 0.995, which no rounding moves to another bin, and three pairs of equal scores."""
+    """Confidences of 0.505, 0.515, .. 0.995, which no rounding moves to another bin, and three equal scores."""
     rng = np.random.default_rng(seed)
     confidence, right = 0.505 + 0.01 * rng.integers(50, size=30), rng.random(30) < rng.random()
     gap = np.log(confidence / (1 - confidence)) * np.where(right, 1, -1)

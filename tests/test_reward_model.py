@@ -96,6 +96,19 @@ def test_swapping_chosen_and_rejected_negates_the_margin():
     assert abs(as_labelled.margin) > 0.1
 
 
+def test_a_tie_mixes_both_orders():
+    """Target 1/2: half the loss of either order, and which of the two is called chosen means nothing; 1 is the label,
+    0 its opposite."""
+    params, data = model(2), pairs(2)
+    one_way, other_way = (
+        loss(params, prepare(data), EVERYTHING, ALIKE)[0],
+        loss(params, prepare(swap(data)), EVERYTHING, ALIKE)[0],
+    )
+    for target, expected in ((1.0, one_way), (0.0, other_way), (0.5, (one_way + other_way) / 2)):
+        data_of_target = prepare(data.replace(target=jnp.full(NUM_PAIRS, target)))
+        np.testing.assert_allclose(loss(params, data_of_target, EVERYTHING, ALIKE)[0], expected, rtol=1e-5)
+
+
 def test_a_fresh_model_is_undecided_and_learns_lengths_first():
     """Its head is zero, so the loss is ln 2 and its slope in each margin -1/2. In the head's bias that is -1/2 for
     every step of the chosen and +1/2 for every step of the rejected; in the torso, behind a head of zero, nothing."""
@@ -191,6 +204,102 @@ def test_pairs_of_weight_zero_change_nothing(config):
     assert abs(train(LEVER, config, key, data).metrics.loss[1:] - cut.metrics.loss[1:]).max() > 1e-2
 
 
+# --- early stopping ---------------------------------------------------------------------------------------------------
+
+STOPPING = reward_model.Config(num_updates=25, batch_size=0, holdout_every=3, learning_rate=0.02, weight_decay=0.1)
+"""Of twelve pairs numbers 2, 5, 8 and 11 are held out; looks after 5, 15 and 25 updates."""
+HELD_OUT = np.array([2, 5, 8, 11])
+LOOKS = (5, 15, 25)
+WEIGHT = jnp.array([1.0, 0.5, 2.0, 1.0, 0.0, 0.25, 2.0, 1.0, 0.0, 0.5, 1.0, 1.0])
+
+update = jax.jit(reward_model.update)
+trajectory_reward = jax.jit(networks.trajectory_reward)
+
+
+def one_after_the_other(key, data):
+    """The parameters at the looks, from full-batch updates on the pairs that are not held out. Where training starts is
+    what it returns at a learning rate of zero."""
+    params = train(LEVER, dataclasses.replace(STOPPING, learning_rate=0.0), key, data).params
+    state = reward_model.TrainState(params, reward_model.optimiser(STOPPING).init(params))
+    dataset, seen = prepare(data.replace(weight=data.weight.at[HELD_OUT].set(0.0))), {}
+    for number in range(1, LOOKS[-1] + 1):
+        state, _ = update(STOPPING, dataset, state, jax.random.key(0))
+        seen[number] = state.params
+    return [seen[number] for number in LOOKS]
+
+
+def held_out_loss(params, data):
+    """Weighted mean of -log sigmoid(margin)."""
+    margin = np.float64(trajectory_reward(params, data.chosen)) - np.float64(trajectory_reward(params, data.rejected))
+    return np.average(np.logaddexp(0, -margin)[HELD_OUT], weights=data.weight[HELD_OUT])
+
+
+@pytest.mark.parametrize(("seed", "best"), [(41, 0), (64, 1), (53, 2)])
+def test_early_stopping_keeps_the_look_that_is_best_on_the_held_out_pairs(seed, best):
+    """The first, the one between and the last, by a clear margin; every update has metrics."""
+    key, data = jax.random.key(seed), pairs(seed).replace(weight=WEIGHT)
+    at_looks = one_after_the_other(key, data)
+    held_out = np.array([held_out_loss(params, data) for params in at_looks])
+    assert held_out.argmin() == best
+    assert np.sort(held_out)[1] > held_out.min() + 0.01
+    result = train(LEVER, STOPPING, key, data)
+    assert_close(result.params, at_looks[best], rtol=1e-3, atol=1e-4)
+    assert {leaf.shape for leaf in jax.tree.leaves(result.metrics)} == {(25,)}
+
+
+def test_held_out_pairs_decide_which_parameters_are_kept_and_nothing_else():
+    """With their labels turned round, updates are the same and another look is kept; without weight they decide
+    nothing, and the last parameters are kept."""
+    key, data = jax.random.key(50), pairs(50).replace(weight=WEIGHT)
+    first, _, last = one_after_the_other(key, data)
+    turned = jax.tree.map(lambda leaf, other: leaf.at[HELD_OUT].set(other[HELD_OUT]), data, swap(data))
+    without_weight = data.replace(weight=WEIGHT.at[HELD_OUT].set(0.0))
+    results = [train(LEVER, STOPPING, key, some) for some in (data, turned, without_weight)]
+    for result, expected in zip(results, (first, last, last), strict=True):
+        assert_close(result.metrics, results[0].metrics, rtol=1e-4, atol=1e-5)
+        assert_close(result.params, expected, rtol=1e-3, atol=1e-4)
+    # The metrics are of the pairs that are trained on, in the order of the updates, also of those whose parameters were
+    # not kept.
+    np.testing.assert_allclose(results[0].metrics.loss[0], LN2, rtol=1e-6)
+    assert results[0].metrics.loss[-1] < 0.5 * LN2
+
+
+# --- ensembles --------------------------------------------------------------------------------------------------------
+
+train_ensemble = jax.jit(reward_model.train_ensemble, static_argnums=4)
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    """Of three members, on seven pairs of twelve."""
+    return train_ensemble(LEVER, CONFIG, jax.random.key(60), preferences.prefix(pairs(60), 7), 3)
+
+
+def test_an_ensembles_members_are_models_with_starts_and_bootstrap_weights_of_their_own(ensemble):
+    key_weight, key_train = jax.random.split(jax.random.key(60))
+    weight = jax.random.exponential(key_weight, (3, NUM_PAIRS)).at[:, 7:].set(0.0)
+    for member, key in enumerate(jax.random.split(key_train, 3)):
+        alone = train(LEVER, CONFIG, key, pairs(60).replace(weight=weight[member]))
+        assert_close(lane(ensemble, member), alone, rtol=1e-3, atol=2e-4)
+    assert ensemble.metrics.loss.shape == (3, 6)
+
+
+def test_an_ensembles_members_differ(ensemble):
+    """In the pairs that they saw, and in what they say of pairs that they did not."""
+    some = pairs(61)
+    score = np.stack([trajectory_reward(lane(ensemble.params, member), some.chosen) for member in range(3)])
+    assert (score.std(0) > 1e-2).all()
+    np.testing.assert_allclose(trajectory_reward(ensemble.params, some.chosen), score.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_no_member_of_an_ensemble_sees_a_pair_of_weight_zero(ensemble):
+    others = jax.tree.map(lambda leaf, other: jnp.concatenate([leaf[:7], other[7:]]), pairs(60), swap(pairs(62)))
+    other = train_ensemble(LEVER, CONFIG, jax.random.key(60), preferences.prefix(others, 7), 3)
+    assert_close(other, ensemble, rtol=1e-3, atol=2e-4)
+    everything = train_ensemble(LEVER, CONFIG, jax.random.key(60), pairs(60), 3)
+    assert abs(everything.metrics.loss[:, 1:] - ensemble.metrics.loss[:, 1:]).max(axis=1).min() > 1e-2
+
+
 # --- seeds and hyperparameters ----------------------------------------------------------------------------------------
 
 CONFIGS = stack(CONFIG, dataclasses.replace(CONFIG, learning_rate=0.05, weight_decay=0.0))
@@ -233,6 +342,9 @@ def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
     [
         ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be .*got -1"),
+        ({"holdout_every": -1}, "holdout_every must be at least 0, got -1"),
+        ({"learning_rate": -0.1}, "learning_rate must be at least 0, got -0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(setting, message):

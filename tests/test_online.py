@@ -1,0 +1,338 @@
+"""Online preferences: which pairs are asked about, what every round is made of, and what the rounds learn.
+
+`SHOW` is a lever that anyone can learn to press, beside a display of random numbers: what a reward model says of an
+episode differs from that of any other. Policies with a dead torso (`constant_policy`) cannot see the display.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    assert_close,
+    assert_same_bytes,
+    binomial_bound,
+    constant_policy,
+    keys,
+    lane,
+    numpy_reward,
+    play,
+    random_trajectories,
+    stack,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxpref import annotators, dpo, networks, online, ppo, preferences, reward_model
+from jaxpref.tasks import Task
+
+LN2 = np.log(2)
+
+# --- which candidates are asked about ---------------------------------------------------------------------------------
+
+NUM_CANDIDATES = 8
+
+choose = jax.jit(online.choose, static_argnums=2)
+disagreement = jax.jit(online.disagreement)
+choose_many = jax.jit(jax.vmap(online.choose, in_axes=(0, None, None, None)), static_argnums=2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.2, 0.5, -3.0]), min_size=NUM_CANDIDATES, max_size=NUM_CANDIDATES),
+    st.sampled_from([1, 3, 5, 8]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]),
+)
+def test_the_most_interesting_ones_are_chosen_and_others_at_random(seed, interest, num_chosen, share):
+    """Always different places; the best ones, as many as the share says, are NumPy's, also where some are equally
+    interesting: then those that come first. The others come in an order that only the key decides."""
+    places = np.asarray(choose(jax.random.key(seed), jnp.float32(interest), num_chosen, share))
+    assert places.shape == (num_chosen,)
+    assert len(set(places)) == num_chosen
+    assert set(places) <= set(range(NUM_CANDIDATES))
+    num_best = round(share * num_chosen)
+    best = np.argsort(-np.float32(interest), kind="stable")[:num_best]
+    np.testing.assert_array_equal(places[:num_best], best)
+    drawn = np.asarray(choose(jax.random.key(seed), jnp.zeros(NUM_CANDIDATES), NUM_CANDIDATES, 0.0))
+    np.testing.assert_array_equal(places[num_best:], [i for i in drawn if i not in best][: num_chosen - num_best])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_is_left_to_chance_is_uniform(share):
+    """Four of eight: with a share of 1/2 two are sure, and two of the other six come by chance, 1/3 each."""
+    interest = jnp.array([0.3, 5.0, 0.1, 0.2, 4.0, 0.0, 0.25, -1.0])
+    places = np.asarray(choose_many(jax.random.split(jax.random.key(1), 4000), interest, 4, share))
+    frequency = np.bincount(places.ravel(), minlength=NUM_CANDIDATES) / 4000
+    sure = [1, 4] if share else []
+    by_chance = [i for i in range(NUM_CANDIDATES) if i not in sure]
+    probability = (4 - len(sure)) / len(by_chance)
+    np.testing.assert_array_equal(frequency[sure], np.ones(len(sure)))
+    assert np.abs(frequency[by_chance] - probability).max() < binomial_bound(probability, 4000)
+
+
+def member(seed):
+    """A reward model of two steps' worth of obs and actions, whose head is not zero."""
+    params = networks.init_reward(jax.random.key(seed), SHOW)
+    head = np.random.default_rng(seed).normal(size=65) / 5
+    params["params"]["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
+    return params
+
+
+def test_disagreement_is_the_spread_of_the_members_probabilities():
+    """Of P(first preferred), member by member and step by step; it is the same for both orders of a pair."""
+    rng, members = np.random.default_rng(2), [member(seed) for seed in range(3)]
+    first, second = (random_trajectories(rng, [1, 4, 6, 6], 6, obs_size=2) for _ in range(2))
+    prob = np.zeros((3, 4))
+    for m, params in enumerate(members):
+        for i in range(4):
+            gap = 0.0
+            for side, sign in ((first, 1), (second, -1)):
+                for t in range(6):
+                    if side.mask[i, t]:
+                        gap += sign * numpy_reward(params, np.float64(side.obs[i, t]), int(side.action[i, t]))
+            prob[m, i] = 1 / (1 + np.exp(-gap))
+    found = disagreement(stack(*members), first, second)
+    np.testing.assert_allclose(found, prob.std(0), rtol=1e-3)
+    assert found.min() > 1e-2
+    np.testing.assert_allclose(disagreement(stack(*members), second, first), found, rtol=1e-4)
+
+
+def test_members_that_are_equal_do_not_disagree():
+    rng = np.random.default_rng(3)
+    first, second = (random_trajectories(rng, [1, 4, 6, 6], 6, obs_size=2) for _ in range(2))
+    spread = disagreement(stack(*[member(3)] * 3), first, second)
+    np.testing.assert_allclose(spread, np.zeros(4), atol=1e-6)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+class Show:
+    """Pays 1 for action 1 and 0 for action 0, for as long as the horizon allows; shows two random numbers."""
+
+    def reset_env(self, key, params):
+        obs = jax.random.uniform(key, (2,), minval=-1, maxval=1)
+        return obs, obs
+
+    def step_env(self, key, state, action, params):
+        obs = jax.random.uniform(key, (2,), minval=-1, maxval=1)
+        return obs, obs, jnp.float32(action), jnp.bool_(False), {}
+
+
+SHOW = Task("show", Show(), None, horizon=10, obs_size=2, num_actions=2, pi1_target=jnp.inf, pi2_target=jnp.inf)
+NUM_ROUNDS, NUM_PAIRS, NUM_ASKED, NUM_MEMBERS = 3, 12, 4, 2
+ONLINE = online.Config(num_rounds=NUM_ROUNDS, num_candidates=3, num_members=NUM_MEMBERS)
+REWARD = reward_model.Config(num_updates=12, batch_size=0, learning_rate=0.02)
+PPO = ppo.Config(
+    num_updates=12,
+    num_envs=4,
+    num_steps=16,
+    num_epochs=4,
+    num_minibatches=2,
+    eval_every=2,
+    eval_episodes=32,
+    learning_rate=0.05,
+    gamma=0.9,
+    vf_coef=4.0,
+    kl_coef=0.0,
+)
+DPO = dpo.Config(num_updates=12, batch_size=0, eval_every=2, eval_episodes=32, learning_rate=0.3, label_smoothing=0.0)
+COIN = constant_policy(SHOW, [0.5, 0.5])
+STILL = {"learning_rate": 0.0}
+
+
+def content(key, first_reward, second_reward):
+    """Prefers the higher return, and skips pairs that are good enough: together 15 of 20."""
+    label = annotators.noiseless(key, first_reward, second_reward)
+    return label.replace(weight=jnp.where(first_reward.sum() + second_reward.sum() >= 15, 0.0, 1.0))
+
+
+# Compiled without the slower half of the optimisations: run once or twice each, they are not worth their time.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def rlhf_run(config, reward_config, ppo_config, key, init_params, ref_params):
+    return online.train_rlhf(SHOW, config, reward_config, ppo_config, key, content, NUM_PAIRS, init_params, ref_params)
+
+
+def dpo_run(config, dpo_config, key, init_params, ref_params):
+    return online.train_dpo(SHOW, config, dpo_config, key, annotators.noiseless, NUM_PAIRS, init_params, ref_params)
+
+
+train_rlhf, train_dpo = quick_jit(rlhf_run), quick_jit(dpo_run)
+train_ensemble = quick_jit(reward_model.train_ensemble, static_argnums=4)
+label_pairs = quick_jit(functools.partial(preferences.label_pairs, annotator=content))
+
+
+@pytest.fixture(scope="module")
+def rlhf():
+    return train_rlhf(ONLINE, REWARD, PPO, jax.random.key(10), COIN, COIN)
+
+
+@pytest.fixture(scope="module")
+def from_dpo():
+    return train_dpo(ONLINE, DPO, jax.random.key(11), COIN, COIN)
+
+
+def returns_by_round(result):
+    """True returns of the pairs that were asked about, [rounds, trajectories]."""
+    pairs = result.preferences
+    returns = np.concatenate([pairs.chosen.reward.sum(-1), pairs.rejected.reward.sum(-1)]).reshape(2, NUM_ROUNDS, -1)
+    return np.moveaxis(returns, 1, 0).reshape(NUM_ROUNDS, 2 * NUM_ASKED)
+
+
+@pytest.mark.parametrize("method", ["rlhf", "from_dpo"])
+def test_every_round_asks_about_pairs_of_the_policy_that_it_begins_with(method, request):
+    """The first about those of a coin, 5 of 10; the later ones about better and better ones. They stand in the order of
+    the rounds, and all of them are there."""
+    result = request.getfixturevalue(method)
+    returns = returns_by_round(result)
+    assert result.preferences.weight.shape == (NUM_PAIRS,)
+    assert result.preferences.chosen.mask.all()
+    assert result.preferences.rejected.mask.all()
+    np.testing.assert_allclose(result.pair_return, returns.mean(1), rtol=1e-6)
+    assert (result.preferences.chosen.reward.sum(-1) >= result.preferences.rejected.reward.sum(-1)).all()
+    assert abs(returns[0].mean() - 5) < 10 * binomial_bound(0.5, 10 * 2 * NUM_ASKED)
+    # The evaluation at the end of a round is of the policy that plays the next round's pairs.
+    assert (np.abs(returns[1:].mean(1) - result.metrics.true_return[:-1, -1]) < 1.5).all()
+    assert returns[1].mean() > 6.5
+    assert returns[2].mean() > 8
+    final = np.exp(networks.apply_policy(result.params, jnp.zeros(2))[0])
+    assert abs(10 * final[1] / final.sum() - result.metrics.true_return[-1, -1]) < 0.8
+
+
+def test_updates_and_evaluations_are_divided_among_the_rounds(rlhf, from_dpo):
+    """Twelve updates, four a round, and an evaluation after every second."""
+    for result in (rlhf, from_dpo):
+        assert result.metrics.loss.shape == (NUM_ROUNDS, 4)
+        assert result.metrics.true_return.shape == (NUM_ROUNDS, 2)
+        assert result.pair_return.shape == (NUM_ROUNDS,)
+    assert from_dpo.reward_params is None
+    assert rlhf.reward_params["params"]["reward"]["kernel"].shape == (NUM_MEMBERS, 64, 1)
+
+
+def test_a_round_goes_on_where_the_last_one_stopped(rlhf, from_dpo):
+    """In the first update of the first round the policy is the reference; in that of later rounds it is no more."""
+    np.testing.assert_allclose(from_dpo.metrics.loss[0, 0], LN2, rtol=1e-6)
+    np.testing.assert_allclose(from_dpo.metrics.margin[0, 0], 0, atol=1e-6)
+    assert (from_dpo.metrics.loss[1:, 0] < 0.9 * LN2).all()
+    np.testing.assert_allclose(rlhf.metrics.kl[0, 0], 0, atol=1e-6)
+    assert (rlhf.metrics.kl[1:, 0] > 0.05).all()
+    assert rlhf.metrics.kl[2, 0] > rlhf.metrics.kl[1, 0]
+
+
+def test_a_round_learns_from_all_answers_so_far(rlhf):
+    """The last round's pairs are all good enough, and skipped: what it knows, it knows from the rounds before."""
+    weight = np.asarray(rlhf.preferences.weight).reshape(NUM_ROUNDS, NUM_ASKED)
+    together = rlhf.preferences.chosen.reward.sum(-1) + rlhf.preferences.rejected.reward.sum(-1)
+    np.testing.assert_array_equal(weight.ravel(), together < 15)
+    assert weight[0].sum() >= 3
+    assert weight[2].sum() == 0
+    idle, pressing = networks.apply_reward(rlhf.reward_params, jnp.zeros((2, 2)), jnp.array([0, 1]))
+    assert pressing > idle + 0.1
+
+
+def test_the_loss_of_a_round_is_that_of_all_answers_so_far():
+    """DPO of a policy that stands still, by hand: an action 1 more in the chosen than in the rejected is a margin of
+    beta (ln 0.5/0.7 - ln 0.5/0.3). The means are over 4, 8 and 12 pairs; no episode is played twice."""
+    reference = constant_policy(SHOW, [0.3, 0.7])
+    config = dataclasses.replace(DPO, beta=0.5, **STILL)
+    result = train_dpo(ONLINE, config, jax.random.key(12), COIN, reference)
+    assert_same_bytes(result.params, COIN)
+    pairs = result.preferences
+    margin = 0.5 * np.log(3 / 7) * np.float64(pairs.chosen.action.sum(-1) - pairs.rejected.action.sum(-1))
+    loss = np.log1p(np.exp(-margin))
+    for i in range(NUM_ROUNDS):
+        np.testing.assert_allclose(result.metrics.loss[i], np.full(4, loss[: 4 * (i + 1)].mean()), rtol=1e-5)
+    assert len(np.unique(loss.reshape(NUM_ROUNDS, -1).mean(1))) == NUM_ROUNDS
+    starts = np.concatenate([pairs.chosen.obs[:, 0, 0], pairs.rejected.obs[:, 0, 0]])
+    assert len(set(starts)) == 2 * NUM_PAIRS
+
+
+def test_the_rounds_of_rlhf_are_a_plain_loop():
+    """Of a policy that stands still. Three candidates for every question; of a round's four questions three go to those
+    that the ensemble of the round before disagrees on most (0.7 * 4, rounded), one to chance. The ensemble is fitted
+    afresh to all answers so far; those to come have no weight."""
+    key = jax.random.key(13)
+    config = dataclasses.replace(ONLINE, disagreement=0.7)
+    result = train_rlhf(config, REWARD, dataclasses.replace(PPO, **STILL), key, COIN, COIN)
+    assert_same_bytes(result.params, COIN)
+
+    key_init, key_rounds = jax.random.split(key)
+    reward_params = stack(*(networks.init_reward(key, SHOW) for key in jax.random.split(key_init, NUM_MEMBERS)))
+    pairs = jax.tree.map(jnp.zeros_like, result.preferences)
+    for i, key_round in enumerate(jax.random.split(key_rounds, NUM_ROUNDS)):
+        key_ask, key_learn = jax.random.split(key_round)
+        key_first, key_second, key_choice, key_label = jax.random.split(key_ask, 4)
+        first, second = play(SHOW, COIN, key_first, 12), play(SHOW, COIN, key_second, 12)
+        interest = disagreement(reward_params, first, second)
+        asked = choose(key_choice, interest, NUM_ASKED, 0.7)
+        answers = label_pairs(key_label, lane(first, asked), lane(second, asked))
+        pairs = jax.tree.map(lambda leaf, new, place=4 * i: leaf.at[place : place + 4].set(new), pairs, answers)
+        reward_params = train_ensemble(SHOW, REWARD, jax.random.split(key_learn)[0], pairs, NUM_MEMBERS).params
+    assert_close(result.preferences, pairs, rtol=1e-5)
+    assert_close(result.reward_params, reward_params, rtol=1e-3, atol=1e-4)
+
+
+def test_the_value_head_is_forgotten_at_the_start_and_kept_from_round_to_round(rlhf):
+    """One of NaN is as good as one of zeros. PPO's rewards have size 1, so that a state is worth about 1 wherever
+    action 1 is taken: a value of zero would cost vf_coef / 2 = 2, times the square of what a rollout shows of that 1."""
+    layers = COIN["params"]
+    unknown = {"params": {**layers, "value": jax.tree.map(lambda leaf: jnp.full_like(leaf, np.nan), layers["value"])}}
+    assert_same_bytes(train_rlhf(ONLINE, REWARD, PPO, jax.random.key(10), unknown, COIN), rlhf)
+    assert (np.abs(rlhf.metrics.loss[1:, 0]) < 0.3).all()
+    _, value = networks.apply_policy(rlhf.params, jnp.zeros(2))
+    assert abs(value - 1) < 0.3
+
+
+# --- seeds and settings -----------------------------------------------------------------------------------------------
+
+
+def test_vmap_over_seeds_is_one_run_after_the_other(rlhf, from_dpo):
+    """Rounds, candidates, ensembles and all."""
+    together = quick_jit(jax.vmap(rlhf_run, in_axes=(None, None, None, 0, None, None)))
+    both = together(ONLINE, REWARD, PPO, keys(10, 14), COIN, COIN)
+    assert_close(lane(both, 0), rlhf, rtol=1e-3, atol=1e-3)
+    alone = train_rlhf(ONLINE, REWARD, PPO, jax.random.key(14), COIN, COIN)
+    assert_close(lane(both, 1), alone, rtol=1e-3, atol=1e-3)
+    assert abs(both.metrics.loss[0] - both.metrics.loss[1]).max() > 1e-3
+
+    together = quick_jit(jax.vmap(dpo_run, in_axes=(None, None, 0, None, None)))
+    both = together(ONLINE, DPO, keys(15, 11), COIN, COIN)
+    assert_close(lane(both, 1), from_dpo, rtol=1e-3, atol=1e-3)
+    assert_close(lane(both, 0), train_dpo(ONLINE, DPO, jax.random.key(15), COIN, COIN), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_pairs", "message"),
+    [
+        ({"num_rounds": 3}, 10, "num_rounds must divide num_pairs, got 3 and 10"),
+        ({"num_rounds": 5}, 10, "num_rounds must divide num_updates, got 5 and 12"),
+        ({"num_rounds": 4}, 12, "num_updates must be a multiple of eval_every.*got 3 and 2"),
+        ({}, 0, "num_pairs"),
+    ],
+)
+def test_rounds_that_do_not_divide_the_work_are_refused(settings, num_pairs, message):
+    config, key, rest = dataclasses.replace(ONLINE, **settings), jax.random.key(0), (num_pairs, COIN, COIN)
+    with pytest.raises(ValueError, match=message):
+        online.train_rlhf(SHOW, config, REWARD, PPO, key, annotators.noiseless, *rest)
+    with pytest.raises(ValueError, match=message):
+        online.train_dpo(SHOW, config, DPO, key, annotators.noiseless, *rest)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds must be at least 1, got 0"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"num_members": -2}, "num_members must be at least 1, got -2"),
+        ({"disagreement": 1.5}, "disagreement must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        online.Config(**setting)
