@@ -98,11 +98,13 @@ def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, li
 def one_line(boxed: str) -> str:
     """The message in a framed error text of tyro's, without frame, colours and help text."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    # The frame is one of dashes, with the title above it, where the terminal has no more than ASCII.
+    framed = re.split("\n?.*[-─]{4,}.*\n?", text, maxsplit=1)[-1].splitlines()
+    lines = [line.strip("│| ") for line in framed if not re.search("[-─]{4,}", line)]
     message = " ".join(lines).partition("Argument helptext:")[0].partition("For full helptext")[0]
     message = re.sub(r"\s+", " ", message.replace("─", "")).strip()
     # A config speaks of itself as the library's user knows it; here its fields are flags.
-    message = re.sub(r"(\w+)\.Config: (\w+)", lambda match: flag(f"--{match[1]}.{match[2]}"), message)
+    message = re.sub(r"(\w+?)s?\.Config: (\w+)", lambda match: flag(f"--{match[1]}.{match[2]}"), message)
     message = re.sub(r"^Error parsing \w+: (?=--)|^Error parsing ", "", message)
     message = message.replace("Could not find valid parse for arguments:", "cannot read")
     message, similar, suggestions = message.partition(" Perhaps you meant:")

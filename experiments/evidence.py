@@ -364,10 +364,10 @@ def main() -> None:
         store.save_json(settings.out / "summary.json", summary)
         for claim in chosen(settings):
             for task in settings.tasks:
-                print_table(
-                    console, f"{report.LABELS[task]}: {claim.title}", *comparison_rows(claims[claim.name][task])
-                )
-                print_table(console, "", *rows_of(claim, tables[task], summary["arms"][task]))
+                title = f"{report.LABELS[task]}: {claim.title}"
+                compared = comparison_rows(claims[claim.name][task])
+                print_table(console, title, *compared, left_out={"better on", "P(improvement)"})
+                print_table(console, "", *rows_of(claim, tables[task], summary["arms"][task]), left_out={"mean"})
         console.print(outcome(summary), highlight=False)
         took = time.perf_counter() - START
         console.print(f"{took:.0f} s; written to {settings.out}: evidence.md, summary.json, figures", highlight=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
+
+import numpy as np
 
 
 def check_range(config: Any, low: int | float, high: int | float, *names: str) -> None:
@@ -14,7 +15,7 @@ def check_range(config: Any, low: int | float, high: int | float, *names: str) -
     """
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, numbers.Real) and not (math.isfinite(value) and low <= value <= high):
+        if isinstance(value, int | float | np.number) and not (math.isfinite(value) and low <= value <= high):
             wanted = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise ValueError(f"{_name(config)}: {name} must be {wanted}, got {value}")
 

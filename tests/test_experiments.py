@@ -781,6 +781,7 @@ def refused(tmp_path, capsys, monkeypatch):
 def test_a_mistake_is_one_line_that_names_the_flag_and_exit_code_2(refused, flags, names):
     line = refused(*flags.split())
     assert line.startswith("error: ")
+    assert not re.search("--- |Value error|options U|│", line)  # nothing is left of the parser's frame and its title
     for name in names:
         assert name in line
 

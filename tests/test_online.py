@@ -19,7 +19,6 @@ from helpers import (
     keys,
     lane,
     numpy_reward,
-    play,
     random_trajectories,
     stack,
 )
@@ -27,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpref import annotators, dpo, networks, online, ppo, preferences, reward_model
+from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 
 LN2 = np.log(2)
@@ -151,7 +151,7 @@ def content(key, first_reward, second_reward):
     return label.replace(weight=jnp.where(first_reward.sum() + second_reward.sum() >= 15, 0.0, 1.0))
 
 
-# Compiled without the slower half of the optimisations: run once or twice each, they are not worth their time.
+# Compiled without the slower half of the optimisations: what is run only a few times is not worth their time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -163,19 +163,34 @@ def dpo_run(config, dpo_config, key, init_params, ref_params):
     return online.train_dpo(SHOW, config, dpo_config, key, annotators.noiseless, NUM_PAIRS, init_params, ref_params)
 
 
-train_rlhf, train_dpo = quick_jit(rlhf_run), quick_jit(dpo_run)
+train_rlhf_over_seeds = quick_jit(jax.vmap(rlhf_run, in_axes=(None, None, None, 0, None, None)))
+train_dpo = quick_jit(dpo_run)
 train_ensemble = quick_jit(reward_model.train_ensemble, static_argnums=4)
 label_pairs = quick_jit(functools.partial(preferences.label_pairs, annotator=content))
+play = quick_jit(episodes, static_argnums=3)
 
 
 @pytest.fixture(scope="module")
-def rlhf():
-    return train_rlhf(ONLINE, REWARD, PPO, jax.random.key(10), COIN, COIN)
+def two_rlhf():
+    """Of two seeds."""
+    return train_rlhf_over_seeds(ONLINE, REWARD, PPO, keys(10, 14), COIN, COIN)
+
+
+@pytest.fixture(scope="module")
+def rlhf(two_rlhf):
+    return lane(two_rlhf, 0)
 
 
 @pytest.fixture(scope="module")
 def from_dpo():
     return train_dpo(ONLINE, DPO, jax.random.key(11), COIN, COIN)
+
+
+@pytest.fixture(scope="module")
+def two_still():
+    """Of two seeds, with a policy that does not learn, and some of the questions left to chance."""
+    config = dataclasses.replace(ONLINE, disagreement=0.7)
+    return train_rlhf_over_seeds(config, REWARD, dataclasses.replace(PPO, **STILL), keys(13, 16), COIN, COIN)
 
 
 def returns_by_round(result):
@@ -233,7 +248,7 @@ def test_a_round_learns_from_all_answers_so_far(rlhf):
     assert weight[0].sum() >= 3
     assert weight[2].sum() == 0
     idle, pressing = networks.apply_reward(rlhf.reward_params, jnp.zeros((2, 2)), jnp.array([0, 1]))
-    assert pressing > idle + 0.1
+    assert pressing > idle + 1
 
 
 def test_the_loss_of_a_round_is_that_of_all_answers_so_far():
@@ -241,70 +256,63 @@ def test_the_loss_of_a_round_is_that_of_all_answers_so_far():
     beta (ln 0.5/0.7 - ln 0.5/0.3). The means are over 4, 8 and 12 pairs; no episode is played twice."""
     reference = constant_policy(SHOW, [0.3, 0.7])
     config = dataclasses.replace(DPO, beta=0.5, **STILL)
-    result = train_dpo(ONLINE, config, jax.random.key(12), COIN, reference)
+    result = train_dpo(ONLINE, config, jax.random.key(19), COIN, reference)
     assert_same_bytes(result.params, COIN)
     pairs = result.preferences
     margin = 0.5 * np.log(3 / 7) * np.float64(pairs.chosen.action.sum(-1) - pairs.rejected.action.sum(-1))
     loss = np.log1p(np.exp(-margin))
     for i in range(NUM_ROUNDS):
         np.testing.assert_allclose(result.metrics.loss[i], np.full(4, loss[: 4 * (i + 1)].mean()), rtol=1e-5)
-    assert len(np.unique(loss.reshape(NUM_ROUNDS, -1).mean(1))) == NUM_ROUNDS
+    assert len(set(loss.reshape(NUM_ROUNDS, -1).mean(1).round(5))) == NUM_ROUNDS
     starts = np.concatenate([pairs.chosen.obs[:, 0, 0], pairs.rejected.obs[:, 0, 0]])
     assert len(set(starts)) == 2 * NUM_PAIRS
 
 
-def test_the_rounds_of_rlhf_are_a_plain_loop():
+@jax.jit
+def margins(reward_params, pairs):
+    """Of every member of an ensemble and every pair. Episodes are equally long: a reward's offset means nothing."""
+    returns = jax.vmap(networks.trajectory_reward, in_axes=(0, None))
+    return returns(reward_params, pairs.chosen) - returns(reward_params, pairs.rejected)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
     """Of a policy that stands still. Three candidates for every question; of a round's four questions three go to those
     that the ensemble of the round before disagrees on most (0.7 * 4, rounded), one to chance. The ensemble is fitted
     afresh to all answers so far; those to come have no weight."""
-    key = jax.random.key(13)
-    config = dataclasses.replace(ONLINE, disagreement=0.7)
-    result = train_rlhf(config, REWARD, dataclasses.replace(PPO, **STILL), key, COIN, COIN)
+    result = lane(two_still, seed)
     assert_same_bytes(result.params, COIN)
-
-    key_init, key_rounds = jax.random.split(key)
+    key_init, key_rounds = jax.random.split(jax.random.key([13, 16][seed]))
     reward_params = stack(*(networks.init_reward(key, SHOW) for key in jax.random.split(key_init, NUM_MEMBERS)))
     pairs = jax.tree.map(jnp.zeros_like, result.preferences)
     for i, key_round in enumerate(jax.random.split(key_rounds, NUM_ROUNDS)):
         key_ask, key_learn = jax.random.split(key_round)
         key_first, key_second, key_choice, key_label = jax.random.split(key_ask, 4)
         first, second = play(SHOW, COIN, key_first, 12), play(SHOW, COIN, key_second, 12)
-        interest = disagreement(reward_params, first, second)
-        asked = choose(key_choice, interest, NUM_ASKED, 0.7)
+        asked = choose(key_choice, disagreement(reward_params, first, second), NUM_ASKED, 0.7)
         answers = label_pairs(key_label, lane(first, asked), lane(second, asked))
         pairs = jax.tree.map(lambda leaf, new, place=4 * i: leaf.at[place : place + 4].set(new), pairs, answers)
-        reward_params = train_ensemble(SHOW, REWARD, jax.random.split(key_learn)[0], pairs, NUM_MEMBERS).params
+        key_fit, _ = jax.random.split(key_learn)
+        reward_params = train_ensemble(SHOW, REWARD, key_fit, pairs, NUM_MEMBERS).params
     assert_close(result.preferences, pairs, rtol=1e-5)
-    assert_close(result.reward_params, reward_params, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        margins(result.reward_params, pairs), margins(reward_params, pairs), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_value_head_is_forgotten_at_the_start_and_kept_from_round_to_round(rlhf):
-    """One of NaN is as good as one of zeros. PPO's rewards have size 1, so that a state is worth about 1 wherever
-    action 1 is taken: a value of zero would cost vf_coef / 2 = 2, times the square of what a rollout shows of that 1."""
+    """One of NaN is as good as one of zeros. The rewards that PPO sees have size 1, so that a state is worth about 1
+    where action 1 is taken. Were the value zero again, the first loss of a round would be vf_coef / 2 = 2, times the
+    square of the part of that 1 that a rollout shows."""
     layers = COIN["params"]
     unknown = {"params": {**layers, "value": jax.tree.map(lambda leaf: jnp.full_like(leaf, np.nan), layers["value"])}}
-    assert_same_bytes(train_rlhf(ONLINE, REWARD, PPO, jax.random.key(10), unknown, COIN), rlhf)
+    assert_same_bytes(lane(train_rlhf_over_seeds(ONLINE, REWARD, PPO, keys(10, 17), unknown, COIN), 0), rlhf)
     assert (np.abs(rlhf.metrics.loss[1:, 0]) < 0.3).all()
     _, value = networks.apply_policy(rlhf.params, jnp.zeros(2))
     assert abs(value - 1) < 0.3
 
 
-# --- seeds and settings -----------------------------------------------------------------------------------------------
-
-
-def test_vmap_over_seeds_is_one_run_after_the_other(rlhf, from_dpo):
-    """Rounds, candidates, ensembles and all."""
-    together = quick_jit(jax.vmap(rlhf_run, in_axes=(None, None, None, 0, None, None)))
-    both = together(ONLINE, REWARD, PPO, keys(10, 14), COIN, COIN)
-    assert_close(lane(both, 0), rlhf, rtol=1e-3, atol=1e-3)
-    alone = train_rlhf(ONLINE, REWARD, PPO, jax.random.key(14), COIN, COIN)
-    assert_close(lane(both, 1), alone, rtol=1e-3, atol=1e-3)
-    assert abs(both.metrics.loss[0] - both.metrics.loss[1]).max() > 1e-3
-
-    together = quick_jit(jax.vmap(dpo_run, in_axes=(None, None, 0, None, None)))
-    both = together(ONLINE, DPO, keys(15, 11), COIN, COIN)
-    assert_close(lane(both, 1), from_dpo, rtol=1e-3, atol=1e-3)
-    assert_close(lane(both, 0), train_dpo(ONLINE, DPO, jax.random.key(15), COIN, COIN), rtol=1e-3, atol=1e-3)
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The reward model: its loss, the updates of a whole run, what it learns, and what it promises of seeds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -212,14 +213,16 @@ HELD_OUT = np.array([2, 5, 8, 11])
 LOOKS = (5, 15, 25)
 WEIGHT = jnp.array([1.0, 0.5, 2.0, 1.0, 0.0, 0.25, 2.0, 1.0, 0.0, 0.5, 1.0, 1.0])
 
-update = jax.jit(reward_model.update)
+# Without the slower half of the optimisations: for what is run a few times they are not worth their time.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+train_and_stop, update = quick_jit(reward_model.train), quick_jit(reward_model.update)
 trajectory_reward = jax.jit(networks.trajectory_reward)
 
 
 def one_after_the_other(key, data):
     """The parameters at the looks, from full-batch updates on the pairs that are not held out. Where training starts is
     what it returns at a learning rate of zero."""
-    params = train(LEVER, dataclasses.replace(STOPPING, learning_rate=0.0), key, data).params
+    params = train_and_stop(LEVER, dataclasses.replace(STOPPING, learning_rate=0.0), key, data).params
     state = reward_model.TrainState(params, reward_model.optimiser(STOPPING).init(params))
     dataset, seen = prepare(data.replace(weight=data.weight.at[HELD_OUT].set(0.0))), {}
     for number in range(1, LOOKS[-1] + 1):
@@ -242,7 +245,7 @@ def test_early_stopping_keeps_the_look_that_is_best_on_the_held_out_pairs(seed, 
     held_out = np.array([held_out_loss(params, data) for params in at_looks])
     assert held_out.argmin() == best
     assert np.sort(held_out)[1] > held_out.min() + 0.01
-    result = train(LEVER, STOPPING, key, data)
+    result = train_and_stop(LEVER, STOPPING, key, data)
     assert_close(result.params, at_looks[best], rtol=1e-3, atol=1e-4)
     assert {leaf.shape for leaf in jax.tree.leaves(result.metrics)} == {(25,)}
 
@@ -254,7 +257,7 @@ def test_held_out_pairs_decide_which_parameters_are_kept_and_nothing_else():
     first, _, last = one_after_the_other(key, data)
     turned = jax.tree.map(lambda leaf, other: leaf.at[HELD_OUT].set(other[HELD_OUT]), data, swap(data))
     without_weight = data.replace(weight=WEIGHT.at[HELD_OUT].set(0.0))
-    results = [train(LEVER, STOPPING, key, some) for some in (data, turned, without_weight)]
+    results = [train_and_stop(LEVER, STOPPING, key, some) for some in (data, turned, without_weight)]
     for result, expected in zip(results, (first, last, last), strict=True):
         assert_close(result.metrics, results[0].metrics, rtol=1e-4, atol=1e-5)
         assert_close(result.params, expected, rtol=1e-3, atol=1e-4)
@@ -266,7 +269,7 @@ def test_held_out_pairs_decide_which_parameters_are_kept_and_nothing_else():
 
 # --- ensembles --------------------------------------------------------------------------------------------------------
 
-train_ensemble = jax.jit(reward_model.train_ensemble, static_argnums=4)
+train_ensemble = quick_jit(reward_model.train_ensemble, static_argnums=4)
 
 
 @pytest.fixture(scope="module")
