@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import runpy
 import shlex
 import socket
