@@ -90,7 +90,7 @@ class Config:
     """Weight of the value loss."""
     ent_coef: Scalar = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Scalar = 0.03
+    kl_coef: Scalar = 0.1
     """Weight of the KL penalty, in units of the learned reward's mean magnitude per step."""
     max_grad_norm: Scalar = 0.5
     """Gradients are clipped to this global norm."""
@@ -183,11 +183,14 @@ def advantages(
     config: Config, params: Params, ref_logits: Float[Array, "E T A"], reward: Float[Array, "E T"], steps: Transition
 ) -> tuple[Float[Array, "E T"], Float[Array, "E T"]]:
     """GAE of the rewards, with the KL penalty in them where the config puts it there: (advantage, value target)."""
+    logits, value = apply_policy(params, steps.obs)
     if config.kl_penalty == "reward":
-        reward = reward - config.kl_coef * (steps.log_prob - categorical_log_prob(ref_logits, steps.action))
+        # Not steps.log_prob, which is rounded differently: where policy and reference are the same, the penalty is zero
+        # to the last bit. Else rounding errors would be all there is to a reward of zero, and normalised advantages.
+        log_prob, ref_log_prob = (categorical_log_prob(each, steps.action) for each in (logits, ref_logits))
+        reward = reward - config.kl_coef * (log_prob - ref_log_prob)
     # Rewards of size 1 - gamma make returns, and so the value head's targets, about 1 in size.
     reward = (1 - config.gamma) * reward
-    _, value = apply_policy(params, steps.obs)
     _, next_value = apply_policy(params, steps.next_obs)
     batched_gae = jax.vmap(gae, in_axes=(0, 0, 0, 0, 0, None, None))
     return batched_gae(reward, value, next_value, steps.terminated, steps.done, config.gamma, config.gae_lambda)

@@ -100,7 +100,7 @@ def test_advantages_are_a_plain_loop_over_streams_and_steps(kl_penalty):
     config = ppo.Config(gamma=gamma, gae_lambda=gae_lambda, kl_coef=kl_coef, kl_penalty=kl_penalty)
     advantage, target = advantages(config, params, ref_logits, reward, steps)
 
-    _, value = numpy_policy(params, np.float64(steps.obs))
+    log_probs, value = numpy_policy(params, np.float64(steps.obs))
     _, next_value = numpy_policy(params, np.float64(steps.next_obs))
     ref_log_probs = np.float64(ref_logits) - np.log(np.exp(np.float64(ref_logits)).sum(-1, keepdims=True))
     for e in range(3):
@@ -109,7 +109,8 @@ def test_advantages_are_a_plain_loop_over_streams_and_steps(kl_penalty):
             for k in range(t, 9):
                 paid = float(reward[e, k])
                 if kl_penalty == "reward":
-                    paid -= kl_coef * (float(steps.log_prob[e, k]) - ref_log_probs[e, k, int(steps.action[e, k])])
+                    taken = e, k, int(steps.action[e, k])
+                    paid -= kl_coef * (log_probs[taken] - ref_log_probs[taken])
                 following = 0.0 if steps.terminated[e, k] else next_value[e, k]
                 expected += discount * ((1 - gamma) * paid + gamma * following - value[e, k])
                 discount *= gamma * gae_lambda
