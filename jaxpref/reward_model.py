@@ -53,7 +53,9 @@ class Config:
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_updates")
-        check_range(self, 0, math.inf, "batch_size", "holdout_every", "learning_rate", "weight_decay")
+        check_range(self, 0, math.inf, "batch_size", "learning_rate", "weight_decay")
+        if self.holdout_every != 0:  # at 1 no pair would be left to train on
+            check_range(self, 2, math.inf, "holdout_every")
 
 
 @struct.dataclass
@@ -132,7 +134,13 @@ class Kept:
 
 
 def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
-    """Fit a fresh reward model to `preferences` of [N] pairs."""
+    """Fit a fresh reward model to `preferences` of [N] pairs.
+
+    Raises ValueError if `config.holdout_every` is more than N: no pair would be held out.
+    """
+    num_pairs = preferences.weight.shape[0]
+    if config.holdout_every > num_pairs:
+        raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
     key_init, key_train = jax.random.split(key)
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
@@ -156,7 +164,7 @@ def _train_and_keep_best(
 
     def look(kept: Kept, params: Params) -> Kept:
         loss, _ = loss_fn(params, data, held_out, data.weight[held_out])
-        better = ~(loss >= kept.loss)  # also where there is nothing to look at: the loss is NaN then
+        better = (loss < kept.loss) | (data.weight[held_out].sum() == 0)
         return jax.tree.map(functools.partial(jnp.where, better), Kept(params, loss), kept)
 
     def block(carry, keys):

@@ -18,8 +18,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jaxpref
-from jaxpref import annotators, preferences, ranking
+from jaxpref import annotators, preferences
 from jaxpref.types import Preferences, Trajectory
 
 CLOCK = clock(shortest=1, longest=20, horizon=25)
@@ -266,27 +265,3 @@ def pairs_of_returns(chosen_returns, rejected_returns):
 
     ones = jnp.ones(len(chosen_returns))
     return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)
-
-
-def test_ranking_accuracy_hand_worked():
-    """True order >, <, >, <, >; scores right, right (the label itself was wrong), wrong, tied, right: 3.5 of 5."""
-    some = pairs_of_returns([5, 1, 9, 2, 4], [3, 2, 8, 6, 0])
-    accuracy = ranking.accuracy(jnp.array([1.0, -3.0, 0.0, 7.0, 0.1]), jnp.array([0.0, 2.0, 1.0, 7.0, 0.0]), some)
-    np.testing.assert_allclose(accuracy, 3.5 / 5)
-
-
-def test_ranking_accuracy_leaves_out_pairs_of_equal_return():
-    """The tie is in the returns: whatever its scores, one right pair of the one that has an order."""
-    some = pairs_of_returns([5, 200], [3, 200])
-    for tied_score in (-1.0, 0.0, 1.0):
-        accuracy = ranking.accuracy(jnp.array([1.0, tied_score]), jnp.zeros(2), some)
-        np.testing.assert_array_equal(accuracy, 1)
-    assert np.isnan(ranking.accuracy(jnp.ones(2), jnp.zeros(2), pairs_of_returns([1, 1], [1, 1])))
-
-
-def test_ranking_accuracy_of_the_true_return_is_one_and_of_its_opposite_zero():
-    some = random_preferences(np.random.default_rng(9), 30, 6)
-    chosen, rejected = jaxpref.true_return(some.chosen), jaxpref.true_return(some.rejected)
-    assert (chosen != rejected).sum() > 20
-    assert ranking.accuracy(chosen, rejected, some) == 1
-    assert ranking.accuracy(-chosen, -rejected, some) == 0

@@ -345,7 +345,8 @@ def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
     [
         ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be .*got -1"),
-        ({"holdout_every": -1}, "holdout_every must be at least 0, got -1"),
+        ({"holdout_every": -1}, "holdout_every must be at least 2, got -1"),
+        ({"holdout_every": 1}, "holdout_every must be at least 2, got 1"),
         ({"learning_rate": -0.1}, "learning_rate must be at least 0, got -0.1"),
         ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
     ],
