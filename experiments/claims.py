@@ -28,6 +28,7 @@ LOSSES = {
 MISTAKES = 0.2
 REFIT = reward_model.Config(num_updates=50)
 """Online, an ensemble is fitted in every round: with fewer updates each time than offline."""
+NO_DECAY = reward_model.Config(weight_decay=0.0)
 
 
 def teachers(task: TaskName) -> dict[str, annotators.Config]:
@@ -53,6 +54,8 @@ def arms(task: TaskName) -> dict[str, Arm]:
         table |= {f"dpo-{name}": _arm("dpo", annotator=teacher), f"rlhf-{name}": _arm("rlhf", annotator=teacher)}
         if name == "mistakes-20%":
             table |= {f"dpo-{name}-{loss}": _arm("dpo", annotator=teacher, dpo=_told(LOSSES[loss])) for loss in LOSSES}
+            table[f"rlhf-{name}-no-decay"] = _arm("rlhf", annotator=teacher, reward_model=NO_DECAY)
+            table[f"rlhf-{name}-ensemble"] = _ensemble(annotator=teacher)
     coin = annotators.Config(mistake_prob=0.5)
     for reference in ("pi1", "pi2"):
         table[f"dpo{_suffix(reference)}-coin"] = _arm("dpo", reference, annotator=coin)
@@ -77,14 +80,19 @@ def _plain_pairs(task: TaskName) -> dict[str, Arm]:
         }
         table |= {f"rlhf{suffix}-{kind}": _arm("rlhf", reference, reward=kind) for kind in ("zero", "random", "true")}
         table[f"rlhf{suffix}-original-zero"] = _arm("rlhf", reference, reward="zero", ppo=original)
-    careful = _arm("rlhf", reward_model=reward_model.Config(holdout_every=5, weight_decay=0.01))
-    table["rlhf-ensemble"] = dataclasses.replace(careful, num_members=3)
+    table["rlhf-ensemble"] = _ensemble()
+    table["rlhf-no-decay"] = _arm("rlhf", reward_model=NO_DECAY)
     table["cloning"] = _arm("dpo", dpo=dpo.Config(loss="cloning"))
     return table | {f"dpo-{loss}": _arm("dpo", dpo=config) for loss, config in LOSSES.items()}
 
 
 def _arm(method: Method, reference: Policy = "pi2", reward: Reward = "learned", **hyper: Any) -> Arm:
     return Arm(method, reference, reward=reward, hyper=Hyperparameters(**hyper))
+
+
+def _ensemble(**hyper: Any) -> Arm:
+    """Three reward models with bootstrap weights and early stopping."""
+    return dataclasses.replace(_arm("rlhf", reward_model=reward_model.Config(holdout_every=5), **hyper), num_members=3)
 
 
 def _suffix(reference: Policy) -> str:
@@ -230,10 +238,19 @@ CLAIMS = (
         "rewards",
         "Can the reward models be trusted?",
         "Judged on fresh pairs: DPO's implicit reward, a reward model, and an ensemble of three with bootstrap "
-        "weights, weight decay and early stopping. A reward per step must have the right sign, or the agent learns "
-        "to go on (Acrobot) or to fall (CartPole). The ensemble is expected to be no worse than one model.",
-        ("dpo-10", "dpo", "dpo-1000", "rlhf-10", "rlhf", "rlhf-1000", "rlhf-ensemble", "online-rlhf"),
-        _compare("rlhf-ensemble not below rlhf", "rlhf above pi2", "rlhf-ensemble above pi2"),
+        "weights and early stopping. A reward per step must have the right sign, or the agent learns to go on "
+        "(Acrobot) or to fall (CartPole). `-no-decay`: without weight decay on the kernels, which is expected to "
+        "matter where 20 % of the labels are wrong. The ensemble is expected to be no worse than one model.",
+        (
+            *("dpo-10", "dpo", "dpo-1000", "rlhf-10", "rlhf", "rlhf-1000", "rlhf-ensemble", "rlhf-no-decay"),
+            *("online-rlhf", *(f"rlhf-mistakes-20%{kind}" for kind in ("", "-ensemble", "-no-decay"))),
+        ),
+        _compare(
+            *("rlhf above pi2", "rlhf-ensemble above pi2", "rlhf-ensemble not below rlhf"),
+            "rlhf not below rlhf-no-decay",
+            "rlhf-mistakes-20% above rlhf-mistakes-20%-no-decay",
+            "rlhf-mistakes-20%-ensemble not below rlhf-mistakes-20%",
+        ),
         ("sign", "accuracy", "nll", "calibration", "rank"),
     ),
 )

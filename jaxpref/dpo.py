@@ -23,7 +23,7 @@ from jaxpref import losses, packed
 from jaxpref.checks import check_choice, check_range, check_schedule
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
-from jaxpref.training import draw_minibatch, scan_updates
+from jaxpref.training import draw_minibatch, scan_updates, weighted_mean
 from jaxpref.types import Params, Preferences, Scalar, target_of
 
 LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
@@ -156,7 +156,7 @@ def loss_fn(
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
     chosen_logp, rejected_logp = jnp.split(logp, 2)
     ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
-    mean = functools.partial(jnp.average, weights=weight)
+    mean = functools.partial(weighted_mean, weight=weight)
     as_labelled = pair_loss(config, chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     swapped = pair_loss(config, rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp)
     target = data.target[index]

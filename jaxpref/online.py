@@ -166,8 +166,10 @@ def _rounds(
     """The loop that both methods share. The dataset has all its places from the start; those not asked for yet have
     weight zero.
     """
+    if num_pairs < 1:
+        raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
     num_asked, rest = divmod(num_pairs, config.num_rounds)
-    if rest or num_pairs < 1:
+    if rest:
         raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")
 
     def ask(key: Key[Array, ""], params: Params, reward_params: Params | None) -> Preferences:

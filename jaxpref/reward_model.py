@@ -6,9 +6,10 @@
 
 Preferences fix a reward's order, not its scale, and where all episodes last equally long not its offset either. Where
 they end at different times the offset decides everything: a positive reward per step tells an agent to go on, a
-negative one to come to an end. Three things hold it to what the pairs say. The head starts at zero
+negative one to come to an end. Four things hold it to what the pairs say. The head starts at zero
 (`networks.RewardModel`), so that the reward's first and largest part, its bias, is the one that ranks episodes by their
-length alone; returns are summed, never averaged, over steps; and PPO measures the reward in units of its mean
+length alone; kernels decay and biases do not, so that wrong labels are outvoted by the bias before the kernels have
+learned them by heart; returns are summed, never averaged, over steps; and PPO measures the reward in units of its mean
 magnitude (`ppo.reward_magnitude`) without moving its offset.
 """
 
@@ -28,7 +29,7 @@ from jaxpref import losses, packed
 from jaxpref.checks import check_range
 from jaxpref.networks import init_reward
 from jaxpref.tasks import Task
-from jaxpref.training import draw_minibatch
+from jaxpref.training import draw_minibatch, weighted_mean
 from jaxpref.types import Params, Preferences, Scalar, target_of
 
 CHECK_EVERY = 10
@@ -48,8 +49,9 @@ class Config:
     was least; 0: train on all pairs to the end."""
     learning_rate: Scalar = 3e-3
     """Of AdamW."""
-    weight_decay: Scalar = 0.0
-    """Decoupled, on kernels and biases."""
+    weight_decay: Scalar = 10.0
+    """Decoupled: each update takes learning_rate * weight_decay of every kernel off; biases, which alone rank episodes
+    by their length, are left free."""
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_updates")
@@ -84,8 +86,12 @@ class TrainState:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
-    """AdamW."""
-    return optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+    """AdamW, whose decay leaves biases alone."""
+    return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_is_kernel)
+
+
+def _is_kernel(params: Params) -> Params:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 @struct.dataclass
@@ -109,7 +115,7 @@ def loss_fn(
     """Weighted mean Bradley–Terry loss of the pairs at `index`, and its metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     chosen_return, rejected_return = jnp.split(packed.reward(params, data.rows, both), 2)
-    mean = functools.partial(jnp.average, weights=weight)
+    mean = functools.partial(weighted_mean, weight=weight)
     margin, target = chosen_return - rejected_return, data.target[index]
     as_labelled = losses.bradley_terry(chosen_return, rejected_return)
     swapped = losses.bradley_terry(rejected_return, chosen_return)

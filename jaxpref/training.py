@@ -59,8 +59,15 @@ def draw_minibatch(
     """(index, weight) of the pairs of one update.
 
     `batch_size` pairs drawn in proportion to their weight, which then count alike; or, for `batch_size` 0, all
-    pairs with their own weights.
+    pairs with their own weights. Where no pair has weight, none of the minibatch has.
     """
     if batch_size == 0:
         return jnp.arange(weight.shape[0]), weight
-    return draw_index(key, weight, batch_size), jnp.ones(batch_size)
+    any_answer = 1.0 * (weight.sum() > 0)
+    return draw_index(key, weight, batch_size), jnp.broadcast_to(any_answer, batch_size)
+
+
+def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Float[Array, ""]:
+    """sum w x / sum w; 0 where there is no weight at all: from no answers nothing is learned."""
+    total = weight.sum()
+    return jnp.where(weight > 0, weight * values, 0.0).sum() / jnp.where(total > 0, total, 1.0)

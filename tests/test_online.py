@@ -327,7 +327,7 @@ def test_the_value_head_is_kept_from_round_to_round():
         ({"num_rounds": 3}, 10, "num_rounds must divide num_pairs, got 3 and 10"),
         ({"num_rounds": 5}, 10, "num_rounds must divide num_updates, got 5 and 12"),
         ({"num_rounds": 4}, 12, "num_updates must be a multiple of eval_every.*got 3 and 2"),
-        ({}, 0, "num_pairs"),
+        ({}, 0, "num_pairs must be at least 1, got 0"),
     ],
 )
 def test_rounds_that_do_not_divide_the_work_are_refused(settings, num_pairs, message):

@@ -135,7 +135,8 @@ def test_full_batch_training_is_an_adamw_loop_over_all_pairs():
     weight = jnp.array([2.0, 0.5, 0.0, 1.0] * 3)
     data, key = pairs(4).replace(weight=weight), jax.random.key(4)
     params = train(LEVER, dataclasses.replace(FULL_BATCH, learning_rate=0.0), key, data).params
-    adamw = optax.adamw(0.02, weight_decay=0.1)
+    no_decay_of_biases = {"params": {layer: {"kernel": True, "bias": False} for layer in ("torso", "reward")}}
+    adamw = optax.adamw(0.02, weight_decay=0.1, mask=no_decay_of_biases)
 
     def plain_loss(params):
         margin = networks.trajectory_reward(params, data.chosen) - networks.trajectory_reward(params, data.rejected)
@@ -184,6 +185,34 @@ def test_it_ranks_pairs_that_it_has_not_seen():
     heldout = labelled_by_a_linear_reward(6, 500)
     scores = [networks.trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
     assert ranking.accuracy(*scores, heldout) > 0.9
+
+
+def test_wrong_labels_are_outvoted():
+    """200 pairs whose shorter episode is the better one; every fourth label is wrong, and random observations would
+    let the kernels learn by heart which. Decay of the kernels, and not of the bias, keeps the sign of the reward per
+    step, and so the ranking of pairs that it has not seen."""
+    task = jaxpref.cartpole()
+
+    def shorter_is_better(seed, num_pairs):
+        rng = np.random.default_rng(seed)
+        shorter = rng.integers(60, 100, num_pairs)
+        short, long = (random_trajectories(rng, length, horizon=110) for length in (shorter, shorter + 10))
+        short, long = (side.replace(reward=jnp.where(side.mask, -1.0, 0.0)) for side in (short, long))
+        return Preferences(short, long, jnp.ones(num_pairs), jnp.ones(num_pairs))
+
+    data, heldout = shorter_is_better(7, 200), shorter_is_better(8, 200)
+    wrong, right = swap(preferences.take(data, slice(0, None, 4))), data
+    noisy = jax.tree.map(lambda leaf, flipped: leaf.at[::4].set(flipped), right, wrong)
+
+    def accuracy(weight_decay):
+        config = reward_model.Config(num_updates=200, weight_decay=weight_decay)
+        params = train(task, config, jax.random.key(7), noisy).params
+        scores = [trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
+        return ranking.accuracy(*scores, heldout)
+
+    decayed, not_decayed = accuracy(10.0), accuracy(0.0)
+    assert decayed > 0.9, (decayed, not_decayed)
+    assert not_decayed < decayed - 0.05, (decayed, not_decayed)
 
 
 @pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])

@@ -96,3 +96,18 @@ def test_a_minibatch_estimates_the_weighted_mean_of_all_pairs():
     expected = (10 + 3 * 2 + 4 * -1) / 8
     assert estimates.std() > 0.5
     assert abs(estimates.mean() - expected) < 5 * estimates.std() / np.sqrt(len(estimates))
+
+
+@pytest.mark.parametrize("batch_size", [0, 3])
+def test_from_no_answers_nothing_is_learned(batch_size):
+    """Where no pair has weight, mean and slope are zero, not 0 / 0; whatever the pairs contain."""
+    index, weight = training.draw_minibatch(jax.random.key(2), jnp.zeros(4), batch_size)
+    values = jnp.array([1.0, jnp.nan, jnp.inf, 2.0])[index]
+    mean, slope = jax.value_and_grad(training.weighted_mean)(values, weight)
+    assert mean == 0
+    np.testing.assert_array_equal(slope, np.zeros(len(index)))
+
+
+def test_a_weighted_mean_is_numpys():
+    values, weight = jnp.array([1.0, -2.0, 4.0]), jnp.array([0.5, 0.0, 2.0])
+    np.testing.assert_allclose(training.weighted_mean(values, weight), np.average(values, weights=weight), rtol=1e-6)
