@@ -68,6 +68,6 @@ def draw_minibatch(
 
 
 def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Float[Array, ""]:
-    """sum w x / sum w; 0 where there is no weight at all: from no answers nothing is learned."""
+    """Mean sum(w x) / sum(w); 0 where there is no weight at all: from no answers nothing is learned."""
     total = weight.sum()
     return jnp.where(weight > 0, weight * values, 0.0).sum() / jnp.where(total > 0, total, 1.0)
