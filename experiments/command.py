@@ -21,6 +21,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from experiments import START
 from experiments.settings import PRESETS, Method, Settings, TaskName, flag
+from jaxpref import annotators
+from jaxpref.tasks import Task
 from jaxpref.types import Scalar
 
 REGISTRY = ConstructorRegistry()
@@ -58,15 +60,18 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
             task, method, hint = "cartpole", "dpo", f"Shown as an example: choose with --task and --method. {hint}"
     preset = take_flags(rest, "preset")[0].preset or "default"
     for name, value, known in (
-        ("--task", task, get_args(TaskName)),
+        ("--task", task, (*get_args(TaskName), "a gymnax id")),
         ("--method", method, get_args(Method)),
         ("--preset", preset, tuple(PRESETS)),
     ):
-        if value is None:
+        if not value:
             raise UsageError(f"{name} is missing: it must be one of {', '.join(known)}")
-        if value not in known:
+        if value not in known and name != "--task":  # gymnax, which knows the ids, is slow to load
             raise UsageError(f"unknown {name} {value!r}: it must be one of {', '.join(known)}")
-    default = PRESETS[preset](cast(TaskName, task), cast(Method, method))
+    try:
+        default = PRESETS[preset](cast(str, task), cast(Method, method))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -128,9 +133,9 @@ def run(settings: Settings, console: Console, start: float) -> None:
     """
     # Imported here, so that --help and a wrong flag answer at once.
     from experiments import pipeline, report, stages
-    from jaxpref import store, tasks
+    from jaxpref import store
 
-    task = tasks.task(settings.task)
+    task = make_task(settings)
     import_s = time.perf_counter() - start
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
     timer = stages.Stages(console)
@@ -152,6 +157,18 @@ def run(settings: Settings, console: Console, start: float) -> None:
     report.print_report(console, summary, [settings.out / "summary.json", *paths], settings.out)
 
 
+def make_task(settings: Settings) -> Task:
+    """The task of an experiment. Raises UsageError if there is none such, or if it lacks what the settings need."""
+    from experiments import pipeline
+
+    try:
+        task = pipeline.task_of(settings)
+        annotators.teacher_of(task, settings.annotator)
+    except ValueError as error:
+        raise UsageError(one_line(str(error))) from error
+    return task
+
+
 def peak_memory_gib() -> float:
     """The most memory that this process has held so far, in GiB; on an accelerator, the host's share of it."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -167,16 +184,17 @@ def main(task: str | None = None, method: str | None = None, argv: Sequence[str]
 
 
 def set_up(studies: Sequence[Settings]) -> Console:
-    """Make the folders, prepare JAX before its first use, and return where to print."""
+    """Prepare JAX before its first use, look at the tasks, make the folders, and return where to print."""
     first = studies[0]
-    if first.process == 0:
-        for settings in studies:
-            check_folder(settings.out)
     from experiments import stages
 
     stages.set_up_jax(first.devices)
     if first.processes != 1:
         stages.join_processes(first.coordinator, first.processes, first.process)
+    for settings in studies:
+        make_task(settings)
+        if first.process == 0:
+            check_folder(settings.out)
     return Console(quiet=first.processes != 1 and not stages.is_first())
 
 

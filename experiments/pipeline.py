@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from experiments.settings import Settings
 from experiments.stages import Stages, gather, share
-from jaxpref import annotators, dpo, ppo, preferences, ranking, reinforce, reward_model
+from jaxpref import annotators, dpo, networks, ppo, preferences, ranking, reinforce, reward_model, tasks
 from jaxpref.networks import trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
@@ -65,6 +65,22 @@ class Outcome:
     trained: dict[str, Trained]
     trained_returns: dict[str, np.ndarray]
     preferences: Preferences | None
+
+
+def task_of(settings: Settings) -> Task:
+    """The task that the settings name, with what they change about it.
+
+    Raises ValueError for a task that is none, and for a convolution of observations that are no images.
+    """
+    task = tasks.task(settings.task)
+    names = ("horizon", "pi1_target", "pi2_target", "return_range")
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    if settings.network == "conv":
+        if task.obs_shape is None or len(task.obs_shape) not in (2, 3) or min(task.obs_shape[:2]) < 3:
+            raise ValueError(f"--network conv needs images of at least 3 x 3, {task.name} shows {task.obs_shape}")
+        given["policy_network"] = networks.ConvActorCritic(task.num_actions, task.obs_shape)
+        given["reward_network"] = networks.ConvRewardModel(task.num_actions, task.obs_shape)
+    return dataclasses.replace(task, **given)
 
 
 def run(settings: Settings, task: Task, stages: Stages) -> Outcome:

@@ -23,6 +23,7 @@ from jaxpref import plots, statistics, store
 from jaxpref.preferences import take
 
 LABELS = {"dpo": "DPO", "rlhf": "PPO-RLHF", "cartpole": "CartPole", "acrobot": "Acrobot"}
+"""How methods and the study's tasks are written; other tasks have their own names."""
 REFERENCES = ("pi1", "pi2")
 
 
@@ -90,7 +91,8 @@ def versions() -> dict[str, str]:
 def table(summary: dict[str, Any]) -> Table:
     """The summary for the terminal."""
     seeds = summary["seeds"]
-    title = f"{LABELS[summary['task']]} {LABELS[summary['method']]}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    label = LABELS.get(summary["task"], summary["task"])
+    title = f"{label} {LABELS[summary['method']]}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     result = Table(title=f"{title}: true return", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("policy", "reference", "pairs"):
         result.add_column(column, justify="right" if column == "pairs" else "left")
@@ -142,7 +144,8 @@ def figures(settings: Settings, outcome: Outcome, summary: dict[str, Any], folde
 
 def _title(settings: Settings, text: str) -> str:
     seeds = len(settings.seeds)
-    return f"{LABELS[settings.task]}, {LABELS[settings.method]}: {text} ({seeds} seed{'s' if seeds > 1 else ''})"
+    label = LABELS.get(settings.task, settings.task)
+    return f"{label}, {LABELS[settings.method]}: {text} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
 def _panels(num_columns: int, num_rows: int = 1, sharey: bool | Literal["row"] = "row") -> tuple[Figure, np.ndarray]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import Fixed
 
 from jaxpref import annotators, dpo, ppo, reinforce, reward_model
 
 TaskName = Literal["cartpole", "acrobot"]
+"""The study's tasks. An experiment may also name any gymnax environment with discrete actions."""
+NetworkName = Literal["mlp", "conv"]
 Method = Literal["dpo", "rlhf"]
 Policy = Literal["pi1", "pi2"]
 Preset = Literal["default", "original"]
@@ -20,7 +22,7 @@ Preset = Literal["default", "original"]
 class Settings:
     """One experiment: a task, a method, and everything that can be changed about them."""
 
-    task: Fixed[TaskName]
+    task: Fixed[str]
     method: Fixed[Method]
     out: Path
     """Folder that the results are written to; made if it is missing."""
@@ -33,6 +35,17 @@ class Settings:
     policy, is the standard setting in which preferences alone carry the information."""
     preset: Preset = "default"
     """Where the defaults of all other flags come from: "original" has the original study's settings."""
+    horizon: int | None = None
+    """Steps after which an episode is cut off; None: the task's own time limit."""
+    pi1_target: float | None = None
+    """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
+    first to the best return of a training run."""
+    pi2_target: float | None = None
+    """Mean return at which it keeps pi2, the less good one; None: the task's own, or half of that way."""
+    return_range: tuple[float, float] | None = None
+    """Lowest and highest return of an episode, the unit of the annotator's thresholds; None: the task's own."""
+    network: NetworkName = "mlp"
+    """"mlp": one hidden layer on flat observations; "conv": a convolution before it, for images."""
     num_heldout: int = 200
     """Fresh pairs that held-out accuracy is measured on."""
     eval_episodes: int = 100
@@ -72,6 +85,14 @@ class Settings:
         for name in ("num_heldout", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.horizon is not None and self.horizon < 1:
+            raise ValueError(f"--horizon must be at least 1, got {self.horizon}")
+        if self.pi1_target is not None and self.pi2_target is not None and not self.pi1_target > self.pi2_target:
+            raise ValueError(f"--pi1-target must be above --pi2-target, got {self.pi1_target} and {self.pi2_target}")
+        if self.return_range is not None and not self.return_range[0] < self.return_range[1]:
+            raise ValueError(
+                f"--return-range must be LOWEST HIGHEST, got {self.return_range[0]} {self.return_range[1]}"
+            )
         for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")
@@ -99,13 +120,28 @@ def flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def default_settings(task: TaskName, method: Method) -> Settings:
-    """The library's own defaults: one set of numbers for both tasks."""
-    return Settings(task, method, Path("results") / f"{task}-{method}")
+def default_settings(task: str, method: Method) -> Settings:
+    """The library's own defaults: one set of numbers for all tasks, but for two of gymnax's kinds.
+
+    MountainCar: a random policy's episodes all return the same, so REINFORCE is shown the way by the task's potential.
+    MinAtar: datasets hold whole episodes of images, whose own limit of 1000 steps would need five times the memory.
+    """
+    return Settings(
+        task,
+        method,
+        Path("results") / f"{task}-{method}",
+        horizon=200 if task.endswith("-MinAtar") else None,
+        reinforce=reinforce.Config(shape_reward=task == "MountainCar-v0"),
+    )
 
 
-def original_settings(task: TaskName, method: Method) -> Settings:
-    """The original study's settings, on this code; README.md lists what differs all the same."""
+def original_settings(task: str, method: Method) -> Settings:
+    """The original study's settings, on this code; README.md lists what differs all the same.
+
+    Raises ValueError for a task that was not in it.
+    """
+    if task not in get_args(TaskName):
+        raise ValueError(f"--preset original is of {' and '.join(get_args(TaskName))}, not of {task}")
     num_episodes = {"cartpole": 1200, "acrobot": 3000}[task]
     return Settings(
         task,

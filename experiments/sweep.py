@@ -163,6 +163,7 @@ def draw_over_optimisation(title: str, settings: Settings, name: str, runs: Run)
 def sweep(settings: Settings, task: Task, method: Method, timer: stages.Stages, console: Console) -> Path:
     """One task and method: run the grid, write summary.json and the figures; returns their folder."""
     name, strengths = ("beta", settings.beta) if method == "dpo" else ("kl_coef", settings.kl_coef)
+    assert task.return_range is not None  # the study's tasks know theirs
     low, high = task.return_range
     temperatures = [share * (high - low) for share in settings.temperatures]
     seeds = np.arange(settings.num_seeds, dtype=np.uint32)

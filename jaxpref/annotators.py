@@ -102,8 +102,18 @@ def teacher(
 
 
 def teacher_of(task: Task, config: Config) -> Annotator:
-    """A teacher whose thresholds are measured in the task's range of returns."""
-    return functools.partial(teacher, config=config, return_range=task.return_range)
+    """A teacher whose thresholds are measured in the task's range of returns.
+
+    Raises ValueError for a threshold where the task does not know its range. (A traced one is let through, and then
+    nothing is a tie and nothing is skipped.)
+    """
+    if task.return_range is not None:
+        return functools.partial(teacher, config=config, return_range=task.return_range)
+    for name in ("tie_threshold", "skip_threshold"):
+        threshold = getattr(config, name)
+        if isinstance(threshold, int | float) and threshold > 0:
+            raise ValueError(f"{name} is a share of the range of returns, which {task.name} lacks: give return_range")
+    return functools.partial(teacher, config=config, return_range=(math.nan, math.nan))
 
 
 def bradley_terry(

@@ -1,16 +1,21 @@
 """The two networks, as flax modules and as pure functions of their parameters; categorical helpers.
 
-Sizes are read off the parameters, so `apply_policy(params, obs)` needs no module and no task.
+The default networks' sizes are read off their parameters, so `apply_policy(params, obs)` needs no module and no task.
+Any other flax module travels with its parameters: a task names it, `init_policy` and `init_reward` return a `Network`,
+and whatever takes parameters takes that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref.tasks import Task
@@ -71,33 +76,139 @@ class RewardModel(nn.Module):
         return head(features).squeeze(-1)
 
 
+class Convolution(nn.Module):
+    """3 x 3 convolution with ReLU over images that come flat: [..., H * W * C] -> [..., (H - 2) * (W - 2) * features].
+
+    The patches are cut out and multiplied as a matrix, since a convolution whose kernels are vmapped, over seeds as
+    here, is slow on a CPU. A shape of two axes is an image of one channel.
+    """
+
+    obs_shape: tuple[int, ...]
+    features: int = 16
+
+    @nn.compact
+    def __call__(self, obs):
+        height, width = self.obs_shape[:2]
+        image = obs.reshape(*obs.shape[:-1], height, width, -1)
+        offsets = [(row, column) for row in range(3) for column in range(3)]
+        patches = jnp.concatenate(
+            [image[..., row : row + height - 2, column : column + width - 2, :] for row, column in offsets], axis=-1
+        )
+        features = nn.relu(_dense(self.features, patches.shape[-1], "kernels")(patches))
+        return features.reshape(*obs.shape[:-1], -1)
+
+
+class ConvActorCritic(nn.Module):
+    """An `ActorCritic` behind a `Convolution`, for image observations."""
+
+    num_actions: int
+    obs_shape: tuple[int, ...]
+    hidden_size: int = 64
+
+    @nn.compact
+    def __call__(self, obs):
+        features = Convolution(self.obs_shape, name="convolution")(obs)
+        features = nn.relu(_dense(self.hidden_size, features.shape[-1], "torso")(features))
+        logits = _dense(self.num_actions, self.hidden_size, "policy")(features)
+        value = _dense(1, self.hidden_size, "value")(features)
+        return logits, value.squeeze(-1)
+
+
+class ConvRewardModel(nn.Module):
+    """A `RewardModel` behind a `Convolution`, for image observations."""
+
+    num_actions: int
+    obs_shape: tuple[int, ...]
+    hidden_size: int = REWARD_HIDDEN_SIZE
+
+    @nn.compact
+    def __call__(self, obs, action):
+        features = Convolution(self.obs_shape, name="convolution")(obs)
+        return RewardModel(self.num_actions, self.hidden_size, name="model")(features, action)
+
+
+@struct.dataclass
+class Network:
+    """A network of one's own: a flax module (static) and its parameters (leaves), in one pytree.
+
+    `ndim` is the number of axes that the first leaf was made with; one more is an ensemble's.
+    """
+
+    module: Any = struct.field(pytree_node=False)
+    ndim: int = struct.field(pytree_node=False)
+    params: Any
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the parameters have one leading axis more than the module's."""
+        return jax.tree.leaves(self.params)[0].ndim > self.ndim
+
+    def apply(self, *inputs: Array) -> Any:
+        """The module's outputs with these parameters."""
+        return self.module.apply({"params": self.params}, *inputs)
+
+
+def init_network(module: Any, key: Key[Array, ""], *inputs: Array) -> Network:
+    """A `Network` of fresh parameters. Raises ValueError for a module with variables beside its parameters."""
+    variables = module.init(key, *inputs)
+    if set(variables) != {"params"}:
+        raise ValueError(f"{type(module).__name__} must have parameters only, but has {', '.join(sorted(variables))}")
+    params = variables["params"]
+    return Network(module, jax.tree.leaves(params)[0].ndim, params)
+
+
+def replace_layer(params: Params, name: str, change: Callable[[Array], Array]) -> Params:
+    """The same policy with `change` applied to every array of one of its layers, "policy" or "value"."""
+    layers = params.params if isinstance(params, Network) else params["params"]
+    layers = {**layers, name: jax.tree.map(change, layers[name])}
+    return dataclasses.replace(params, params=layers) if isinstance(params, Network) else {"params": layers}
+
+
 def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> Params:
-    """Fresh parameters of an `ActorCritic` for `task`, weights and biases U(+-1/sqrt(fan_in))."""
-    module = ActorCritic(task.num_actions, policy_scale=policy_scale)
-    return module.init(key, jnp.zeros(task.obs_size))
+    """Fresh parameters of an `ActorCritic` for `task`, weights and biases U(+-1/sqrt(fan_in)), the policy head's times
+    `policy_scale`; or a `Network` of the task's own `policy_network`.
+
+    Raises ValueError if that has no submodules "policy" and "value".
+    """
+    if task.policy_network is None:
+        module = ActorCritic(task.num_actions, policy_scale=policy_scale)
+        return module.init(key, jnp.zeros(task.obs_size))
+    network = init_network(task.policy_network, key, jnp.zeros(task.obs_size))
+    if not {"policy", "value"} <= set(network.params):
+        raise ValueError(
+            f'{type(network.module).__name__} needs submodules "policy" and "value", the heads of its two outputs, '
+            f"but has {', '.join(sorted(network.params))}"
+        )
+    return replace_layer(network, "policy", lambda leaf: policy_scale * leaf)
 
 
 def apply_policy(
     params: Params, obs: Float[Array, "*batch O"]
 ) -> tuple[Float[Array, "*batch A"], Float[Array, "*batch"]]:
     """Logits over actions and state value at each observation."""
+    if isinstance(params, Network):
+        return params.apply(obs)
     hidden_size, num_actions = params["params"]["policy"]["kernel"].shape
     module: Any = ActorCritic(num_actions, hidden_size)
     return module.apply(params, obs)
 
 
 def init_reward(key: Key[Array, ""], task: Task) -> Params:
-    """Fresh parameters of a `RewardModel` for `task`."""
-    module = RewardModel(task.num_actions)
-    return module.init(key, jnp.zeros(task.obs_size), jnp.int32(0))
+    """Fresh parameters of a `RewardModel` for `task`, or a `Network` of the task's own `reward_network`."""
+    inputs = jnp.zeros(task.obs_size), jnp.int32(0)
+    if task.reward_network is None:
+        return RewardModel(task.num_actions).init(key, *inputs)
+    return init_network(task.reward_network, key, *inputs)
 
 
 def apply_reward(params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Learned reward of each step; of an ensemble, whose parameters have one leading axis more, its members' mean."""
-    kernel = params["params"]["torso"]["kernel"]
-    if kernel.ndim == 3:
+    own = isinstance(params, Network)
+    if params.is_ensemble if own else params["params"]["torso"]["kernel"].ndim == 3:
         return jax.vmap(apply_reward, in_axes=(0, None, None))(params, obs, action).mean(0)
-    input_size, hidden_size = kernel.shape
+    if own:
+        return params.apply(obs, action)
+    input_size, hidden_size = params["params"]["torso"]["kernel"].shape
     module: Any = RewardModel(input_size - obs.shape[-1], hidden_size)
     return module.apply(params, obs, action)
 

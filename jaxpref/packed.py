@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpref.networks import Network, apply_policy, apply_reward, categorical_log_prob
 from jaxpref.rollout import any_lane
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
@@ -118,6 +119,8 @@ def _torso(params: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
 
 
 def _log_prob(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]) -> Float[Array, " M"]:
+    if isinstance(params, Network):
+        return categorical_log_prob(apply_policy(params, obs.T)[0], action)
     head = params["params"]["policy"]
     log_probs = jax.nn.log_softmax(head["kernel"].T @ _torso(params, obs) + head["bias"][:, None], axis=0)
     taken = action == jnp.arange(log_probs.shape[0])[:, None]
@@ -125,6 +128,8 @@ def _log_prob(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]
 
 
 def _reward(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]) -> Float[Array, " M"]:
+    if isinstance(params, Network):
+        return apply_reward(params, obs.T, action)
     head = params["params"]["reward"]
     num_actions = params["params"]["torso"]["kernel"].shape[0] - obs.shape[0]
     one_hot = jnp.where(action == jnp.arange(num_actions)[:, None], 1.0, 0.0)
@@ -133,7 +138,7 @@ def _reward(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]) 
 
 
 log_prob = functools.partial(sum_over_steps, _log_prob)
-"""(params, rows, index) -> [B]: `networks.trajectory_log_prob` of an ActorCritic."""
+"""(params, rows, index) -> [B]: `networks.trajectory_log_prob`."""
 
 reward = functools.partial(sum_over_steps, _reward)
-"""(params, rows, index) -> [B]: `networks.trajectory_reward` of a RewardModel."""
+"""(params, rows, index) -> [B]: `networks.trajectory_reward`, not of an ensemble."""

@@ -31,6 +31,7 @@ from jaxpref.networks import (
     categorical_entropy,
     categorical_kl,
     categorical_log_prob,
+    replace_layer,
 )
 from jaxpref.returns import gae
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
@@ -240,8 +241,7 @@ def update(
 
 def without_value(params: Params) -> Params:
     """The same policy with a value head of zero."""
-    layers = params["params"]
-    return {"params": {**layers, "value": jax.tree.map(jnp.zeros_like, layers["value"])}}
+    return replace_layer(params, "value", jnp.zeros_like)
 
 
 def reward_magnitude(

@@ -51,7 +51,7 @@ class EnvStep:
 def reset(task: Task, key: Key[Array, ""]) -> EnvStep:
     """A fresh initial state."""
     obs, state = task.env.reset_env(key, task.env_params)
-    return EnvStep(obs, state)
+    return EnvStep(_observe(task, obs), state)
 
 
 def step(
@@ -59,7 +59,12 @@ def step(
 ) -> tuple[EnvStep, Float[Array, ""], Bool[Array, ""]]:
     """One step without reset and without time limit: (next, true reward, terminated)."""
     obs, state, reward, terminated, _ = task.env.step_env(key, env_step.state, action, task.env_params)
-    return EnvStep(obs, state), jnp.float32(reward), terminated
+    return EnvStep(_observe(task, obs), state), jnp.float32(reward).reshape(()), jnp.bool_(terminated)
+
+
+def _observe(task: Task, obs: Array) -> Float[Array, " O"]:
+    """What networks and trajectories see of the environment's observation, whatever its shape and type."""
+    return jnp.float32(obs if task.observe is None else task.observe(obs)).reshape(-1)
 
 
 def _step_keys(task: Task, key: Key[Array, ""], num_steps: int) -> Key[Array, " T"]:

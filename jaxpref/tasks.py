@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
+
+from jaxpref.types import Scalar
 
 Observation = Float[Array, "*batch O"]
 
@@ -23,12 +28,18 @@ class Task:
     is static, so a task can be an argument of a jitted function or be closed over.
 
     horizon:     steps after which an episode is cut off (truncated, not terminated).
-    pi1_target:  mean return at which REINFORCE keeps the good policy.
-    pi2_target:  mean return, lower, at which it keeps the less good one.
-    return_range: (lowest, highest) return an episode can have: the unit of an annotator's thresholds.
+    obs_size:    numbers in an observation, which policies, reward models and trajectories see as one flat axis.
+    pi1_target:  mean return at which REINFORCE keeps the good policy; None: `reinforce.train` finds one.
+    pi2_target:  mean return, lower, at which it keeps the less good one; None likewise.
+    return_range: (lowest, highest) return an episode can have, the unit of an annotator's thresholds; None: unknown.
     stochastic:  False promises that `step_env` ignores its key, which saves drawing one per step.
     potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
     baseline:    obs -> hand-made baseline of the original study, read at the next observation.
+    obs_shape:   shape of an observation before it was made flat, as a convolution reads it; None: [obs_size].
+    observe:     what the environment shows -> an observation, in scales that a network can learn from; None: as it is.
+    policy_network:  flax module, obs[..., O] -> (logits[..., A], value[...]), with submodules "policy" and "value" as
+        its heads, that `init_policy` takes in place of `networks.ActorCritic`.
+    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...], in place of `networks.RewardModel`.
     """
 
     name: str = struct.field(pytree_node=False)
@@ -37,12 +48,16 @@ class Task:
     horizon: int = struct.field(pytree_node=False)
     obs_size: int = struct.field(pytree_node=False)
     num_actions: int = struct.field(pytree_node=False)
-    pi1_target: float
-    pi2_target: float
-    return_range: tuple[float, float] = (0.0, 1.0)
+    pi1_target: Scalar | None
+    pi2_target: Scalar | None
+    return_range: tuple[float, float] | None = None
     stochastic: bool = struct.field(pytree_node=False, default=True)
     potential: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
     baseline: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
+    obs_shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+    observe: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
+    policy_network: Any = struct.field(pytree_node=False, default=None)
+    reward_network: Any = struct.field(pytree_node=False, default=None)
 
 
 @functools.cache
@@ -51,7 +66,15 @@ def _make(env_name: str):
     # compile them all again. gymnax pulls in plotting libraries, so it is imported when the first task is made.
     import gymnax
 
-    return gymnax.make(env_name)
+    if env_name not in gymnax.registered_envs:
+        names = {name.lower(): name for name in (*TASKS, *gymnax.registered_envs)}
+        close = difflib.get_close_matches(env_name.lower(), names, n=1)
+        hint = f", perhaps {names[close[0]]} is meant" if close else ""
+        raise ValueError(f"unknown task {env_name!r}: it must be {', '.join(sorted(TASKS))} or a gymnax id{hint}")
+    try:
+        return gymnax.make(env_name)
+    except OSError as error:  # MNISTBandit-bsuite downloads its images
+        raise ValueError(f"gymnax cannot make {env_name}: {error}") from error
 
 
 def _cartpole_baseline(obs: Observation) -> Float[Array, "*batch"]:
@@ -111,12 +134,99 @@ def acrobot() -> Task:
     )
 
 
+def from_gymnax(
+    env: Any,
+    env_params: Any = None,
+    *,
+    name: str | None = None,
+    horizon: int | None = None,
+    pi1_target: float | None = None,
+    pi2_target: float | None = None,
+    return_range: tuple[float, float] | None = None,
+    potential: Callable[[Observation], Float[Array, "*batch"]] = _zero,
+    observe: Callable[[Array], Array] | None = None,
+    policy_network: Any = None,
+    reward_network: Any = None,
+) -> Task:
+    """A task on any environment of gymnax's interface with a discrete action space.
+
+    `env` is a gymnax id or an environment object of one's own, which need not be registered: it has `reset_env`,
+    `step_env`, `action_space` and, unless `env_params` are given, `default_params`. By default `horizon` is the
+    parameters' `max_steps_in_episode` and `name` the environment's; the others are fields of `Task`. `step_env` must
+    report the end of an episode by the game's own rules only: `horizon` is the time limit.
+
+    Raises ValueError for an unknown id, an action space that is not discrete, observations that are not one array, and
+    where there is no time limit to be found.
+    """
+    if isinstance(env, str):
+        name = name or env
+        env, default_params = _make(env)
+    else:
+        name = name or str(getattr(env, "name", type(env).__name__))
+        default_params = getattr(env, "default_params", None)
+    env_params = default_params if env_params is None else env_params
+
+    space = env.action_space(env_params)
+    if not hasattr(space, "n"):
+        raise ValueError(f"{name} has an action space of type {type(space).__name__}; it must be discrete")
+    horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
+    if horizon is None or horizon < 1:
+        raise ValueError(f"{name} needs a horizon of at least 1 step, its time limit; got {horizon}")
+    obs = jax.eval_shape(lambda: (observe or (lambda obs: obs))(env.reset_env(jax.random.key(0), env_params)[0]))
+    if not isinstance(obs, jax.ShapeDtypeStruct):
+        raise ValueError(f"{name} has observations of type {type(obs).__name__}; they must be arrays")
+    return Task(
+        name=name,
+        env=env,
+        env_params=env_params,
+        horizon=int(horizon),
+        obs_size=math.prod(obs.shape),
+        obs_shape=obs.shape,
+        num_actions=int(space.n),
+        pi1_target=pi1_target,
+        pi2_target=pi2_target,
+        return_range=return_range,
+        potential=potential,
+        observe=observe,
+        policy_network=policy_network,
+        reward_network=reward_network,
+    )
+
+
+def mountain_car_observe(obs: Observation) -> Observation:
+    """(position from the valley's bottom, 15 * velocity), both about 1 in size; the environment's velocity is at most
+    0.07, too small for a network to tell forwards from backwards.
+    """
+    return jnp.stack([obs[..., 0] + 0.5, 15 * obs[..., 1]], axis=-1)
+
+
+def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
+    """Energy of the car at what `mountain_car_observe` returns, -50 at rest at the bottom and 50 at the flag's height.
+
+    The engine is weaker than gravity, 0.001 against 0.0025 cos(3 x), so what leads to the flag is energy:
+    50 * (sin(3 x) + (v^2 / 2) / (0.0025 / 3)). The factor makes a swing count as much as some steps saved.
+    """
+    position, velocity = obs[..., 0] - 0.5, obs[..., 1] / 15
+    return 50 * (jnp.sin(3 * position) + 600 * velocity**2)
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "MountainCar-v0": {
+        "return_range": (-200.0, 0.0),
+        "observe": mountain_car_observe,
+        "potential": mountain_car_energy,
+    },
+    "Catch-bsuite": {"horizon": 9, "return_range": (-1.0, 1.0)},  # the ball falls nine rows, whatever the time limit
+}
+"""What `task` knows of some of gymnax's environments that they do not say themselves: arguments of `from_gymnax`."""
+
 TASKS: dict[str, Callable[[], Task]] = {"cartpole": cartpole, "acrobot": acrobot}
-"""Every task by its name."""
+"""The study's own tasks by their names."""
 
 
 def task(name: str) -> Task:
-    """The task of that name. Raises ValueError, naming the known ones, for any other."""
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(sorted(TASKS))}")
-    return TASKS[name]()
+    """The task of that name: one of TASKS, or a gymnax id with discrete actions, as "Catch-bsuite".
+
+    Raises ValueError for any other name and for what `from_gymnax` refuses.
+    """
+    return TASKS[name]() if name in TASKS else from_gymnax(name, **KNOWN.get(name, {}))

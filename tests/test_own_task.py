@@ -1,0 +1,216 @@
+"""Tasks on gymnax's other environments and on one's own: shapes, time limits, errors, targets that nobody knows."""
+
+import warnings
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from gymnax.environments import spaces
+from helpers import LEVER, constant_policy, play
+
+import jaxpref
+from jaxpref import annotators, reinforce
+from jaxpref.rollout import EnvStep, start_stream, step, stream
+from jaxpref.tasks import from_gymnax
+
+
+@struct.dataclass
+class BoardParams:
+    max_steps_in_episode: int = 4
+
+
+class Board:
+    """Shows a 2 x 3 board of integers, 10 * (steps so far) + (place on the board), and goes on for ever."""
+
+    default_params = BoardParams()
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def _obs(self, time):
+        return 10 * time + jnp.arange(6).reshape(2, 3)
+
+    def reset_env(self, key, params):
+        return self._obs(jnp.int32(0)), jnp.int32(0)
+
+    def step_env(self, key, state, action, params):
+        return self._obs(state + 1), state + 1, 1, False, {}
+
+
+class Unlimited(Board):
+    default_params = None
+
+
+class Continuous(Board):
+    name = "pedal"
+
+    def action_space(self, params):
+        return spaces.Box(0, 1, (1,))
+
+
+class Two(Board):
+    def reset_env(self, key, params):
+        return {"left": jnp.zeros(1), "right": jnp.zeros(1)}, jnp.int32(0)
+
+
+# --- from an environment to a task ------------------------------------------------------------------------------------
+
+
+def test_an_environment_of_ones_own_is_played_without_registration():
+    """Observations come flat, row by row, and as float32; the horizon is the parameters' time limit."""
+    task = from_gymnax(Board())
+    assert (task.name, task.horizon, task.num_actions) == ("Board", 4, 2)
+    assert (task.obs_shape, task.obs_size) == ((2, 3), 6)
+    played = play(task, constant_policy(task, [0.5, 0.5]), jax.random.key(0), 2)
+    boards = 10 * np.arange(5)[:, None] + np.arange(6)
+    assert played.obs.dtype == played.reward.dtype == jnp.float32
+    for i in range(2):
+        np.testing.assert_array_equal(played.obs[i], boards[:4])
+        np.testing.assert_array_equal(played.next_obs[i], boards[1:])
+        np.testing.assert_array_equal(played.reward[i], np.ones(4))
+        np.testing.assert_array_equal(played.mask[i], np.ones(4, bool))
+
+
+def test_the_time_limit_truncates_and_does_not_terminate():
+    task = from_gymnax(Board(), horizon=3)
+    _, steps = stream(
+        task, constant_policy(task, [0.5, 0.5]), start_stream(task, jax.random.key(0)), jax.random.key(1), 7
+    )
+    np.testing.assert_array_equal(steps.done, [False, False, True, False, False, True, False])
+    assert not steps.terminated.any()
+    np.testing.assert_array_equal(steps.next_obs[:, 0], [10, 20, 30, 10, 20, 30, 10])
+
+
+def test_gymnax_ids_are_tasks_whatever_they_show():
+    """Catch's ball falls one row a step, over the paddle's; an episode ends with it, nine steps later."""
+    task = jaxpref.task("Catch-bsuite")
+    assert (task.name, task.obs_shape, task.horizon, task.return_range) == ("Catch-bsuite", (10, 5), 9, (-1, 1))
+    played = play(task, constant_policy(task, [0.3, 0.4, 0.3]), jax.random.key(0), 20)
+    assert played.mask.all()
+    boards = np.asarray(played.obs).reshape(20, 9, 10, 5)
+    for row in range(9):
+        assert (boards[:, row, row].sum(-1) == 1).all()
+        assert (boards[:, row, 9].sum(-1) == 1).all()
+    last = np.asarray(played.next_obs)[:, -1].reshape(20, 10, 5)[:, 9]  # ball and paddle in one place, or in two
+    np.testing.assert_array_equal(played.reward.sum(-1), np.where(last.sum(-1) == 1, 1, -1))
+    assert len(set(played.reward.sum(-1).tolist())) == 2
+
+    assert jaxpref.task("Breakout-MinAtar").obs_shape == (10, 10, 4)
+    assert jaxpref.task("Breakout-MinAtar").obs_size == 400
+    assert jaxpref.task("FrozenLake-misc").obs_size == 1  # one integer, of no axis at all
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: jaxpref.task("breakout-minatari"), r"unknown task 'breakout-minatari'.*perhaps Breakout-MinAtar"),
+        (lambda: jaxpref.task("Pendulum-v1"), r"Pendulum-v1 has an action space of type Box; it must be discrete"),
+        (lambda: from_gymnax(Continuous()), r"pedal has an action space of type Box"),
+        (lambda: from_gymnax(Unlimited()), r"Unlimited needs a horizon of at least 1 step, its time limit; got None"),
+        (lambda: from_gymnax(Board(), horizon=0), r"horizon of at least 1 step.*got 0"),
+        (lambda: from_gymnax(Two()), r"Two has observations of type dict; they must be arrays"),
+    ],
+)
+def test_what_is_no_task_is_refused_in_one_sentence(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+# --- MountainCar ------------------------------------------------------------------------------------------------------
+
+
+def test_mountain_cars_steps_are_gymnasiums():
+    rng = np.random.default_rng(0)
+    task, env = jaxpref.task("MountainCar-v0"), gymnasium.make("MountainCar-v0").unwrapped
+    assert task.horizon == gymnasium.spec("MountainCar-v0").max_episode_steps
+    states = rng.uniform([-1.2, -0.07], [0.6, 0.07], (1000, 2)).astype(np.float32)
+    states[:200, 0] = rng.uniform(0.44, 0.5, 200)  # close to the flag
+    actions = rng.integers(3, size=1000)
+    expected = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env.reset(seed=0)
+        for state, action in zip(states.astype(np.float64), actions, strict=True):
+            env.state = state
+            expected.append(env.step(int(action))[:3])
+    obs, reward, terminated = (np.array(column) for column in zip(*expected, strict=True))
+
+    blank = task.env.reset_env(jax.random.key(0), task.env_params)[1]
+
+    @jax.jit
+    @jax.vmap
+    def jax_step(state, action):
+        start = EnvStep(None, blank.replace(position=state[0], velocity=state[1]))
+        following, reward, terminated = step(task, jax.random.key(0), start, action)
+        return following.obs, reward, terminated
+
+    ours = jax_step(jnp.array(states), jnp.array(actions))
+    # What networks see is (position + 0.5, 15 * velocity).
+    np.testing.assert_allclose(ours[0], np.stack([obs[:, 0] + 0.5, 15 * obs[:, 1]], axis=-1), atol=2e-5)
+    np.testing.assert_array_equal(ours[1], reward)
+    np.testing.assert_array_equal(ours[2], terminated)
+    assert 0.05 < terminated.mean() < 0.95
+
+
+def test_mountain_cars_potential_is_its_energy():
+    """At rest at the bottom, x = -pi / 6: -50. Without the engine, energy stays (to the integrator's error)."""
+    task = jaxpref.task("MountainCar-v0")
+    at_rest = task.observe(jnp.array([-np.pi / 6, 0.0]))
+    np.testing.assert_allclose(task.potential(at_rest), -50, rtol=1e-5)
+    position, velocity = -0.9, 0.0
+    energy = []
+    for _ in range(100):
+        energy.append(float(task.potential(task.observe(jnp.array([position, velocity])))))
+        velocity -= 0.0025 * np.cos(3 * position)
+        position += velocity
+    assert np.ptp(energy) < 0.1 * 100  # of a range of 100; height alone swings through most of it
+    assert min(np.diff(energy)) < 0 < max(np.diff(energy))
+
+
+# --- targets that nobody knows ----------------------------------------------------------------------------------------
+
+
+def test_targets_lie_between_the_first_window_and_the_best():
+    """Windows of 4 episodes, 2 per update: the first two scores are the beginning. 2 + 0.9 * (12 - 2) = 11, and 7."""
+    config = reinforce.Config(episodes_per_update=2, score_window=4)
+    pi1, pi2 = reinforce.targets_of_curve(config, jnp.array([2.0, 1.0, 5.0, 12.0, 8.0, jnp.nan]))
+    np.testing.assert_allclose([pi1, pi2], [11, 7], rtol=1e-6)
+    assert np.isinf(reinforce.targets_of_curve(config, jnp.array([2.0, 1.0, 1.5, 2.0]))).all()
+
+
+def test_reinforce_finds_the_targets_that_a_task_lacks():
+    """As if they had been known: the second run is the first again, up to the snapshots."""
+    config = reinforce.Config(num_updates=30, episodes_per_update=4, score_window=8)
+    train = jax.jit(reinforce.train)
+    key = jax.random.key(0)
+    found = train(LEVER.replace(pi1_target=None, pi2_target=None), config, key)
+    whole = train(LEVER.replace(pi1_target=jnp.inf, pi2_target=jnp.inf), config, key).metrics.score
+    pi1_target, pi2_target = reinforce.targets_of_curve(config, whole)
+    assert found.pi1_reached
+    assert found.pi2_reached
+    updates = int(found.num_updates)
+    assert updates == np.argmax(np.asarray(whole) >= pi1_target) + 1
+    assert 1 < np.argmax(np.asarray(whole) >= pi2_target) + 1 < updates
+    np.testing.assert_allclose(found.metrics.score[:updates], whole[:updates], rtol=1e-5)
+
+    half = train(LEVER.replace(pi1_target=None, pi2_target=6.0), config, key)
+    assert half.num_updates == found.num_updates
+
+
+def test_thresholds_of_an_annotator_need_the_range_of_returns():
+    task = from_gymnax(Board())
+    for name in ("tie_threshold", "skip_threshold"):
+        with pytest.raises(ValueError, match=f"{name} is a share of the range of returns, which Board lacks"):
+            annotators.teacher_of(task, annotators.Config(**{name: 0.1}))
+    annotator = annotators.teacher_of(task, annotators.Config(temperature=0.0))
+    label = annotator(jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0]))
+    assert (label.first_preferred, label.weight, label.target) == (True, 1, 1)
+    ranged = from_gymnax(Board(), return_range=(0.0, 4.0))
+    # A tie: 7 and 6 are closer than a half of 4.
+    label = annotators.teacher_of(ranged, annotators.Config(tie_threshold=0.5))(
+        jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])
+    )
+    assert label.target == 0.5
