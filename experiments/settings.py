@@ -72,6 +72,8 @@ class Settings:
         for name in ("num_heldout", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.dpo.eval_episodes < 1:
+            raise ValueError("--dpo.eval-episodes must be at least 1 for curves of the true return, got 0")
         for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")

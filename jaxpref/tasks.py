@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,35 @@ def acrobot() -> Task:
         stochastic=False,
         potential=acrobot_height,
         baseline=_acrobot_baseline,
+    )
+
+
+class _NoEnvironment:
+    """In gymnax's interface, where there is nothing to play."""
+
+    def _refuse(self, *_):
+        raise ValueError("a task without an environment cannot be played: train with eval_episodes=0")
+
+    reset_env = step_env = _refuse
+
+
+_NO_ENVIRONMENT = _NoEnvironment()
+
+
+def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
+    """The sizes of recorded episodes whose environment is not at hand: enough to train on preferences from a file.
+
+    To play it, as evaluations do, raises ValueError.
+    """
+    return Task(
+        name="offline",
+        env=_NO_ENVIRONMENT,
+        env_params=None,
+        horizon=horizon,
+        obs_size=obs_size,
+        num_actions=num_actions,
+        pi1_target=math.inf,
+        pi2_target=math.inf,
     )
 
 
