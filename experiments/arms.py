@@ -244,7 +244,7 @@ class Runner:
         has_scores = implicit or (reward_params is not None and arm.reward != "true")
         if reward_params is None:
             reward_params = self._map("zero reward", zero_reward, (), None)
-        per_step = implicit and arm.hyper.dpo.loss.endswith("_per_step")
+        per_step = implicit and arm.hyper.dpo.loss in dpo.PER_STEP
         scores = Scores(float(implicit), float(per_step), arm.hyper.dpo.beta)
         hyper = arm.hyper.annotator, scores, float(arm.method == "pi2-again")
         args = *self.pi.values(), params, self.pi[arm.reference], reward_params

@@ -22,6 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 from experiments import START
 from experiments.settings import PRESETS, Method, Settings, TaskName, flag
 from jaxpref import annotators
+from jaxpref.dpo import Loss
 from jaxpref.tasks import Task
 from jaxpref.types import Scalar
 
@@ -38,6 +39,20 @@ def _scalar_flag(type_info: Any) -> PrimitiveConstructorSpec | None:
         metavar="FLOAT",
         instance_from_str=lambda words: float(words[0]),
         is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def _loss_flag(type_info: Any) -> PrimitiveConstructorSpec | None:
+    """A loss may be a function in the library; on the command line it is a name."""
+    if type_info.type != Loss:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [str(value)],
     )
 

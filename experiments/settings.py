@@ -93,6 +93,8 @@ class Settings:
             raise ValueError(
                 f"--return-range must be LOWEST HIGHEST, got {self.return_range[0]} {self.return_range[1]}"
             )
+        if self.dpo.eval_episodes < 1:
+            raise ValueError("--dpo.eval-episodes must be at least 1 for curves of the true return, got 0")
         for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")

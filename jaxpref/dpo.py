@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,14 @@ from jaxpref.training import draw_minibatch, scan_updates, weighted_mean
 from jaxpref.types import Params, Preferences, Scalar, target_of
 
 LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
-"""Those of `losses`, by name; `_per_step`: on per-step means of the log-probabilities."""
+"""Those of `losses`, by name."""
+PER_STEP = ("sigmoid_per_step", "ipo_per_step")
+"""Those of per-step means of the log-probabilities."""
+
+LogProbs = Float[Array, " B"]
+PairLoss = Callable[[LogProbs, LogProbs, LogProbs, LogProbs, Scalar], LogProbs]
+"""(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta) -> one value per pair, all of them [B]."""
+Loss = str | PairLoss
 
 
 @struct.dataclass
@@ -41,9 +49,10 @@ class Config:
     eval_every: int = struct.field(pytree_node=False, default=15)
     """Updates between two evaluations of the true return."""
     eval_episodes: int = struct.field(pytree_node=False, default=16)
-    """Episodes per evaluation."""
-    loss: str = struct.field(pytree_node=False, default="conservative")
-    """What is minimised: one of LOSSES. "cloning" is the control that never looks at the rejected trajectory."""
+    """Episodes per evaluation; 0: none, so that nothing is ever played."""
+    loss: Loss = struct.field(pytree_node=False, default="conservative")
+    """What is minimised: one of LOSSES, or in Python a function of one's own, a `PairLoss` of whole trajectories'
+    log-probabilities. "cloning" is the control that never looks at the rejected trajectory."""
     learning_rate: Scalar = 5e-3
     """Of Adam."""
     beta: Scalar = 0.1
@@ -53,10 +62,10 @@ class Config:
 
     def __post_init__(self):
         check_schedule(self)
-        check_choice(self, "loss", LOSSES)
-        check_range(self, 1, math.inf, "eval_episodes")
-        check_range(self, 0, math.inf, "batch_size", "learning_rate", "beta")
-        if self.loss.startswith("ipo"):
+        if not callable(self.loss):
+            check_choice(self, "loss", LOSSES)
+        check_range(self, 0, math.inf, "eval_episodes", "batch_size", "learning_rate", "beta")
+        if self.loss in ("ipo", "ipo_per_step"):
             check_range(self, 1e-6, math.inf, "beta")  # its aim is 1 / (2 * beta)
         check_range(self, 0, 0.49 if self.loss == "robust" else 0.5, "label_smoothing")
 
@@ -74,9 +83,9 @@ class PairMetrics:
 
 @struct.dataclass
 class Metrics(PairMetrics):
-    """Those of every update [U], and the mean true return every `eval_every` updates [E]."""
+    """Those of every update [U], and the mean true return every `eval_every` updates [E], None without evaluations."""
 
-    true_return: Float[Array, "*batch E"]
+    true_return: Float[Array, "*batch E"] | None
 
 
 @struct.dataclass
@@ -126,8 +135,19 @@ def pair_loss(
     ref_chosen_logp: Float[Array, " B"],
     ref_rejected_logp: Float[Array, " B"],
 ) -> Float[Array, " B"]:
-    """The loss that the config names, for each pair."""
+    """The config's loss of each pair.
+
+    Raises ValueError if it is a function of the user's own that does not return one value per pair.
+    """
     logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    if not isinstance(config.loss, str):
+        values = config.loss(*logps, config.beta)
+        if jnp.shape(values) != chosen_logp.shape:
+            raise ValueError(
+                f"dpo.Config: loss must return one value per pair, {list(chosen_logp.shape)}, and not their mean; "
+                f"got {list(jnp.shape(values))}"
+            )
+        return values
     match config.loss.removesuffix("_per_step"):
         case "sigmoid":
             return losses.dpo(*logps, config.beta)
@@ -152,7 +172,7 @@ def loss_fn(
     """
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
-    if config.loss.endswith("_per_step") or config.loss == "cloning":
+    if config.loss in (*PER_STEP, "cloning"):
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
     chosen_logp, rejected_logp = jnp.split(logp, 2)
     ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
@@ -188,11 +208,17 @@ def train(
     init_params: Params,
     ref_params: Params,
 ) -> Result:
-    """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference."""
+    """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference.
+
+    The task is played only to report true returns: with `config.eval_episodes` 0 training is offline, and
+    `tasks.offline` is task enough.
+    """
     data = prepare(preferences, ref_params)
     start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
 
-    def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""]:
+    def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""] | None:
+        if config.eval_episodes == 0:
+            return None
         return evaluate(task, state.params, key, config.eval_episodes).mean()
 
     state, metrics, true_return = scan_updates(

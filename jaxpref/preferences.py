@@ -41,7 +41,11 @@ def label_pairs(
 ) -> Preferences:
     """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N]."""
     keys = jax.random.split(key, first.reward.shape[0])
-    label = jax.vmap(annotator)(keys, first.reward, second.reward)
+    return apply_labels(first, second, jax.vmap(annotator)(keys, first.reward, second.reward))
+
+
+def apply_labels(first: Trajectory, second: Trajectory, label: annotators.Label) -> Preferences:
+    """The pairs (first[i], second[i]), put in the order that label[i] gave them; all have a leading axis [N]."""
     chosen, rejected = _order(label.first_preferred, first, second)
     return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 

@@ -1,8 +1,12 @@
-"""Pytrees, preferences and tables to disk and back: npz and JSON, never pickle; a file is whole or not there."""
+"""Pytrees, preferences and tables to disk and back: npz and JSON, never pickle; a file is whole or not there.
+
+docs/preferences-format.md says what a file of preferences or of answers holds, so that others can write one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -13,9 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from jaxpref.labels import read_labels
+from jaxpref.preferences import apply_labels
+from jaxpref.schema import read_numbers, read_sides
+from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
 
@@ -125,11 +134,47 @@ def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
     save_pytree(path, preferences)
 
 
-def load_preferences(path: str | os.PathLike) -> Preferences:
-    """Read what `save_preferences` wrote. Raises ValueError if a field is missing or unknown."""
-    tree = load_params(path)
+def load_preferences(path: str | os.PathLike, task: Task | None = None) -> Preferences:
+    """Read a preference dataset of [N] pairs: what `save_preferences` wrote, or another program to the same schema.
+
+    Raises ValueError, naming the array, where the file is not to the schema, and where its sizes are not the task's.
+    """
+    arrays = _read(path)
     try:
-        chosen, rejected = Trajectory(**tree.pop("chosen")), Trajectory(**tree.pop("rejected"))
-        return Preferences(chosen, rejected, **tree)
-    except (KeyError, TypeError) as error:
+        chosen, rejected = read_sides(arrays, ("chosen", "rejected"), ("weight", "prob", "target"), task)
+        num_pairs = chosen.mask.shape[0]
+        weight = jnp.asarray(read_numbers(arrays, "weight", num_pairs))
+        prob, target = (jnp.asarray(read_numbers(arrays, name, num_pairs, 1.0)) for name in ("prob", "target"))
+    except ValueError as error:
         raise ValueError(f"{path} does not hold preferences: {error}") from error
+    return Preferences(chosen, rejected, weight, prob, target if "target" in arrays else None)
+
+
+def save_pairs(path: str | os.PathLike, first: Trajectory, second: Trajectory) -> None:
+    """Write the pairs (first[i], second[i]) as npz, for somebody to say which is better. Their order stays."""
+    save_pytree(path, {"first": first, "second": second})
+
+
+def load_pairs(path: str | os.PathLike, task: Task | None = None) -> tuple[Trajectory, Trajectory]:
+    """Read what `save_pairs` wrote: (first, second), both [N, T, ...]. Raises ValueError as `load_preferences` does."""
+    try:
+        first, second = read_sides(_read(path), ("first", "second"), task=task)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold pairs: {error}") from error
+    return first, second
+
+
+def load_labels(path: str | os.PathLike, pairs: str | os.PathLike, task: Task | None = None) -> Preferences:
+    """A person's answers, JSON lines at `path`, about the pairs that `save_pairs` wrote to the file `pairs`.
+
+    A preference for every pair, in the order of the pairs: of weight zero where it was skipped or not answered, of
+    target 0.5 where both are equal. Raises ValueError, naming the line or the array, for what is not to the schema.
+    """
+    first, second = load_pairs(pairs, task)
+    with open(pairs, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        label = read_labels(Path(path).read_bytes().splitlines(), first.mask.shape[0], sha256)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
+    return apply_labels(first, second, label)

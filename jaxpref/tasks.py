@@ -220,6 +220,36 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 """What `task` knows of some of gymnax's environments that they do not say themselves: arguments of `from_gymnax`."""
 
+
+class _NoEnvironment:
+    """In gymnax's interface, where there is nothing to play."""
+
+    def _refuse(self, *_):
+        raise ValueError("a task without an environment cannot be played: train with eval_episodes=0")
+
+    reset_env = step_env = _refuse
+
+
+_NO_ENVIRONMENT = _NoEnvironment()
+
+
+def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
+    """The sizes of recorded episodes whose environment is not at hand: enough to train on preferences from a file.
+
+    To play it, as evaluations do, raises ValueError.
+    """
+    return Task(
+        name="offline",
+        env=_NO_ENVIRONMENT,
+        env_params=None,
+        horizon=horizon,
+        obs_size=obs_size,
+        num_actions=num_actions,
+        pi1_target=math.inf,
+        pi2_target=math.inf,
+    )
+
+
 TASKS: dict[str, Callable[[], Task]] = {"cartpole": cartpole, "acrobot": acrobot}
 """The study's own tasks by their names."""
 

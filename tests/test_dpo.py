@@ -217,6 +217,32 @@ def test_cloning_is_the_mean_step_of_the_chosen_and_blind_to_the_rejected(per_st
     assert abs(other[1].rejected_reward - metrics.rejected_reward) > 1e-2
 
 
+def squared_hinge(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
+    margin = losses.dpo_margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    return jnp.maximum(0, 1 - beta * margin) ** 2
+
+
+def test_a_loss_may_be_a_function_of_ones_own():
+    """Of whole trajectories' log-probabilities. Ten good actions chosen and ten bad ones rejected, by a policy of 2/3
+    and 1/3 where the reference has 1/2 and 1/2: a margin of 10 ln 2; at beta 1/20, (1 - ln 2 / 2) ** 2."""
+    even, likely = constant_policy(LEVER, [0.5, 0.5]), constant_policy(LEVER, [1 / 3, 2 / 3])
+    config = dpo.Config(loss=squared_hinge, beta=0.05)
+    value, metrics = loss(likely, config, prepare(lever_pairs(), even), EVERYTHING, ALIKE)
+    np.testing.assert_allclose(value, (1 - LN2 / 2) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics.margin, LN2 / 2, rtol=1e-5)
+    # A tie's other order is the user's function of the swapped pair: (1 + ln 2 / 2) ** 2.
+    tied = prepare(lever_pairs(), even).replace(target=0.5 * ALIKE)
+    value, _ = loss(likely, config, tied, EVERYTHING, ALIKE)
+    np.testing.assert_allclose(value, 1 + LN2**2 / 4, rtol=1e-5)
+
+
+def test_a_loss_of_ones_own_that_averages_is_refused():
+    """Its mean would be broadcast over the pairs, and weights would mean nothing."""
+    config = dpo.Config(loss=lambda *args: squared_hinge(*args).mean())
+    with pytest.raises(ValueError, match=r"loss must return one value per pair, \[12\], and not their mean; got \[\]"):
+        dpo.pair_loss(config, *[ALIKE] * 4)
+
+
 # --- targets ----------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +357,18 @@ def test_a_policy_learns_what_was_preferred_and_its_true_return_is_reported():
     assert good > 0.85
 
 
+def test_without_evaluations_no_environment_is_needed_and_training_is_the_same():
+    """On a task that cannot be played at all; with evaluations it says so."""
+    task, args = jaxpref.tasks.offline(1, 2, HORIZON), (jax.random.key(9), pairs(9), policy(9), policy(10))
+    played = train(LEVER, CONFIG, *args)
+    result = train(task, dataclasses.replace(CONFIG, eval_episodes=0), *args)
+    assert result.metrics.true_return is None
+    assert_close(result.params, played.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.metrics.loss, played.metrics.loss, rtol=1e-5)
+    with pytest.raises(ValueError, match="cannot be played: train with eval_episodes=0"):
+        train(task, CONFIG, *args)
+
+
 @pytest.mark.parametrize("config", [CONFIG, FULL_BATCH], ids=["minibatch", "full batch"])
 def test_garbage_beyond_the_mask_changes_not_a_bit(config):
     args = jax.random.key(9), pairs(9), policy(9), policy(10)
@@ -401,6 +439,7 @@ def test_vmap_over_betas_and_seeds_is_one_run_after_the_other(two_by_two):
     [
         ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every.*got 10 and 3"),
         ({"num_updates": 0}, "num_updates must be a multiple of eval_every.*got 0 and"),
+        ({"eval_episodes": -1}, "eval_episodes must be at least 0, got -1"),
         ({"batch_size": -1}, "batch_size must be .*got -1"),
         ({"loss": "slic"}, f"loss must be one of {re.escape(str(dpo.LOSSES))}, got 'slic'"),
         ({"beta": -0.1}, "beta must be at least 0, got -0.1"),

@@ -1,5 +1,6 @@
 """Files: what is written comes back bit for bit, needs no pickle, and is whole or not there."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_bytes, random_preferences
+from helpers import assert_same_bytes, lane, random_preferences
 
 import jaxpref
 from jaxpref import store
 
 ROOT = Path(__file__).parents[1]
+SIDES_AND_FIELDS = [(side, field) for side in ("chosen", "rejected") for field in ("obs", "action", "mask")]
+"""What a file of preferences cannot do without."""
 
 
 @pytest.fixture
@@ -66,6 +69,46 @@ def test_preferences_come_back_bit_for_bit(tmp_path, pairs):
     assert isinstance(loaded, jaxpref.Preferences)
     assert isinstance(loaded.rejected, jaxpref.Trajectory)
     assert_same_bytes(store.load_pytree(tmp_path / "pairs.npz", like=pairs), pairs)
+
+
+def test_preferences_of_another_program_need_only_what_is_trained_on(tmp_path, pairs):
+    """Weights and probabilities are one, rewards and next observations unknown, where the file has none."""
+    written = {f"{side}/{field}": getattr(getattr(pairs, side), field) for side, field in SIDES_AND_FIELDS}
+    np.savez(tmp_path / "pairs.npz", **written, allow_pickle=False)
+    loaded = store.load_preferences(tmp_path / "pairs.npz", jaxpref.cartpole())
+    assert_same_bytes((loaded.weight, loaded.prob), (np.ones(5, np.float32), np.ones(5, np.float32)))
+    assert loaded.target is None
+    assert np.isnan(loaded.chosen.reward).all()
+    unknown = {"reward": pairs.chosen.reward, "next_obs": pairs.chosen.next_obs}
+    assert_same_bytes(loaded.chosen.replace(**unknown), pairs.chosen)
+
+
+def test_answers_and_pairs_become_preferences(tmp_path, pairs):
+    """In the order of the pairs: the first of pair 0 was chosen, the second of pair 1, 2 is a tie, 3 has no answer."""
+    first, second = pairs.chosen, pairs.rejected
+    store.save_pairs(tmp_path / "pairs.npz", first, second)
+    assert_same_bytes(store.load_pairs(tmp_path / "pairs.npz"), (first, second))
+    identity = hashlib.sha256((tmp_path / "pairs.npz").read_bytes()).hexdigest()
+    choices = {4: "skip", 1: "second", 0: "first", 2: "tie"}
+    lines = [{"pairs": identity}] + [{"pair": pair, "choice": choice} for pair, choice in choices.items()]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labelled = store.load_labels(tmp_path / "labels.jsonl", tmp_path / "pairs.npz", jaxpref.cartpole())
+    np.testing.assert_array_equal(labelled.weight, [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(labelled.target, [1, 1, 0.5, 1, 1])
+    assert_same_bytes(lane(labelled.chosen, 0), lane(first, 0))
+    assert_same_bytes(lane(labelled.rejected, 0), lane(second, 0))
+    assert_same_bytes(lane(labelled.chosen, 1), lane(second, 1))
+    assert_same_bytes(lane(labelled.rejected, 1), lane(first, 1))
+    # And they are preferences like any others.
+    store.save_preferences(tmp_path / "labelled.npz", labelled)
+    assert_same_bytes(store.load_preferences(tmp_path / "labelled.npz"), labelled)
+
+
+def test_answers_to_other_pairs_are_refused(tmp_path, pairs):
+    store.save_pairs(tmp_path / "pairs.npz", pairs.chosen, pairs.rejected)
+    (tmp_path / "labels.jsonl").write_text('{"pairs": "0123"}\n')
+    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: these are answers to other pairs"):
+        store.load_labels(tmp_path / "labels.jsonl", tmp_path / "pairs.npz")
 
 
 def test_any_pytree_comes_back_into_the_structure_of_one_like_it(tmp_path):
@@ -185,6 +228,53 @@ def test_a_file_of_something_else_is_not_taken_for_preferences(tmp_path, pairs, 
     store.save_pytree(tmp_path / "foreign.npz", tree)
     with pytest.raises(ValueError, match=r"foreign\.npz does not hold preferences"):
         store.load_preferences(tmp_path / "foreign.npz")
+
+
+def at(array, place, value):
+    """A copy of the array with another value there."""
+    copy = np.array(array)
+    copy[place] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("chosen/obs", lambda x: x[0], r"chosen/obs is \[7, 4\], expected \[pairs, steps, features\]"),
+        ("chosen/obs", lambda x: x[:0], r"chosen/obs is \[0, 7, 4\], expected .* at least one of each"),
+        ("rejected/obs", np.float64, r"rejected/obs is float64\[5, 7, 4\], expected float32\[5, 7, 4\]"),
+        ("rejected/obs", lambda x: x[:, :6], r"rejected/obs is float32\[5, 6, 4\], expected float32\[5, 7, 4\]"),
+        ("chosen/action", np.int64, r"chosen/action is int64\[5, 7\], expected int32\[5, 7\]"),
+        ("chosen/mask", np.uint8, r"chosen/mask is uint8\[5, 7\], expected bool\[5, 7\]"),
+        ("chosen/reward", lambda x: x[:4], r"chosen/reward is float32\[4, 7\], expected float32\[5, 7\]"),
+        ("weight", lambda x: x[:4], r"weight is float32\[4\], expected float32\[5\]"),
+        ("weight", lambda x: at(x, 2, -1), "weight is not a number from 0 to 3.40282e\\+38 at pair 2"),
+        ("weight", lambda x: at(x, 2, np.nan), "weight is not a number from 0 .* at pair 2"),
+        ("prob", lambda x: at(x, 4, 1.5), "prob is not a number from 0 to 1 at pair 4"),
+        (
+            "chosen/mask",
+            lambda x: at(at(x, (3, 0), False), (3, 1), True),
+            "chosen/mask goes on after .* pair 3, step 0",
+        ),
+        ("chosen/obs", lambda x: at(x, (1, 0, 2), np.inf), "chosen/obs is not finite at pair 1, step 0"),
+        ("rejected/action", lambda x: at(x, (1, 0), -1), "rejected/action is negative at pair 1, step 0"),
+        ("rejected/action", lambda x: at(x, (1, 0), 2), "rejected/action is not one of the 2 actions of task cartpole"),
+    ],
+)
+def test_an_array_that_is_not_to_the_schema_is_named(tmp_path, pairs, name, change, message):
+    arrays = store.named_leaves(pairs)
+    np.savez(tmp_path / "pairs.npz", **(arrays | {name: change(arrays[name])}), allow_pickle=False)
+    with pytest.raises(ValueError, match=rf"pairs\.npz does not hold preferences: {message}"):
+        store.load_preferences(tmp_path / "pairs.npz", jaxpref.cartpole())
+
+
+def test_pairs_of_another_task_are_refused(tmp_path, pairs):
+    store.save_pairs(tmp_path / "pairs.npz", pairs.chosen, pairs.rejected)
+    message = "does not hold pairs: observations have 4 features, those of task acrobot 6"
+    with pytest.raises(ValueError, match=message):
+        store.load_pairs(tmp_path / "pairs.npz", jaxpref.acrobot())
+    with pytest.raises(ValueError, match=r"does not hold preferences: chosen/action, .* is missing"):
+        store.load_preferences(tmp_path / "pairs.npz")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -22,6 +22,7 @@ LAYERS = [
     {"returns"},
     {"losses"},
     {"annotators"},
+    {"labels"},
     {"preferences"},
     {"ranking"},
     {"training"},
@@ -29,6 +30,7 @@ LAYERS = [
     {"online"},
     {"statistics"},
     {"plots"},
+    {"schema"},
     {"store"},
 ]
 """Imports run one way: a module uses those of earlier lines only."""
