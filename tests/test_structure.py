@@ -29,6 +29,7 @@ LAYERS = [
     {"online"},
     {"statistics"},
     {"plots"},
+    {"render"},
     {"store"},
 ]
 """Imports run one way: a module uses those of earlier lines only."""
