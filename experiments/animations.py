@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.pipeline import keys_of
 from experiments.settings import Settings, from_config
-from jaxpref import render, rollout, store, tasks
+from jaxpref import render, rollout, store
 from jaxpref.networks import init_policy
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Trajectory
@@ -27,18 +27,13 @@ class Animation(NamedTuple):
     """Where summary.json has the policy, as in `rows.3.policy`."""
     gif: bytes
     still: bytes
-    """Moments of the episode in one picture, PNG: for paper, and for who does not want movement."""
-    num_steps: int
+    """Moments of the episode in one picture, PNG: for paper, and for those who want no movement."""
+    steps_per_second: float
     total: float
     """The episode's return."""
 
 
-def seconds_per_step(task_name: str) -> float:
-    """How fast an episode is shown. CartPole moves at its natural speed, Acrobot at five times its own."""
-    return {"cartpole": 0.02, "acrobot": 0.04}.get(task_name, 0.1)
-
-
-def animate(summary: dict[str, Any], folder: Path) -> list[Animation]:
+def animate(task: Task, summary: dict[str, Any], folder: Path) -> list[Animation]:
     """pi2, pi1 and, for each reference, the policy trained on most pairs: the first seed's.
 
     All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
@@ -46,19 +41,14 @@ def animate(summary: dict[str, Any], folder: Path) -> list[Animation]:
     Raises OSError or ValueError if `folder` does not hold the policies of `summary`.
     """
     settings = from_config(summary["config"])
-    task = tasks.task(settings.task)
     policies = _first_seeds(settings, _load_policies(settings, task, folder / "policies.npz"))
-    finite = {
-        path: params
-        for path, params in policies.items()
-        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    }
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *finite.values())
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *policies.values())
     episodes = jax.tree.map(np.asarray, _play(task, stacked, np.uint32(settings.seeds[0])))
-    num_steps = episodes.mask.sum(axis=-1).tolist()
+    longest = int(episodes.mask.sum(axis=-1).max())
     return [
-        _animation(task, path, jax.tree.map(lambda leaf, i=i: leaf[i], episodes), max(num_steps))
-        for i, path in enumerate(finite)
+        _animation(task, path, jax.tree.map(lambda leaf, i=i: leaf[i], episodes), longest)
+        for i, (path, params) in enumerate(policies.items())
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     ]
 
 
@@ -97,17 +87,28 @@ def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Anim
 
     Its last picture fades: the episode is over.
     """
-    num_steps, seconds = int(episode.mask.sum()), seconds_per_step(task.name)
-    stride = max(math.ceil(1 / FRAMES_PER_SECOND / seconds), math.ceil(longest / MAX_FRAMES))
+    num_steps = int(episode.mask.sum())
+    stride, seconds = _pace(task.name, longest)
     shown = [*range(0, num_steps, stride), num_steps]
     obs = np.concatenate([episode.obs[:num_steps], episode.next_obs[num_steps - 1 : num_steps]])
     pictures = render.frames(task.name, obs[shown])
     faded = (255 - (255 - pictures[-1:]) // 3).astype(np.uint8)
-    durations = [*np.diff(shown) * seconds, SECONDS_AT_THE_END, (longest - num_steps) * seconds + SECONDS_AT_THE_END]
+    wait = (longest - num_steps) / stride * seconds
+    durations = [*np.diff(shown) / stride * seconds, SECONDS_AT_THE_END, SECONDS_AT_THE_END + wait]
     return Animation(
         path,
         gif=render.gif(np.concatenate([pictures, faded]), durations),
         still=render.multiple_exposure(pictures),
-        num_steps=num_steps,
+        steps_per_second=stride / seconds,
         total=float(episode.reward.sum()),
     )
+
+
+def _pace(task_name: str, longest: int) -> tuple[int, float]:
+    """(steps, seconds) from one picture to the next.
+
+    CartPole moves at its natural speed, Acrobot at five times its own; an episode of another task takes some seconds.
+    """
+    seconds_per_step = {"cartpole": 0.02, "acrobot": 0.04}.get(task_name, min(0.2, 8 / longest))
+    stride = max(math.ceil(1 / FRAMES_PER_SECOND / seconds_per_step), math.ceil(longest / MAX_FRAMES))
+    return stride, round(stride * seconds_per_step, 2)

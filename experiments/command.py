@@ -140,7 +140,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
     summary = report.summarise(settings, outcome)
     paths = report.save_arrays(settings, outcome, settings.out)
     paths += report.figures(settings, outcome, summary, settings.out)
-    played = animations.animate(summary, settings.out)
+    played = animations.animate(task, summary, settings.out)
     summary["timing"] = {
         "import_s": import_s,
         "compile_s": sum(stage.compile_s for stage in timer.times.values()),

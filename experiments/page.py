@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments import command, report
-from experiments.animations import Animation, animate, seconds_per_step
+from experiments.animations import Animation, animate
 from experiments.settings import changes, default_settings, from_config, to_flags
-from jaxpref import store
+from jaxpref import store, tasks
 
 TEMPLATE = "page.html.jinja"
 FIGURES = {
@@ -121,7 +121,7 @@ def shown(value: Any) -> str:
 def html(folder: Path, summary: dict[str, Any], animations: Sequence[Animation]) -> str:
     """The page about `summary` with the figures of `folder`. Whatever it shows is escaped.
 
-    Raises TypeError or ValueError if the summary's settings are not settings of this version.
+    Raises ValueError if the summary's settings are not settings of this version.
     """
     settings = from_config(summary["config"])
     environment = Environment(
@@ -133,13 +133,12 @@ def html(folder: Path, summary: dict[str, Any], animations: Sequence[Animation])
     )
     return environment.get_template(TEMPLATE).render(
         summary=summary,
-        title=f"{report.LABELS[summary['task']]}, {report.LABELS[summary['method']]}",
+        title=f"{report.LABELS.get(summary['task'], summary['task'])}, {report.LABELS[summary['method']]}",
         policies=policies(summary),
         headline=headline(summary),
         number=functools.partial(number, summary),
         warnings=report.warnings(summary),
         animations=animations,
-        steps_per_second=round(1 / seconds_per_step(summary["task"])),
         figures=figures(folder),
         data_uri=data_uri,
         changes=list(changes(settings, default_settings(settings.task, settings.method)).items()),
@@ -162,7 +161,7 @@ def rewrite(folder: Path) -> Path:
     """The page of a finished experiment, from its files. Raises UsageError, naming the folder, if it cannot be."""
     try:
         summary = store.load_json(folder / "summary.json")
-        return write(folder, summary, animate(summary, folder))
+        return write(folder, summary, animate(tasks.task(summary["task"]), summary, folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise command.UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
 

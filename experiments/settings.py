@@ -159,14 +159,16 @@ PRESETS = {"default": default_settings, "original": original_settings}
 def from_config(config: dict[str, Any]) -> Settings:
     """The settings that `dataclasses.asdict` made `config` from, also after a journey through JSON.
 
-    What it leaves out has its default. Raises TypeError where it names a setting that there is not.
+    What it leaves out has its default. Raises ValueError where it names a setting that there is not.
     """
 
     def rebuild(default: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            return dataclasses.replace(
-                default, **{name: rebuild(getattr(default, name), value[name]) for name in value}
-            )
+            unknown = value.keys() - {field.name for field in dataclasses.fields(default)}
+            if unknown:
+                raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+            rebuilt = {name: rebuild(getattr(default, name), part) for name, part in value.items()}
+            return dataclasses.replace(default, **rebuilt)
         if isinstance(default, Path):
             return Path(value)
         return tuple(value) if isinstance(value, list) else value
