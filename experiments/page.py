@@ -39,24 +39,24 @@ class Policy(NamedTuple):
 
     path: str
     name: str
-    reference: str
-    num_pairs: str
-    accuracy_path: str
+    reference: str = ""
+    num_pairs: int = 0
+    accuracy_path: str = ""
 
     @property
-    def label(self) -> str:
-        """In one line, for a caption."""
-        return ", ".join(filter(None, (self.name, self.num_pairs and f"{self.num_pairs} pairs", self.reference)))
+    def training(self) -> str:
+        """What it was trained on; nothing for pi1 and pi2."""
+        pairs = f"{self.num_pairs:,} pair{'s' if self.num_pairs > 1 else ''}"
+        return f"{pairs}, reference {self.reference}" if self.num_pairs else ""
 
 
 def policies(summary: dict[str, Any]) -> dict[str, Policy]:
     """Every policy of a summary by its path, in the order of the table."""
     method = report.LABELS[summary["method"]]
-    table = [Policy(f"policies.{name}", name, "", "", "") for name in ("pi2", "pi1")]
+    table = [Policy(f"policies.{name}", name) for name in ("pi2", "pi1")]
     for place, row in enumerate(summary["rows"]):
-        path = f"rows.{place}"
-        reference = f"reference {row['reference']}"
-        table.append(Policy(f"{path}.policy", method, reference, f"{row['num_pairs']:,}", f"{path}.heldout_accuracy"))
+        path, accuracy_path = f"rows.{place}.policy", f"rows.{place}.heldout_accuracy"
+        table.append(Policy(path, method, row["reference"], row["num_pairs"], accuracy_path))
     return {policy.path: policy for policy in table}
 
 
