@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from experiments import command, report
 from experiments.animations import Animation, animate
-from experiments.settings import changes, default_settings, from_config, to_flags
+from experiments.settings import changes, default_settings, flag, from_config, to_flags
 from jaxpref import store, tasks
 
 TEMPLATE = "page.html.jinja"
@@ -85,7 +85,7 @@ def headline(summary: dict[str, Any]) -> dict[str, Any]:
     pairs = list(zip(row["policy"]["per_seed"], summary["policies"]["pi1"]["per_seed"], strict=True))
     known = [(trained, pi1) for trained, pi1 in pairs if trained is not None and pi1 is not None]
     wins = sum(trained > pi1 for trained, pi1 in known)
-    return {"path": f"rows.{place}.policy", "row": row, "wins": wins, "num_seeds": len(known)}
+    return {"path": f"rows.{place}.policy", "wins": wins, "num_seeds": len(known)}
 
 
 def figures(folder: Path) -> list[tuple[Path, str]]:
@@ -104,7 +104,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their names on the command line, as in `dpo.learning-rate`."""
     table: dict[str, Any] = {}
     for name, value in config.items():
-        path = prefix + name.replace("_", "-")
+        path = flag(prefix + name)
         table |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return table
 
@@ -153,7 +153,7 @@ def write(folder: Path, summary: dict[str, Any], animations: Sequence[Animation]
     path = folder / "report.html"
     text = html(folder, summary, animations)
     with store.atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="xmlcharrefreplace"))  # a folder's name need not be Unicode
     return path
 
 
@@ -167,12 +167,8 @@ def rewrite(folder: Path) -> Path:
 
 
 def experiments(results: Path) -> list[Path]:
-    """The folders of `results` that an experiment has written; those of other programs have other summaries."""
-    return [
-        path.parent
-        for path in sorted(results.glob("*/summary.json"))
-        if {"config", "rows"} <= store.load_json(path).keys()
-    ]
+    """The folders of `results` that hold a finished experiment; other programs keep no policies."""
+    return [path.parent for path in sorted(results.glob("*/policies.npz")) if (path.parent / "summary.json").exists()]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,7 +176,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command.exit_codes():
         parser = argparse.ArgumentParser(prog="python -m experiments.page", description=__doc__)
         parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="results of one experiment each")
-        folders = parser.parse_args(argv).folders or experiments(Path("results"))
+        known, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise command.UsageError(f"unknown flag {unknown[0]}: folders are all that can be given")
+        folders = known.folders or experiments(Path("results"))
         if not folders:
             raise command.UsageError("no results yet: run an experiment first, for example make cartpole-dpo")
         from experiments import stages

@@ -30,10 +30,11 @@ def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
     """
     if obs.ndim not in (2, 3, 4) or 0 in obs.shape:
         raise ValueError(f"obs must be [T, O], [T, H, W] or [T, H, W, C] without an empty axis, got {list(obs.shape)}")
+    obs = np.asarray(obs, np.float64)
     if obs.ndim > 2:
         return _pixels(obs if obs.ndim == 4 else obs[..., None])
     draw = {"cartpole": _cartpole, "acrobot": _acrobot}.get(task_name, _bars)
-    return draw(np.asarray(obs, np.float64))
+    return draw(obs)
 
 
 def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
@@ -65,8 +66,7 @@ class _Canvas:
     """Draws in the units of a task: `centre` is the point in the middle, `unit` a unit's length in pixels."""
 
     def __init__(self, width: int, height: int, centre: tuple[float, float], unit: float):
-        self.width, self.height, self.centre = width, height, centre
-        self.scale = unit * SUPERSAMPLING
+        self.centre, self.scale = centre, unit * SUPERSAMPLING
         self.image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), "white")
         self.draw = ImageDraw.Draw(self.image)
 

@@ -412,7 +412,6 @@ def test_a_policy_that_is_not_made_of_numbers_does_not_play(tmp_path, policies, 
 def results(folder, tmp_path, monkeypatch):
     """A copy of the folder below `results`, which is where the program looks; JAX is set up already."""
     shutil.copytree(folder, tmp_path / "results" / "cartpole-dpo")
-    store.save_json(tmp_path / "results" / "summary.json", {})
     (tmp_path / "results" / "evidence").mkdir()
     store.save_json(tmp_path / "results" / "evidence" / "summary.json", {"claims": []})
     monkeypatch.chdir(tmp_path)
@@ -421,7 +420,7 @@ def results(folder, tmp_path, monkeypatch):
 
 
 def test_pages_are_written_anew_in_every_folder_of_an_experiment(results, folder, capsys):
-    """The same files give the same bytes; a summary of another program is let alone."""
+    """The same files give the same bytes; what another program has left is let alone."""
     (results / "cartpole-dpo" / "report.html").unlink()
     page.main([])
     assert capsys.readouterr().out.split() == ["results/cartpole-dpo/report.html"]
@@ -465,6 +464,18 @@ def test_a_folder_without_results_is_named_and_its_page_stays(results, capsys, d
     assert line.startswith(f"error: {target}")
     assert named in line
     assert (target / "report.html").read_bytes() == before
+
+
+def test_a_flag_is_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit) as exit:
+        page.main(["--seeds", "3"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: unknown flag --seeds: folders are all that can be given\n"
+
+
+def test_a_folder_whose_name_is_not_unicode_has_its_page(settings, summary, tmp_path):
+    page.write(tmp_path, summary | {"experiment": "\udcff"}, [])
+    assert "&#56575;" in (tmp_path / "report.html").read_text()
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch, capsys):
