@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study evidence controls sweep test lint format lock bench bench-peer clean
+.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test lint format lock bench bench-peer clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -16,6 +16,7 @@ help:
 	@echo "make evidence  claims about preferences, tested on 100 seeds (SEEDS=10 for fewer): a page with figures"
 	@echo "make controls  zero, random, true rewards and coin-flipped labels in place of what was learned"
 	@echo "make sweep     beta or kl_coef x pairs x temperature x seeds: heat maps, return against KL"
+	@echo "make report    write report.html of every experiment in results/ anew, without training"
 	@echo "make test      formatter check, linter, type checker and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
 	@echo "make lock      write constraints.txt anew from the newest versions"
@@ -50,6 +51,9 @@ controls: $(STAMP)
 
 sweep: $(STAMP)
 	@$(BIN)/python -m experiments.sweep $(if $(SEEDS),--num-seeds $(SEEDS)) $(ARGS)
+
+report: $(STAMP)
+	@$(BIN)/python -m experiments.page $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -147,7 +147,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
     Of several processes the first one writes and prints.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from experiments import pipeline, report, stages
+    from experiments import animations, page, pipeline, report, stages
     from jaxpref import store
 
     task = make_task(settings)
@@ -160,6 +160,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
     summary = report.summarise(settings, outcome)
     paths = report.save_arrays(settings, outcome, settings.out)
     paths += report.figures(settings, outcome, summary, settings.out)
+    played = animations.animate(task, summary, settings.out)
     summary["timing"] = {
         "import_s": import_s,
         "compile_s": sum(stage.compile_s for stage in timer.times.values()),
@@ -169,6 +170,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
     }
     summary["peak_memory_gib"] = peak_memory_gib()
     store.save_json(settings.out / "summary.json", summary)
+    paths.append(page.write(settings.out, summary, played))
     report.print_report(console, summary, [settings.out / "summary.json", *paths], settings.out)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tyro.conf import Fixed
 
@@ -192,3 +192,55 @@ def original_settings(task: str, method: Method) -> Settings:
 
 
 PRESETS = {"default": default_settings, "original": original_settings}
+
+
+def from_config(config: dict[str, Any]) -> Settings:
+    """The settings that `dataclasses.asdict` made `config` from, also after a journey through JSON.
+
+    What it leaves out has its default. Raises ValueError where it names a setting that there is not.
+    """
+
+    def rebuild(default: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            unknown = value.keys() - {field.name for field in dataclasses.fields(default)}
+            if unknown:
+                raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+            rebuilt = {name: rebuild(getattr(default, name), part) for name, part in value.items()}
+            return dataclasses.replace(default, **rebuilt)
+        if isinstance(default, Path):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return rebuild(default_settings(config["task"], config["method"]), config)
+
+
+def changes(settings: Settings, default: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, as (value, default) by their names on the command line, as in `dpo.learning-rate`."""
+
+    def walk(one: Any, other: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+        found: dict[str, tuple[Any, Any]] = {}
+        for field in dataclasses.fields(one):
+            name, value, usual = flag(prefix + field.name), getattr(one, field.name), getattr(other, field.name)
+            if dataclasses.is_dataclass(value):
+                found |= walk(value, usual, f"{name}.")
+            elif value != usual:
+                found[name] = value, usual
+        return found
+
+    return walk(settings, default, "")
+
+
+def to_flags(settings: Settings) -> list[str]:
+    """The words of the shortest command line of `experiments.run` that means these settings."""
+    words = [f"--task={settings.task}", f"--method={settings.method}"]
+    if settings.preset != "default":
+        words.append(f"--preset={settings.preset}")
+    for name, (value, _) in changes(settings, PRESETS[settings.preset](settings.task, settings.method)).items():
+        if isinstance(value, bool):
+            group, _, last = name.rpartition(".")
+            words.append(f"--{name}" if value else f"--{group}{'.' if group else ''}no-{last}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={value}")
+    return words

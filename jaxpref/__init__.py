@@ -1,7 +1,7 @@
 """Preference-based reinforcement learning as pure JAX functions: vmap them over seeds.
 
-`import jaxpref` makes every submodule an attribute (`plots` when first used: it loads matplotlib); the functions
-used most stand at the top.
+`import jaxpref` makes every submodule an attribute (`plots` and `render` when first used: they load matplotlib); the
+functions used most stand at the top.
 """
 
 import importlib
@@ -71,6 +71,7 @@ __all__ = [
     "preferences",
     "ranking",
     "reinforce",
+    "render",
     "returns",
     "reward_model",
     "rollout",
@@ -90,6 +91,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return importlib.import_module("jaxpref.plots")
+    if name in {"plots", "render"}:
+        return importlib.import_module(f"jaxpref.{name}")
     raise AttributeError(f"module 'jaxpref' has no attribute {name!r}")

@@ -76,7 +76,8 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file that it opened itself open where the archive in it is broken.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole npz file of arrays: {error}") from error

@@ -247,6 +247,20 @@ def test_the_printed_table_has_the_summarys_numbers(either):
             assert [label, reference, str(size), *numbers, f"{accuracy:.3f}"] in lines
 
 
+def test_the_page_has_the_summarys_numbers_and_four_policies_at_play(either):
+    """Its name stands among the files that were written; the rest of the page is tests/test_page.py's."""
+    text = (either.folder / "report.html").read_text()
+    numbers = re.findall(r'data-path="([^"]+)" data-value="([^"]+)"', text)
+    assert {f"rows.{i}.policy.iqm" for i in range(4)} | {"timing.total_s"} <= {path for path, _ in numbers}
+    for path, value in numbers:
+        found = either.summary
+        for part in path.split("."):
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        assert json.loads(value) == found, path
+    assert text.count("data:image/gif") == 4
+    assert re.search(r"written to .*report\.html", either.printed)
+
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"statistics"},
     {"plots"},
     {"schema"},
+    {"render"},
     {"store"},
 ]
 """Imports run one way: a module uses those of earlier lines only."""

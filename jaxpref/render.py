@@ -1,0 +1,164 @@
+"""Observations in, pictures out: what an episode looks like, as frames and as an animated GIF."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageColor, ImageDraw
+
+from jaxpref.plots import COLOURS, GREY
+
+SUPERSAMPLING = 2
+"""Pictures are drawn this many times as large and then reduced, which smooths their edges."""
+LONGEST_SIDE = 320
+"""Of a picture, in pixels."""
+LINE = "#CFD6DC"
+
+Frames = UInt8[np.ndarray, "T height width 3"]
+
+
+def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
+    """A picture of every observation, RGB.
+
+    "cartpole" and "acrobot" look like what they are. An observation of any other task is a bar chart if it has one
+    axis, and pixels if it has two or three, [H, W] or [H, W, C], each channel C in a colour of its own; both are
+    scaled to the largest value that each of their components has in `obs`.
+    Raises ValueError for observations of other shapes, and for none.
+    """
+    if obs.ndim not in (2, 3, 4) or 0 in obs.shape:
+        raise ValueError(f"obs must be [T, O], [T, H, W] or [T, H, W, C] without an empty axis, got {list(obs.shape)}")
+    obs = np.asarray(obs, np.float64)
+    if obs.ndim > 2:
+        return _pixels(obs if obs.ndim == 4 else obs[..., None])
+    draw = {"cartpole": _cartpole, "acrobot": _acrobot}.get(task_name, _bars)
+    return draw(obs)
+
+
+def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
+    """An animated GIF that repeats for ever; `seconds` is how long each picture stays, in steps of a hundredth.
+
+    The same pictures give the same bytes. Raises ValueError for lists of different lengths.
+    """
+    if len(seconds) != len(pictures):
+        raise ValueError(f"seconds must have one number for each of {len(pictures)} pictures, got {len(seconds)}")
+    # One palette for all, so that what does not move keeps its colour and costs nothing.
+    sample = np.concatenate(pictures[:: max(1, len(pictures) // 8)])
+    palette = Image.fromarray(sample).quantize(32)
+    images = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    milliseconds = [10 * round(100 * duration) for duration in seconds]
+    file = io.BytesIO()
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    return file.getvalue()
+
+
+def multiple_exposure(pictures: Frames, num_exposures: int = 8) -> bytes:
+    """A PNG of several moments of an episode in one picture, what is dark before what is bright; evenly spread."""
+    moments = np.linspace(0, len(pictures) - 1, num_exposures).round().astype(int)
+    file = io.BytesIO()
+    Image.fromarray(pictures[moments].min(axis=0)).quantize(32).save(file, "PNG")
+    return file.getvalue()
+
+
+class _Canvas:
+    """Draws in the units of a task: `centre` is the point in the middle, `unit` a unit's length in pixels."""
+
+    def __init__(self, width: int, height: int, centre: tuple[float, float], unit: float):
+        self.centre, self.scale = centre, unit * SUPERSAMPLING
+        self.image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), "white")
+        self.draw = ImageDraw.Draw(self.image)
+
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        return (
+            self.image.width / 2 + (x - self.centre[0]) * self.scale,
+            self.image.height / 2 - (y - self.centre[1]) * self.scale,
+        )
+
+    def line(self, start: tuple[float, float], end: tuple[float, float], colour: str, width: float) -> None:
+        """From one point to another, `width` units wide, with round ends."""
+        self.draw.line([self._place(*start), self._place(*end)], fill=colour, width=round(width * self.scale))
+        for point in (start, end):
+            self.disc(point, width / 2, colour)
+
+    def disc(self, centre: tuple[float, float], radius: float, colour: str) -> None:
+        """A filled circle."""
+        self.draw.circle(self._place(*centre), radius * self.scale, fill=colour)
+
+    def box(self, left: float, bottom: float, right: float, top: float, colour: str) -> None:
+        """A filled rectangle."""
+        self.draw.rectangle([self._place(left, top), self._place(right, bottom)], fill=colour)
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """What has been drawn."""
+        return np.asarray(self.image.reduce(SUPERSAMPLING))
+
+
+def _rgb(colour: str) -> UInt8[np.ndarray, " 3"]:
+    return np.array(ImageColor.getrgb(colour), np.uint8)
+
+
+def _each(obs: np.ndarray, draw: Callable[[np.ndarray], _Canvas]) -> Frames:
+    return np.stack([draw(one).picture() for one in obs])
+
+
+def _cartpole(obs: np.ndarray) -> Frames:
+    """A cart on its track, in metres: the episode ends at the marks and at 12 degrees."""
+
+    def draw(one):
+        x, angle = one[0], one[2]
+        canvas = _Canvas(LONGEST_SIDE, 160, centre=(0.0, 0.55), unit=LONGEST_SIDE / 5.2)
+        canvas.box(-2.6, -0.18, 2.6, -0.14, LINE)
+        for end in (-2.4, 2.4):
+            canvas.box(end - 0.02, -0.30, end + 0.02, -0.02, LINE)
+        canvas.box(x - 0.36, -0.14, x + 0.36, 0.16, GREY)
+        hinge = (x, 0.1)
+        canvas.line(hinge, (x + 1.4 * np.sin(angle), hinge[1] + 1.4 * np.cos(angle)), COLOURS[1], 0.11)
+        canvas.disc(hinge, 0.08, "black")
+        return canvas
+
+    return _each(obs, draw)
+
+
+def _acrobot(obs: np.ndarray) -> Frames:
+    """Two links of one metre under a pivot, and the height that the tip has to reach."""
+
+    def draw(one):
+        angle = np.arctan2(one[1], one[0])
+        sum_of_angles = angle + np.arctan2(one[3], one[2])
+        joint = (np.sin(angle), -np.cos(angle))
+        tip = (joint[0] + np.sin(sum_of_angles), joint[1] - np.cos(sum_of_angles))
+        canvas = _Canvas(LONGEST_SIDE, 240, centre=(0.0, 0.0), unit=240 / 4.4)
+        canvas.box(-3.0, 0.98, 3.0, 1.02, LINE)
+        canvas.line((0.0, 0.0), joint, COLOURS[0], 0.17)
+        canvas.line(joint, tip, COLOURS[1], 0.17)
+        for pivot in ((0.0, 0.0), joint):
+            canvas.disc(pivot, 0.1, "black")
+        return canvas
+
+    return _each(obs, draw)
+
+
+def _bars(obs: np.ndarray) -> Frames:
+    """Each number of the observation as a bar, up from the middle or down."""
+    largest = np.abs(obs).max(axis=0)
+    heights = obs / np.where(largest > 0, largest, 1.0)
+    levels = np.linspace(1.0, -1.0, 161)[:, None]
+    filled = (levels * heights[:, None] >= 0) & (np.abs(levels) <= np.abs(heights[:, None]))  # [T, height, O]
+    width = max(1, LONGEST_SIDE // obs.shape[1])
+    inked = np.arange(width) < max(1, width - 2)  # a gap between two bars
+    covered = (filled[..., None] & inked).reshape(*filled.shape[:2], -1)
+    return np.where(covered[..., None], _rgb(COLOURS[0]), _rgb("white"))
+
+
+def _pixels(obs: np.ndarray) -> Frames:
+    """Channels painted over each other on white, the last one uppermost."""
+    largest = obs.max(axis=(0, 1, 2))
+    shares = np.clip(obs / np.where(largest > 0, largest, 1.0), 0.0, 1.0)
+    picture = np.broadcast_to(_rgb("white"), (*obs.shape[:3], 3))
+    for channel in range(obs.shape[-1]):
+        share = shares[..., channel, None]
+        picture = (1 - share) * picture + share * _rgb(COLOURS[channel % len(COLOURS)])
+    enlarged = max(1, LONGEST_SIDE // 2 // max(obs.shape[1:3]))
+    return picture.round().astype(np.uint8).repeat(enlarged, axis=1).repeat(enlarged, axis=2)

@@ -1,0 +1,180 @@
+"""Pictures of episodes: where things stand in them, by the colours of their pixels."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+import jaxpref
+from jaxpref import render
+
+BLUE, ORANGE, GREEN = (np.array(ImageColor.getrgb(colour)) for colour in ("#0072B2", "#D55E00", "#009E73"))
+
+
+def places(picture, colour):
+    """(x, y) of every pixel that has about this colour, y upwards, from the lower left corner. [N, 2]"""
+    y, x = np.nonzero(np.abs(picture.astype(int) - colour).max(axis=-1) < 20)
+    return np.stack([x, picture.shape[0] - 1 - y], axis=1)
+
+
+def cartpole(x=0.0, angle=0.0):
+    (picture,) = render.frames("cartpole", np.array([[x, 0.0, angle, 0.0]]))
+    return picture
+
+
+def acrobot(angle, second_angle):
+    obs = np.array([[np.cos(angle), np.sin(angle), np.cos(second_angle), np.sin(second_angle), 0.0, 0.0]])
+    (picture,) = render.frames("acrobot", obs)
+    return picture
+
+
+def lean(picture, colour):
+    """The angle of a rod to the vertical, clockwise: of the direction in which its pixels spread most."""
+    rod = places(picture, colour)
+    across, up = np.linalg.svd(rod - rod.mean(axis=0))[2][0]
+    return np.arctan(across / up)
+
+
+# --- CartPole ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cart_in_the_middle_with_its_pole_upright_stands_in_the_middle():
+    pole = places(cartpole(), ORANGE)
+    assert abs(pole[:, 0].mean() - 159.5) < 1
+    assert np.ptp(pole[:, 1]) > 5 * np.ptp(pole[:, 0])
+
+
+def test_a_metre_of_the_cart_is_the_same_everywhere():
+    """The track is 5.2 metres wide."""
+    centres = [places(cartpole(x), ORANGE)[:, 0].mean() for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    np.testing.assert_allclose(np.diff(centres), 320 / 5.2, atol=1)
+
+
+@pytest.mark.parametrize("angle", [0.2, -0.1])
+def test_a_pole_leans_by_its_angle_to_the_right(angle):
+    np.testing.assert_allclose(lean(cartpole(angle=angle), ORANGE), angle, atol=0.01)
+
+
+# --- Acrobot ----------------------------------------------------------------------------------------------------------
+
+
+def test_links_at_rest_hang_below_the_pivot():
+    picture = acrobot(0.0, 0.0)
+    upper, lower = places(picture, BLUE), places(picture, ORANGE)
+    assert lower[:, 1].max() <= upper[:, 1].min() + 5
+    for link in (upper, lower):
+        assert abs(link[:, 0].mean() - 159.5) < 1
+    assert 119.5 - 2 * 240 / 4.4 - 6 < lower[:, 1].min() < 119.5 - 2 * 240 / 4.4 + 2
+
+
+def test_the_second_angle_is_measured_from_the_first_link():
+    """The first link points to the right, and so does the second; bent by a right angle it points up."""
+    straight, bent = acrobot(np.pi / 2, 0.0), acrobot(np.pi / 2, np.pi / 2)
+    assert places(straight, ORANGE)[:, 0].min() > places(straight, BLUE)[:, 0].mean()
+    assert abs(places(straight, ORANGE)[:, 1].mean() - 119.5) < 1
+    assert abs(lean(bent, ORANGE)) < 0.01
+    assert places(bent, ORANGE)[:, 1].mean() > 119.5 + 20
+
+
+@pytest.mark.parametrize("angles", [(2.9, 0.4), (1.5, 1.0), (2.0, 1.2), (2.3, 0.9), (1.8, 0.5)])
+def test_the_tip_is_over_the_line_where_the_environment_says_so(angles):
+    """The episode ends where -cos t1 - cos(t1 + t2) > 1. The line is one link over the pivot."""
+    picture = acrobot(*angles)
+    line = 119.5 + 240 / 4.4
+    tip = places(picture, ORANGE)[:, 1].max() - 0.17 / 2 * 240 / 4.4  # its round end reaches half a width further
+    height = -np.cos(angles[0]) - np.cos(sum(angles))
+    np.testing.assert_allclose((tip - line) / (240 / 4.4), height - 1, atol=0.06)
+    assert ((tip - line) > 2) == (height > 1.05)
+
+
+# --- any other task ---------------------------------------------------------------------------------------------------
+
+
+def test_bars_go_up_and_down_in_units_of_each_numbers_largest_value():
+    """Two numbers, one bar each on either half; the middle is row 80, the whole height 80 rows to each side."""
+    pictures = render.frames("a task of one's own", np.array([[1.0, -8.0], [0.5, 4.0], [0.0, 0.0]]))
+    assert pictures.shape == (3, 161, 320, 3)
+    blue = (pictures == BLUE).all(axis=-1)
+    for column, filled in ((10, [(0, 81), (40, 81), (80, 81)]), (200, [(80, 161), (40, 81), (80, 81)])):
+        for picture, (first, end) in zip(blue, filled, strict=True):
+            np.testing.assert_array_equal(np.nonzero(picture[:, column])[0], np.arange(first, end))
+
+
+def test_a_number_that_is_always_zero_is_an_empty_bar():
+    picture = render.frames("other", np.zeros((1, 3)))[0]
+    assert (np.nonzero((picture == BLUE).all(axis=-1))[0] == 80).all()
+
+
+def test_channels_of_an_image_have_colours_of_their_own():
+    """A pixel is painted as far as its channel is on: nothing is white, half is half way to white."""
+    obs = np.zeros((2, 2, 3, 3))
+    obs[0, 0, 0, 0], obs[0, 0, 1, 1], obs[0, 1, 2, 2] = 5.0, 2.0, 1.0
+    obs[1, 0, 0, 0] = 2.5
+    pictures = render.frames("other", obs)
+    side = pictures.shape[2] // 3
+    assert pictures.shape == (2, 2 * side, 3 * side, 3)
+    blocks = pictures.reshape(2, 2, side, 3, side, 3)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+    colours = blocks[:, :, 0, :, 0].astype(int)
+    expected = np.full((2, 2, 3, 3), 255)
+    expected[0, 0, 0], expected[0, 0, 1], expected[0, 1, 2] = BLUE, ORANGE, GREEN
+    expected[1, 0, 0] = np.round((BLUE + 255) / 2)
+    np.testing.assert_allclose(colours, expected, atol=1)
+
+
+def test_an_image_without_channels_has_one():
+    obs = np.random.default_rng(0).uniform(size=(2, 4, 5))
+    np.testing.assert_array_equal(render.frames("other", obs), render.frames("other", obs[..., None]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 0), (2, 3, 4, 5, 6)])
+def test_observations_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"obs must be \[T, O\]"):
+        render.frames("cartpole", np.zeros(shape))
+
+
+def test_arrays_of_jax_are_drawn_like_numpys():
+    obs = jnp.array([[0.3, 0.0, 0.1, 0.0]])
+    np.testing.assert_array_equal(
+        render.frames("cartpole", np.asarray(obs))[0], cartpole(np.float32(0.3), np.float32(0.1))
+    )
+    assert isinstance(jaxpref.render.frames("cartpole", jax.device_get(obs)), np.ndarray)
+
+
+# --- GIF and PNG ------------------------------------------------------------------------------------------------------
+
+
+def test_a_gif_has_its_pictures_and_their_durations_and_repeats_for_ever():
+    pictures = render.frames("cartpole", np.array([[x, 0.0, 0.1 * x, 0.0] for x in (-1.0, 0.0, 1.0)]))
+    with Image.open(io.BytesIO(render.gif(pictures, [0.04, 0.1, 2.0]))) as image:
+        assert image.info["loop"] == 0
+        assert image.n_frames == 3
+        for place, (picture, duration) in enumerate(zip(pictures, (40, 100, 2000), strict=True)):
+            image.seek(place)
+            assert image.info["duration"] == duration
+            # 32 colours come close to those of smoothed edges.
+            difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - picture)
+            assert difference.max() < 60
+            assert difference.mean() < 0.5
+
+
+def test_the_same_pictures_are_the_same_bytes():
+    pictures = render.frames("acrobot", np.random.default_rng(1).normal(size=(4, 6)))
+    assert render.gif(pictures, [0.1] * 4) == render.gif(pictures.copy(), [0.1] * 4)
+
+
+def test_every_picture_needs_its_duration():
+    with pytest.raises(ValueError, match="one number for each of 2 pictures, got 3"):
+        render.gif(np.zeros((2, 8, 8, 3), np.uint8), [0.1] * 3)
+
+
+def test_a_multiple_exposure_shows_first_last_and_what_lies_between_evenly():
+    """Nine pictures with a black pixel each, exposed three times."""
+    pictures = np.full((9, 1, 9, 3), 255, np.uint8)
+    pictures[np.arange(9), 0, np.arange(9)] = 0
+    with Image.open(io.BytesIO(render.multiple_exposure(pictures, 3))) as image:
+        dark = np.asarray(image.convert("RGB")).max(axis=-1)[0] == 0
+    assert np.nonzero(dark)[0].tolist() == [0, 4, 8]
