@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments import command, report
+from experiments import command, pipeline, report
 from experiments.animations import Animation, animate
 from experiments.settings import changes, default_settings, flag, from_config, to_flags
-from jaxpref import store, tasks
+from jaxpref import store
 
 TEMPLATE = "page.html.jinja"
 FIGURES = {
@@ -161,7 +161,7 @@ def rewrite(folder: Path) -> Path:
     """The page of a finished experiment, from its files. Raises UsageError, naming the folder, if it cannot be."""
     try:
         summary = store.load_json(folder / "summary.json")
-        return write(folder, summary, animate(tasks.task(summary["task"]), summary, folder))
+        return write(folder, summary, animate(pipeline.task_of(from_config(summary["config"])), summary, folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise command.UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
 
