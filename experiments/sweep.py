@@ -6,6 +6,7 @@ the function of one run; the reference is pi2.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -25,6 +26,7 @@ from rich.console import Console
 
 import jaxpref
 from experiments import START, arms, pipeline, report, stages
+from experiments.checkpoints import locked
 from experiments.command import UsageError, check_folder, exit_codes
 from experiments.settings import Method, TaskName
 from jaxpref import annotators, dpo, plots, ppo, preferences, reinforce, reward_model, statistics, store
@@ -225,9 +227,10 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     """Run every sweep that is asked for."""
-    with exit_codes():
+    with exit_codes(), contextlib.ExitStack() as held:
         settings = tyro.cli(Settings, description=__doc__)
         check(settings)
+        held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)
         console, timer = Console(), stages.Stages(Console(quiet=True))
         for task_name in settings.tasks:

@@ -206,9 +206,22 @@ def test_results_of_something_else_are_not_used(tmp_path):
         spec | {"versions": {}},
     ):
         assert arms.load(path, other) is None
-    path.write_text(path.read_text()[:-40])
-    assert arms.load(path, spec) is None
     assert arms.load(tmp_path / "missing.json", spec) is None
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-40], lambda text: text.replace("2.0", "3.0"), lambda text: "{}"])
+def test_an_arm_whose_file_was_damaged_is_run_again_and_the_file_named(tmp_path, monkeypatch, change):
+    task, arm, printed = jaxpref.cartpole(), arms.Arm("pi1"), io.StringIO()
+    path = tmp_path / "1-2" / "good.json"
+    arms.save(path, arms.specification(task, arm, (1, 2)), result_of([1.0, 2.0]))
+    whole = path.read_text()
+    path.write_text(change(whole))
+    with pytest.raises(checkpoints.Damaged):
+        arms.load(path, arms.specification(task, arm, (1, 2)))
+    monkeypatch.setattr(arms, "Runner", lambda *_: lambda arm: result_of([1.0, 2.0]))
+    arms.run(task, {"good": arm}, (1, 2), tmp_path, Console(file=printed, width=300))
+    assert printed.getvalue().startswith(f"warning: {path} ")
+    assert path.read_text() == whole
 
 
 @pytest.fixture(scope="module")
