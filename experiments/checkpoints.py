@@ -41,7 +41,7 @@ AFTERWARDS = {"plots", "statistics", "store"}
 HERE = Path(__file__).parent
 LIBRARY = [path for path in sorted(Path(jaxpref.__file__).parent.glob("*.py")) if path.stem not in AFTERWARDS]
 """The part of the library that results depend on."""
-CODE = [HERE / "pipeline.py", HERE / "stages.py"]
+CODE = (HERE / "pipeline.py", HERE / "stages.py")
 """The same of the study."""
 
 
@@ -71,8 +71,9 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        for temporary in (*folder.glob(store.TEMPORARY), *folder.glob(f"*/*/{store.TEMPORARY}")):
-            temporary.unlink()
+        for below in (".", f"{STAGES}/*", "arms/*/*"):
+            for temporary in folder.glob(f"{below}/{store.TEMPORARY}"):
+                temporary.unlink()
         yield
 
 
@@ -101,8 +102,8 @@ def devices() -> list[str]:
 def describe(value: Any) -> Any:
     """A hyperparameter, a function with its bound arguments, a task: as JSON has it, the same in every process.
 
-    Numbers and names stand as they are, arrays as their digest, functions as their names, all else as its class and
-    fields.
+    Numbers and names stand as they are, functions as their names, large arrays as their digest, all else as its class
+    and fields.
     """
     match value:
         case None | bool() | int() | str():
@@ -116,7 +117,7 @@ def describe(value: Any) -> Any:
         case Path() | np.generic():
             return str(value)
         case np.ndarray() | jax.Array():
-            return digest(value)
+            return describe(value.tolist()) if value.size <= 100 else digest(value)
         case functools.partial():
             return {"function": describe(value.func), "args": describe(value.args)} | describe(value.keywords)
     if hasattr(value, "__qualname__"):
@@ -207,14 +208,21 @@ class Checkpoints:
     """The stages' results in one folder of an experiment.
 
     A result is written behind the next stage's back, one at a time and in their order. `versions`: of the libraries
-    that results depend on; `strict`: damaged files are refused; `fresh`: nothing that is kept is used.
+    that results depend on; `strict`: damaged files are refused; `fresh`: nothing that is kept is used; `sources`: code
+    that results depend on, beside the library's.
     """
 
     def __init__(
-        self, folder: Path, versions: dict[str, str], console: Console, strict: bool = False, fresh: bool = False
+        self,
+        folder: Path,
+        versions: dict[str, str],
+        console: Console,
+        strict: bool = False,
+        fresh: bool = False,
+        sources: Sequence[Path] = CODE,
     ):
         self.folder, self.console, self.strict, self.fresh = folder / STAGES, console, strict, fresh
-        self.common = {"versions": versions, "code": code(*LIBRARY, *CODE), "devices": devices()}
+        self.common = {"versions": versions, "code": code(*LIBRARY, *sources), "devices": devices()}
         self.batch, self.seeds = self.folder, list[int]()
         self._used: set[Path] = set()
         self._writer = ThreadPoolExecutor(max_workers=1)
