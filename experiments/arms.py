@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from rich.console import Console
 
-from experiments import pipeline, report
+from experiments import checkpoints, pipeline, report
 from experiments.settings import Policy
 from experiments.stages import Stages
 from jaxpref import annotators, dpo, losses, online, ppo, ranking, reinforce, reward_model, store
@@ -214,7 +213,7 @@ def run(task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, co
 def _run_batch(
     task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, stages: Stages, console: Console
 ) -> Table:
-    kept = {name: load(folder / f"{name}.json", specification(task, arm, seeds)) for name, arm in arms.items()}
+    kept = {name: _kept(task, arm, seeds, folder / f"{name}.json", console) for name, arm in arms.items()}
     missing = {name: arm for name, arm in arms.items() if kept[name] is None}
     if missing:
         stages.rehearse(lambda: [run_arm(arm) for run_arm in [Runner(task, seeds, stages)] for arm in missing.values()])
@@ -226,6 +225,14 @@ def _run_batch(
             took = time.perf_counter() - start
             console.print(f"  {task.name:<9} {name:<26} seeds {folder.name:<9} {took:6.1f} s", highlight=False)
     return {name: result for name, result in kept.items() if result is not None}
+
+
+def _kept(task: Task, arm: Arm, seeds: Sequence[int], path: Path, console: Console) -> Result | None:
+    try:
+        return load(path, specification(task, arm, seeds))
+    except checkpoints.Damaged as error:
+        checkpoints.warn(console, path, str(error), "the arm is run again")
+        return None
 
 
 class Runner:
@@ -310,16 +317,8 @@ class Runner:
         return self.stages.run(name, part, shared, self.seeds, *args, lanes=lanes, program=program)
 
 
-AFTERWARDS = {"plots", "statistics", "store"}
-"""Modules that only work on results."""
-LIBRARY = [path for path in sorted(Path(ppo.__file__).parent.glob("*.py")) if path.stem not in AFTERWARDS]
-SOURCES = [*LIBRARY, Path(pipeline.__file__), Path(__file__)]
+CODE = [*checkpoints.LIBRARY, Path(pipeline.__file__), Path(__file__)]
 """The code that results depend on."""
-
-
-@functools.cache
-def _code() -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
 
 
 def specification(task: Task, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
@@ -329,7 +328,7 @@ def specification(task: Task, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
         "seeds": list(seeds),
         "arm": dataclasses.asdict(arm),
         "versions": report.versions(),
-        "code": _code(),
+        "code": checkpoints.code(*CODE),
     }
 
 
@@ -338,14 +337,17 @@ def save(path: Path, spec: dict[str, Any], result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = store.named_leaves(result)
     lists = {name: [None if np.isnan(x) else float(x) for x in leaf] for name, leaf in numbers.items()}
-    store.save_json(path, {"specification": spec, "results": lists})
+    checkpoints.save_sealed(path, {"specification": spec, "results": lists})
 
 
 def load(path: Path, spec: dict[str, Any]) -> Result | None:
-    """What `save` wrote; None where there is nothing, or where it depends on something else."""
+    """What `save` wrote; None where there is nothing, or where it depends on something else.
+
+    Raises checkpoints.Damaged where it is not what was written.
+    """
     try:
-        stored = store.load_json(path)
-    except (FileNotFoundError, ValueError):
+        stored = checkpoints.load_sealed(path)
+    except FileNotFoundError:
         return None
     if stored.get("specification") != spec:
         return None

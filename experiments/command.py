@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import os
 import re
@@ -144,17 +145,31 @@ def check_folder(folder: Path) -> None:
 def run(settings: Settings, console: Console, start: float) -> None:
     """Run one experiment, write its results and print its report. `start`: when it began.
 
-    Of several processes the first one writes and prints.
+    What an earlier run of it has finished is not computed again. Of several processes the first one writes and prints.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from experiments import animations, page, pipeline, report, stages
+    from experiments import animations, checkpoints, page, pipeline, report, stages
+    from experiments.progress import Progress
     from jaxpref import store
 
     task = make_task(settings)
     import_s = time.perf_counter() - start
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
-    timer = stages.Stages(console)
-    outcome = pipeline.run(settings, task, timer)
+    keeps, of = settings.processes == 1, checkpoints.of_run(settings, report.versions())
+    if keeps and not settings.fresh:
+        paths = checkpoints.finished(settings.out, of, console, settings.strict)
+        if paths is not None:
+            report.print_report(console, store.load_json(settings.out / "summary.json"), paths, settings.out)
+            console.print("nothing was run: these are whole, and of the same settings, versions and code; see --fresh")
+            return
+    kept = None
+    if keeps:
+        kept = checkpoints.Checkpoints(settings.out, of["versions"], console, settings.strict, settings.fresh)
+    if stages.is_first():
+        checkpoints.unseal_results(settings.out)
+    with Progress(console, settings.out if stages.is_first() else None, settings.tensorboard) as progress:
+        timer = stages.Stages(console, kept, progress)
+        outcome = pipeline.run(settings, task, timer)
     if not stages.is_first():
         return
     summary = report.summarise(settings, outcome)
@@ -170,8 +185,12 @@ def run(settings: Settings, console: Console, start: float) -> None:
     }
     summary["peak_memory_gib"] = peak_memory_gib()
     store.save_json(settings.out / "summary.json", summary)
+    paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
     paths.append(page.write(settings.out, summary, played))
-    report.print_report(console, summary, [settings.out / "summary.json", *paths], settings.out)
+    if kept is not None:
+        kept.tidy()
+    checkpoints.seal_results(settings.out, of, paths)
+    report.print_report(console, summary, paths, settings.out)
 
 
 def make_task(settings: Settings) -> Task:
@@ -196,14 +215,19 @@ def main(task: str | None = None, method: str | None = None, argv: Sequence[str]
     """One experiment as a program."""
     with exit_codes():
         settings = parse(sys.argv[1:] if argv is None else argv, task, method)
-        console = set_up([settings])
-        run(settings, console, START)
+        with set_up([settings]) as console:
+            run(settings, console, START)
 
 
-def set_up(studies: Sequence[Settings]) -> Console:
-    """Prepare JAX before its first use, look at the tasks, make the folders, and return where to print."""
+@contextlib.contextmanager
+def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
+    """Prepare JAX before its first use, look at the tasks, make the folders, and hold them while the body prints to the
+    console.
+    """
     first = studies[0]
-    from experiments import stages
+    if first.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UsageError("--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'")
+    from experiments import checkpoints, stages
 
     stages.set_up_jax(first.devices)
     if first.processes != 1:
@@ -212,7 +236,11 @@ def set_up(studies: Sequence[Settings]) -> Console:
         make_task(settings)
         if first.process == 0:
             check_folder(settings.out)
-    return Console(quiet=first.processes != 1 and not stages.is_first())
+    with contextlib.ExitStack() as held:
+        if stages.is_first():
+            for settings in studies:
+                held.enter_context(checkpoints.locked(settings.out))
+        yield Console(quiet=not stages.is_first())
 
 
 @contextlib.contextmanager

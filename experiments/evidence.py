@@ -6,6 +6,7 @@ where it stopped. Then every comparison that a claim makes is tested, seed by se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,6 +26,7 @@ from rich.table import Table as TerminalTable
 
 import jaxpref
 from experiments import START, arms, report, stages
+from experiments.checkpoints import locked
 from experiments.claims import CLAIMS, Claim, Comparison
 from experiments.claims import arms as arms_of
 from experiments.command import UsageError, check_folder, exit_codes
@@ -336,9 +338,10 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     """Run the arms, test the claims, write the page."""
-    with exit_codes():
+    with exit_codes(), contextlib.ExitStack() as held:
         settings = tyro.cli(Settings, description=__doc__)
         check(settings)
+        held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)
         console, seeds = Console(), range(settings.num_seeds)
         tables: dict[str, arms.Table] = {

@@ -89,8 +89,14 @@ def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or batch_seeds(settings, task)))
     # All of one size, the last filled up with seeds of the first: one program serves all.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    stages.rehearse(lambda: run_batch(settings, task, stages, batches[0]))
-    outcomes = [run_batch(settings, task, stages, batch) for batch in batches]
+    outcomes = []
+    for number, batch in enumerate(batches, 1):
+        through_all_stages = functools.partial(run_batch, settings, task, stages, batch)
+        stages.begin(number, num_batches, batch)
+        stages.rehearse(through_all_stages)
+        outcomes.append(through_all_stages())
+        if not settings.save_preferences:
+            stages.drop("preferences")
     own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
     return gather(own, len(settings.seeds))
 
@@ -105,12 +111,14 @@ def batch_seeds(settings: Settings, task: Task) -> int:
 def run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray) -> Outcome:
     """Experts, preferences, training and evaluation of some seeds."""
     experts = stages.run("reinforce", functools.partial(train_experts, task), settings.reinforce, seeds, lanes=32)
+    stages.log("reinforce", experts.metrics)
     pi = {"pi1": experts.pi1, "pi2": experts.pi2}
     label = functools.partial(label_pairs, task, max(settings.num_pairs) + settings.num_heldout)
     pairs = stages.run("preferences", label, settings.annotator, seeds, pi["pi1"], pi["pi2"], lanes=4)
 
     train = {"dpo": train_dpo, "rlhf": train_rlhf}[settings.method]
     trained = train(settings, task, stages, seeds, pi, pairs)
+    log_metrics(settings, stages, trained)
 
     stacked = [_stack([pi["pi1"], pi["pi2"]]), *(part.params for part in trained.values())]
     policies = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *stacked)
@@ -124,6 +132,18 @@ def run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray)
         trained_returns=dict(zip(trained, np.split(returns[:, 2:], len(trained), axis=1), strict=True)),
         preferences=pairs if settings.save_preferences else None,
     )
+
+
+def log_metrics(settings: Settings, stages: Stages, trained: dict[str, Trained]) -> None:
+    """Log what was trained, run by run: each reference's policies, and the reward models, which have no reference."""
+    first = next(iter(trained.values()))
+    for place, num_pairs in enumerate(settings.num_pairs):
+        if first.reward_metrics is not None:
+            metrics = jax.tree.map(lambda leaf, place=place: leaf[:, place], first.reward_metrics)
+            stages.log("reward model", metrics, num_pairs=num_pairs)
+        for reference, part in trained.items():
+            metrics = jax.tree.map(lambda leaf, place=place: leaf[:, place], part.metrics)
+            stages.log("ppo" if settings.method == "rlhf" else "dpo", metrics, reference=reference, num_pairs=num_pairs)
 
 
 def train_experts(task: Task, config: reinforce.Config, seed: jax.Array) -> reinforce.Result:

@@ -52,13 +52,20 @@ class Settings:
     """Episodes that each final policy is evaluated on."""
     save_preferences: bool = False
     """Also write the preference datasets, one file per seed."""
+    fresh: bool = False
+    """Compute everything again, whatever an earlier run with the same settings has left in the folder."""
+    strict: bool = False
+    """Stop at a file that was damaged since it was written; without it, the file is named and made again."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard event files; needs `pip install jaxpref[tensorboard]`."""
     devices: int = 0
     """CPU devices that seeds are spread over; 0: one for each core. Without effect where there is an accelerator."""
     batch_seeds: int = 0
     """Seeds held in memory at once, the others wait their turn; 0: as many as fit."""
     processes: int = 1
     """Processes that share the seeds, each started with the same flags but for --process; 0: as the launcher says
-    (Slurm, Open MPI). The first one writes the results."""
+    (Slurm, Open MPI). The first one writes the results. Stages are kept, so that a run can go on where it stopped, by
+    a process that is alone."""
     process: int = 0
     """Which of them this one is, from 0; with --coordinator."""
     coordinator: str = ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, PartitionSpec
-from jax.stages import Compiled
+from jax.stages import Compiled, Traced
 from rich.console import Console
+
+from experiments.checkpoints import Checkpoints, describe
+from experiments.progress import Done, Progress, mean_return
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 """Where compiled programs are kept between runs."""
@@ -95,25 +97,54 @@ def padded_size(num_runs: int, lanes: int) -> int:
 class StageTime:
     """Seconds that a run spent on all calls of a stage: on tracing it and waiting for its program, and on running it.
 
-    Compilation behind an earlier stage's back costs no time of its own and is not counted.
+    Compilation behind an earlier stage's back costs no time of its own and is not counted. A result that was kept from
+    before, `reused`, counts with the seconds that it took when it was computed.
     """
 
     compile_s: float = 0.0
     run_s: float = 0.0
+    reused: bool = False
+
+
+@dataclasses.dataclass
+class Program:
+    """A stage's program: traced, and compiled once it is known to be needed."""
+
+    traced: Traced
+    compiled: Future[Compiled] | None = None
+
+    def compile(self, compilers: ThreadPoolExecutor) -> Future[Compiled]:
+        """The compiled program, or one that is being compiled."""
+        if self.compiled is None:
+            self.compiled = compilers.submit(lambda: self.traced.lower().compile())
+        return self.compiled
+
+    def zeros(self, num_runs: int) -> Any:
+        """Zeros of the shapes that so many runs' results have."""
+        return jax.tree.map(
+            lambda leaf: np.broadcast_to(leaf.dtype.type(), (num_runs, *leaf.shape[1:])), self.traced.out_info
+        )
 
 
 class Stages:
-    """Runs stages, keeps their compiled programs and their times, and says on the terminal what is going on."""
+    """Runs stages, keeps their compiled programs, results and times, and says what is going on."""
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, checkpoints: Checkpoints | None = None, progress: Progress | None = None):
+        self.checkpoints, self.progress = checkpoints, progress or Progress(console)
         self.times: dict[str, StageTime] = {}
-        self._programs: dict[Any, tuple[Future[Compiled], Any]] = {}
+        self._programs: dict[Any, Program] = {}
         self._compilers = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)) // 2))
         self._rehearsing = False
 
+    def begin(self, number: int, num_batches: int, seeds: np.ndarray) -> None:
+        """From now on, stages are those of a batch of seeds: the first has number 1."""
+        self.progress.begin(number, num_batches, seeds)
+        if self.checkpoints is not None:
+            self.checkpoints.begin(str(number), seeds)
+
     def rehearse(self, pipeline: Callable[[], Any]) -> None:
-        """Go through a pipeline without computing: every stage's program starts to compile in the background.
+        """Go through a pipeline without computing: the programs of all stages whose results are not kept start to
+        compile in the background.
 
         A stage's results are zeros of the right shapes meanwhile. So the programs of later stages compile while the
         earlier ones compile and run.
@@ -139,46 +170,75 @@ class Stages:
         `shared` holds hyperparameters: they are arguments of the program, not part of it, so a change of them does
         not compile it anew. Runs are padded with copies of the first ones up to what the devices share evenly; the
         copies' results are dropped. A stage run again with the same `program` (by default, name and detail) and shapes
-        reuses its program.
+        reuses its program. Where there are checkpoints, a result that is kept there is not computed again.
         """
+        title, start = f"{name} {detail}".strip(), time.perf_counter()
         num_runs = jax.tree.leaves(args)[0].shape[0]
         num_padded = padded_size(num_runs, lanes)
-        shared = jax.tree.map(np.float32, shared)
+        numbers = jax.tree.map(np.float32, shared)
+        prepared = self._program(program or (name, detail), function, numbers, args, num_padded, lanes)
+        zeros = prepared.zeros(num_runs)
+        wanted = self._wanted(title, function, shared, lanes)
         times = self.times.setdefault(name, StageTime())
-        start = time.perf_counter()
-        future, results = self._program(program or (name, detail), function, shared, args, num_padded, lanes)
         if self._rehearsing:
+            self._prepare(title, prepared, wanted)
             times.compile_s += time.perf_counter() - start
-            return jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(), (num_runs, *leaf.shape[1:])), results)
-        with self._announced(f"{name} {detail}".strip(), num_runs):
-            compiled = future.result()
+            return zeros
+
+        def compute() -> tuple[Any, dict[str, float]]:
+            compiled = prepared.compile(self._compilers).result()
             ready = time.perf_counter()
             index = np.arange(num_padded) % num_runs
-            args = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
-            result = jax.block_until_ready(compiled(shared, args))
+            padded = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
+            result = jax.block_until_ready(compiled(numbers, padded))
             result = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], result)
-            times.compile_s += ready - start
-            times.run_s += time.perf_counter() - ready
+            return result, {"compile_s": ready - start, "run_s": time.perf_counter() - ready}
+
+        num_updates = getattr(shared, "num_updates", None)
+        self.progress.start(title)
+        if self.checkpoints is None:
+            result, seconds, reused = *compute(), False
+        else:
+            result, seconds, reused = self.checkpoints.keep(title, wanted, args, zeros, compute)
+        self.progress.done(Done(title, num_runs, num_updates, mean_return(result), sum(seconds.values()), reused))
+        times.compile_s += seconds["compile_s"]
+        times.run_s += seconds["run_s"]
+        times.reused |= reused
         return result
+
+    def log(self, stage: str, metrics: Any, **where: Any) -> None:
+        """Write a finished training stage's metrics; axes [S, U]. `where`: which of its runs they are of."""
+        if not self._rehearsing:
+            self.progress.log(stage, metrics, where)
+
+    def drop(self, title: str) -> None:
+        """Do not keep a stage's result any longer."""
+        if self.checkpoints is not None:
+            self.checkpoints.drop(title)
 
     def _program(
         self, program: Hashable, function: Callable, shared: Any, args: Any, num_padded: int, lanes: int
-    ) -> tuple[Future[Compiled], Any]:
-        """(the program, compiled or about to be; shapes of its results)."""
+    ) -> Program:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_padded, *leaf.shape[1:]), leaf.dtype), args)
         key = program, tuple(jax.tree.leaves(shapes))
         if key not in self._programs:
-            traced = jax.jit(over_runs(function, num_padded, lanes)).trace(shared, shapes)
-            self._programs[key] = self._compilers.submit(lambda: traced.lower().compile()), traced.out_info
+            self._programs[key] = Program(jax.jit(over_runs(function, num_padded, lanes)).trace(shared, shapes))
         return self._programs[key]
 
-    @contextlib.contextmanager
-    def _announced(self, title: str, num_runs: int) -> Iterator[None]:
-        start = time.perf_counter()
-        runs = f"{num_runs} run{'s' if num_runs > 1 else ''}"
-        if self.console.is_terminal:
-            with self.console.status(f"{title} [dim]({runs})"):
-                yield
-        else:
-            yield
-        self.console.print(f"  {title:<24} {runs:>9} {time.perf_counter() - start:7.1f} s", highlight=False)
+    def _wanted(self, title: str, function: Callable, shared: Any, lanes: int) -> dict[str, Any]:
+        """What a kept result must depend on to be used."""
+        if self.checkpoints is None:
+            return {}
+        description = {
+            "function": describe(function),
+            "hyperparameters": describe(shared),
+            "lanes": lanes,
+        }
+        return self.checkpoints.wanted(title, description)
+
+    def _prepare(self, title: str, program: Program, wanted: dict[str, Any]) -> None:
+        if self.checkpoints is not None and self.checkpoints.expects(title, wanted):
+            self.progress.plan(title, 0.0)
+            return
+        program.compile(self._compilers)
+        self.progress.plan(title, self.checkpoints.seconds(title) if self.checkpoints is not None else None)

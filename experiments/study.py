@@ -32,13 +32,13 @@ def main() -> None:
     """Run the study."""
     with command.exit_codes():
         studies = parse(sys.argv[1:])
-        console = command.set_up(studies)
-        start = START
-        for settings in studies:
-            command.run(settings, console, start)
-            console.print()
-            start = time.perf_counter()
-        console.print(f"study: {time.perf_counter() - START:.1f} s in all", highlight=False)
+        with command.set_up(studies) as console:
+            start = START
+            for settings in studies:
+                command.run(settings, console, start)
+                console.print()
+                start = time.perf_counter()
+            console.print(f"study: {time.perf_counter() - START:.1f} s in all", highlight=False)
 
 
 if __name__ == "__main__":

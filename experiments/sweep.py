@@ -1,11 +1,13 @@
 """One call over a grid: strength of the pull to the reference x pairs x annotator's temperature x seeds.
 
 `python -m experiments.sweep --help`. The strength is DPO's beta or PPO's kl_coef. Each axis is one more `vmap` around
-the function of one run; the reference is pi2.
+the function of one run; the reference is pi2. What is done is kept, so a run that was interrupted goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -25,6 +27,7 @@ from rich.console import Console
 
 import jaxpref
 from experiments import START, arms, pipeline, report, stages
+from experiments.checkpoints import CODE, Checkpoints, locked
 from experiments.command import UsageError, check_folder, exit_codes
 from experiments.settings import Method, TaskName
 from jaxpref import annotators, dpo, plots, ppo, preferences, reinforce, reward_model, statistics, store
@@ -226,14 +229,19 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     """Run every sweep that is asked for."""
-    with exit_codes():
+    with exit_codes(), contextlib.ExitStack() as held:
         settings = tyro.cli(Settings, description=__doc__)
         check(settings)
+        held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)
-        console, timer = Console(), stages.Stages(Console(quiet=True))
+        console = Console()
+        kept = Checkpoints(settings.out, report.versions(), console, sources=(*CODE, Path(__file__)))
+        timer = stages.Stages(Console(quiet=True), kept)
+        timer.begin(1, 1, np.arange(settings.num_seeds))
         for task_name in settings.tasks:
             for method in settings.methods:
                 sweep(settings, jaxpref.task(task_name), method, timer, console)
+        kept.tidy()
         console.print(f"{time.perf_counter() - START:.0f} s in all", highlight=False)
 
 

@@ -27,12 +27,15 @@ from jaxpref.schema import read_numbers, read_sides
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
+TEMPORARY = ".*.????????.tmp"
+"""Pattern of the names of files that are being written; one that no process writes was left by a killed one."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`, and rename it to `path` once everything is written and on disk."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -40,16 +43,31 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's own is private
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def _sync_folder(folder: Path) -> None:
+    # The new name is an entry of the folder, which is on disk only once the folder is.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def to_json(table: Any) -> bytes:
+    """`table` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
+    return (json.dumps(table, indent=2, allow_nan=False) + "\n").encode()
+
+
 def save_json(path: str | os.PathLike, table: Any) -> None:
     """Write `table` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
-    text = json.dumps(table, indent=2, allow_nan=False) + "\n"
+    text = to_json(table)
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text)
 
 
 def load_json(path: str | os.PathLike) -> Any:

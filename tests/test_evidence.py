@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import jaxpref
-from experiments import arms, claims, evidence, pipeline, stages, sweep
+from experiments import arms, checkpoints, claims, evidence, pipeline, stages, sweep
 from experiments.command import UsageError
 from jaxpref import annotators, dpo, ranking, statistics
 from jaxpref.types import Preferences
@@ -206,9 +207,24 @@ def test_results_of_something_else_are_not_used(tmp_path):
         spec | {"versions": {}},
     ):
         assert arms.load(path, other) is None
-    path.write_text(path.read_text()[:-40])
-    assert arms.load(path, spec) is None
     assert arms.load(tmp_path / "missing.json", spec) is None
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: text[:-40], lambda text: text.replace("2.0", "3.0"), lambda text: "{}"]
+)
+def test_an_arm_whose_file_was_damaged_is_run_again_and_the_file_named(tmp_path, monkeypatch, change):
+    task, arm, printed = jaxpref.cartpole(), arms.Arm("pi1"), io.StringIO()
+    path = tmp_path / "1-2" / "good.json"
+    arms.save(path, arms.specification(task, arm, (1, 2)), result_of([1.0, 2.0]))
+    whole = path.read_text()
+    path.write_text({"truncated": whole[:-40], "changed": whole.replace("2.0", "3.0"), "foreign": "{}"}[damage])
+    with pytest.raises(checkpoints.Damaged):
+        arms.load(path, arms.specification(task, arm, (1, 2)))
+    monkeypatch.setattr(arms, "Runner", lambda *_: lambda arm: result_of([1.0, 2.0]))
+    arms.run(task, {"good": arm}, (1, 2), tmp_path, Console(file=printed, width=300))
+    assert printed.getvalue().startswith(f"warning: {path} ")
+    assert path.read_text() == whole
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import jaxpref
-from experiments import command, pipeline, stages, study
+from experiments import checkpoints, command, pipeline, stages, study
 from jaxpref import dpo, preferences, store
 
 ROOT = Path(__file__).parents[1]
@@ -206,8 +207,9 @@ def test_seconds_add_up(either):
     assert set(timing) == {"import_s", "compile_s", "run_s", "total_s", "stages"}
     assert set(timing["stages"]) == {"reinforce", "preferences", "evaluate"} | names
     for stage in timing["stages"].values():
-        assert set(stage) == {"compile_s", "run_s"}
-        assert min(stage.values()) > 0
+        assert set(stage) == {"compile_s", "run_s", "reused"}
+        assert stage["reused"] is False
+        assert min(stage["compile_s"], stage["run_s"]) > 0
     for name in ("compile_s", "run_s"):
         np.testing.assert_allclose(timing[name], sum(stage[name] for stage in timing["stages"].values()), rtol=1e-9)
     assert timing["import_s"] >= 0
@@ -482,13 +484,107 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
     timing = summary["timing"]
     assert timing["import_s"] > 0
     assert timing["total_s"] > timing["import_s"] + timing["compile_s"] + timing["run_s"]
-    assert {path.name for path in tmp_path.iterdir()} == {
+    named = {
         *(f"{name}.png" for name in ("policies", "returns", "loss", "margins")),
         *(f"preferences_seed{seed}.npz" for seed in SEEDS),
-        *("summary.json", "policies.npz", "metrics.npz"),
+        *("summary.json", "policies.npz", "metrics.npz", "metrics.jsonl"),
     }
-    for path in tmp_path.iterdir():
-        assert path.name in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == named | {".lock", "manifest.json", "progress.jsonl", "stages"}
+    for name in named:
+        assert name in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+# --- stopped and started again ----------------------------------------------------------------------------------------
+
+
+def results_of(folder):
+    """What an experiment left, file by file: bytes, and the summary without what it says about this very run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("timing", "peak_memory_gib"):
+        del summary[name]
+    del summary["config"]["out"]
+    files = [path for path in folder.iterdir() if path.suffix in (".npz", ".png") or path.name == "metrics.jsonl"]
+    return {path.name: path.read_bytes() for path in files} | {"summary.json": summary}
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(dpo_run, cache, tmp_path):
+    """Killed after the first stage and, started again, after the third; at some moment or other behind that."""
+    program = (
+        "import pathlib, sys\n"
+        "from experiments import command, stages\n"
+        "stages.CACHE = pathlib.Path(sys.argv.pop(1))\n"
+        "command.main('cartpole', 'dpo')\n"
+    )
+    flags = ["--seeds", *map(str, SEEDS), *SHARED_FLAGS, *DPO_FLAGS, "--out", str(tmp_path)]
+    words = [sys.executable, "-c", program, str(cache), *flags]
+    delays = np.random.default_rng().uniform(0, 0.3, 2)
+    for stages_done, delay in zip((1, 3), delays, strict=True):
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            log = tmp_path / "progress.jsonl"
+            while process.poll() is None and not (log.exists() and log.read_text().count('"stage"') >= 2 * stages_done):
+                time.sleep(0.01)
+            time.sleep(delay)
+            process.kill()
+        log.unlink()
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search("reinforce .* kept", done.stdout)
+    assert "warning: /" not in done.stdout
+    killed, undisturbed = results_of(tmp_path), results_of(dpo_run.folder)
+    assert killed.keys() == undisturbed.keys()
+    for name in killed:
+        assert killed[name] == undisturbed[name], (name, delays)
+
+
+def test_a_finished_run_is_not_run_again_and_a_damaged_file_of_it_is_named_and_made_again(dpo_run, monkeypatch):
+    """First nothing may be computed at all. Then one bit of policies.npz flips: it is made again of what was kept."""
+    folder, before = dpo_run.folder, results_of(dpo_run.folder)
+    argv = ["--seeds", *map(str, SEEDS), *SHARED_FLAGS, *DPO_FLAGS, "--out", str(folder)]
+
+    def again(*more):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            command.main("cartpole", "dpo", [*argv, *more])
+        return printed.getvalue()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Stages, "run", None)
+        printed = again()
+        assert "nothing was run" in printed
+        assert re.search(r"DPO +pi2 +8 ", printed)
+
+        content = bytearray((folder / "policies.npz").read_bytes())
+        content[1000] ^= 4
+        (folder / "policies.npz").write_bytes(content)
+        with pytest.raises(SystemExit) as exit:
+            again("--strict")
+        assert exit.value.code == 2
+    summary = store.load_json(folder / "summary.json")
+    printed = again()
+    assert f"warning: {folder / 'policies.npz'} does not have the checksum" in printed
+    assert results_of(folder) == before
+    timing = store.load_json(folder / "summary.json")["timing"]["stages"]
+    assert all(stage["reused"] for stage in timing.values())
+    assert timing["dpo"]["run_s"] == summary["timing"]["stages"]["dpo"]["run_s"]
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_untouched(cache, tmp_path, capsys):
+    (tmp_path / "summary.json").write_bytes(b"precious")
+    with checkpoints.locked(tmp_path):
+        line = complaint(capsys, lambda: command.main("cartpole", "dpo", ["--devices", "2", "--out", str(tmp_path)]))
+    assert f"process {os.getpid()} is writing into this folder" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "summary.json"]
+    assert (tmp_path / "summary.json").read_bytes() == b"precious"
+
+
+def test_tensorboard_without_its_package_is_refused(refused, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = refused("--tensorboard")
+    assert "pip install 'jaxpref[tensorboard]'" in line
+
+
+# --- many processes, many batches -------------------------------------------------------------------------------------
 
 
 def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):

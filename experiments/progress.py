@@ -1,0 +1,200 @@
+"""How far a run has come: a live line on a terminal, plain lines elsewhere, and files to follow it by.
+
+`progress.jsonl` gets a line when a run starts, after each stage and when it ends; `metrics.jsonl` gets the metrics of a
+training stage, an update a line, as soon as the stage is done. Compiled code calls nobody, so within a stage only time
+goes by.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+
+class Done(NamedTuple):
+    """A stage that is done. `seconds` are those that it took when it was computed; `reused`: that was before."""
+
+    stage: str
+    runs: int
+    updates: int | None
+    mean_return: float | None
+    seconds: float
+    reused: bool
+
+
+def mean_return(result: Any) -> float | None:
+    """Mean true return at the end of a training stage, over all of its runs; None where it says none."""
+    metrics: Any = getattr(result, "metrics", None)
+    if hasattr(metrics, "true_return"):
+        returns = metrics.true_return[..., -1:]
+    elif hasattr(metrics, "score"):  # NaN after training ended
+        rows = metrics.score.reshape(-1, metrics.score.shape[-1])
+        returns = np.concatenate([row[np.isfinite(row)][-1:] for row in rows])
+    else:
+        return None
+    return float(returns.mean()) if returns.size and np.isfinite(returns).all() else None
+
+
+class Progress:
+    """Says on the console, and in `folder` where one is given, how far a run has come."""
+
+    def __init__(self, console: Console, folder: Path | None = None, tensorboard: bool = False):
+        self.console, self.folder, self.tensorboard = console, folder, tensorboard
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("stages,"),
+            TimeElapsedColumn(),
+            TimeLeft(self),
+        )
+        self._bar = Bar(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal)
+        self._task = self._bar.add_task("preparing", total=None)
+        self._files: dict[str, IO[str]] = {}
+        self._events: Any = None
+        self._number, self._num_batches, self._seeds = 1, 1, np.zeros(0)
+        self._planned: dict[str, float | None] = {}
+        self._took: dict[str, float] = {}
+        self._waiting: list[str] = []
+        self._running: tuple[str, float] | None = None
+
+    def __enter__(self) -> Progress:
+        if self.folder is not None:
+            self._files = {"progress": (self.folder / "progress.jsonl").open("a")}
+            self._files["metrics"] = (self.folder / "metrics.jsonl").open("w")
+            if self.tensorboard:
+                self._events = event_writer(self.folder / "tensorboard")
+        self._write("progress", {"time": now(), "event": "start", "process": os.getpid()})
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.stop()
+        self._write("progress", {"time": now(), "event": "end", "error": kind.__name__ if kind else None})
+        for file in self._files.values():
+            file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def begin(self, number: int, num_batches: int, seeds: np.ndarray) -> None:
+        """The next batch of seeds begins; the first has number 1."""
+        self._number, self._num_batches, self._seeds = number, num_batches, seeds
+        self._planned, self._waiting = {}, []
+        if num_batches > 1:
+            self.console.print(f"batch {number} of {num_batches}, {len(seeds)} seeds", highlight=False)
+
+    def plan(self, stage: str, seconds: float | None) -> None:
+        """A stage is going to come; `seconds` that it is expected to take, None where nobody knows."""
+        self._planned[stage] = seconds
+        self._waiting.append(stage)
+        self._bar.update(self._task, total=len(self._planned) * self._num_batches)
+
+    def start(self, stage: str) -> None:
+        """A stage begins."""
+        self._running = stage, time.perf_counter()
+        if stage in self._waiting:
+            self._waiting.remove(stage)
+        batch = f"batch {self._number} of {self._num_batches}: " if self._num_batches > 1 else ""
+        self._bar.update(self._task, description=f"{batch}{stage}")
+
+    def done(self, done: Done) -> None:
+        """A stage is done."""
+        self._running = None
+        self._took[done.stage] = 0.0 if done.reused else done.seconds
+        self._bar.advance(self._task)
+        cells = [
+            f"{done.runs} run{'s' if done.runs > 1 else ''}",
+            "" if done.updates is None else f"{done.updates} update{'s' if done.updates > 1 else ''}",
+            "" if done.mean_return is None else f"return {done.mean_return:.1f}",
+            "kept" if done.reused else f"{done.seconds:.1f} s",
+        ]
+        self.console.print(
+            f"  {done.stage:<24} {cells[0]:>9} {cells[1]:>13} {cells[2]:>14} {cells[3]:>9}", highlight=False
+        )
+        row = {"time": now(), "event": "stage", "batch": self._number, "seeds": self._seeds.tolist()} | done._asdict()
+        self._write("progress", row)
+
+    def log(self, stage: str, metrics: Any, where: dict[str, Any]) -> None:
+        """Means over the seeds of a training stage's metrics, fields [S, U], an update a line.
+
+        Fields that are taken at every so many updates stand in the lines of those. Numbers that are not finite do not
+        count; where none is, JSON has null.
+        """
+        means = {name: mean_of_known(values) for name, values in vars(metrics).items()}
+        num_updates = max(map(len, means.values()))
+        rows: list[dict[str, Any]] = [{} for _ in range(num_updates)]
+        for name, values in means.items():
+            for place, value in enumerate(values, 1):
+                rows[num_updates * place // len(values) - 1][name] = value
+        for update, row in enumerate(rows, 1):
+            self._write("metrics", {"batch": self._number, "stage": stage, **where, "update": update, **row})
+            if self._events is not None:
+                batch = [f"batch {self._number}"] if self._num_batches > 1 else []
+                tag = "/".join([*batch, stage, *(f"{name} {value}" for name, value in where.items())])
+                for name, value in row.items():
+                    if value is not None:
+                        self._events.add_scalar(f"{tag}/{name}", value, update)
+
+    def seconds_left(self) -> float | None:
+        """About how long the run still takes; None as long as there is a stage of which nobody knows."""
+        expected = self._planned | self._took
+        later = [*self._waiting, *list(self._planned) * (self._num_batches - self._number)]
+        seconds = [expected[stage] for stage in later]
+        if self._running is not None:
+            stage, start = self._running
+            before = expected.get(stage)
+            seconds.append(None if before is None else max(0.0, before - (time.perf_counter() - start)))
+        known = [value for value in seconds if value is not None]
+        return sum(known) if len(known) == len(seconds) else None
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        if name in self._files:
+            self._files[name].write(json.dumps(row) + "\n")
+            self._files[name].flush()
+
+
+class TimeLeft(ProgressColumn):
+    """About how long a run still takes."""
+
+    def __init__(self, progress: Progress):
+        super().__init__()
+        self.progress = progress
+
+    def render(self, task: Any) -> Text:
+        """The column's text."""
+        left = self.progress.seconds_left()
+        return Text("" if not left else f"about {datetime.timedelta(seconds=round(left))} left")
+
+
+def mean_of_known(values: Any) -> list[float | None]:
+    """Means over the first axis of what is finite; None where nothing is."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    counts = known.sum(0)
+    sums = np.where(known, values, 0.0).sum(0)
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def now() -> str:
+    """The time of day, as in 2025-01-31T12:00:00+00:00."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def event_writer(folder: Path) -> Any:
+    """A writer of TensorBoard's event files; those of an earlier run are removed."""
+    from tensorboardX import SummaryWriter
+
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    return SummaryWriter(str(folder))
