@@ -22,13 +22,14 @@ from rich.text import Text
 
 
 class Done(NamedTuple):
-    """A stage that is done. `seconds` are those that it took when it was computed; `reused`: that was before."""
+    """A stage that is done. The seconds are those that it took when it was computed; `reused`: that was before."""
 
     stage: str
     runs: int
     updates: int | None
     mean_return: float | None
-    seconds: float
+    compile_s: float
+    run_s: float
     reused: bool
 
 
@@ -53,9 +54,9 @@ class Progress:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("stages,"),
+            TextColumn("stages"),
             TimeElapsedColumn(),
             TimeLeft(self),
         )
@@ -98,7 +99,6 @@ class Progress:
         """A stage is going to come; `seconds` that it is expected to take, None where nobody knows."""
         self._planned[stage] = seconds
         self._waiting.append(stage)
-        self._bar.update(self._task, total=len(self._planned) * self._num_batches)
 
     def start(self, stage: str) -> None:
         """A stage begins."""
@@ -106,18 +106,19 @@ class Progress:
         if stage in self._waiting:
             self._waiting.remove(stage)
         batch = f"batch {self._number} of {self._num_batches}: " if self._num_batches > 1 else ""
-        self._bar.update(self._task, description=f"{batch}{stage}")
+        total = len(self._planned) * self._num_batches or None
+        self._bar.update(self._task, description=f"{batch}{stage}", total=total)
 
     def done(self, done: Done) -> None:
         """A stage is done."""
         self._running = None
-        self._took[done.stage] = 0.0 if done.reused else done.seconds
+        self._took[done.stage] = 0.0 if done.reused else done.run_s  # the next batch has the same program
         self._bar.advance(self._task)
         cells = [
             f"{done.runs} run{'s' if done.runs > 1 else ''}",
             "" if done.updates is None else f"{done.updates} update{'s' if done.updates > 1 else ''}",
             "" if done.mean_return is None else f"return {done.mean_return:.1f}",
-            "kept" if done.reused else f"{done.seconds:.1f} s",
+            "kept" if done.reused else f"{done.compile_s + done.run_s:.1f} s",
         ]
         self.console.print(
             f"  {done.stage:<24} {cells[0]:>9} {cells[1]:>13} {cells[2]:>14} {cells[3]:>9}", highlight=False
@@ -173,8 +174,10 @@ class TimeLeft(ProgressColumn):
 
     def render(self, task: Any) -> Text:
         """The column's text."""
-        left = self.progress.seconds_left()
-        return Text("" if not left else f"about {datetime.timedelta(seconds=round(left))} left")
+        left = None if task.total is None else self.progress.seconds_left()
+        if not left:
+            return Text("")
+        return Text(f"about {left:.0f} s left" if left < 120 else f"about {left / 60:.0f} min left")
 
 
 def mean_of_known(values: Any) -> list[float | None]:

@@ -200,7 +200,7 @@ class Stages:
             result, seconds, reused = *compute(), False
         else:
             result, seconds, reused = self.checkpoints.keep(title, wanted, args, zeros, compute)
-        self.progress.done(Done(title, num_runs, num_updates, mean_return(result), sum(seconds.values()), reused))
+        self.progress.done(Done(title, num_runs, num_updates, mean_return(result), **seconds, reused=reused))
         times.compile_s += seconds["compile_s"]
         times.run_s += seconds["run_s"]
         times.reused |= reused

@@ -8,6 +8,7 @@ and the next start has to name each and use none.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -113,29 +114,37 @@ DAMAGES: tuple[Callable[[Path, list[Path], random.Random], list[Path]], ...] = (
 # --- the two trials ---------------------------------------------------------------------------------------------------
 
 
-def kill_and_resume(settings: Settings, seconds: float, expected: dict[str, bytes], rng: random.Random) -> bool:
-    """Kill a run within its first `seconds`, start it again; whether the results are the expected ones."""
+def kill_and_resume(settings: Settings, seconds: float, expected: dict[str, bytes], rng: random.Random) -> str:
+    """Kill a run within its first `seconds` and start it again; what is wrong with its end, nothing if it is ""."""
     out = settings.out / "cartpole-dpo"
     shutil.rmtree(out, ignore_errors=True)
     process = start(out, settings.flags)
-    time.sleep(rng.uniform(0, seconds))
+    moment = rng.uniform(0, seconds)
+    time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     finish(out, settings.flags)
-    return results(out) == expected
+    return "" if results(out) == expected else f"killed after {moment:.2f} s, other bytes in the end"
 
 
-def damage_and_resume(settings: Settings, number: int, expected: dict[str, bytes], rng: random.Random) -> bool:
-    """Damage a file of a run that lacks its end, start it again; whether all is named, and the results are the
-    expected ones.
-    """
+def damage_and_resume(settings: Settings, number: int, expected: dict[str, bytes], rng: random.Random) -> str:
+    """Damage a file of a run that lacks its end, and start it again; what is wrong with that, nothing if it is ""."""
     out = settings.out / "cartpole-dpo"
-    (out / "manifest.json").unlink(missing_ok=True)
+    (out / "manifest.json").unlink()
     files = sorted((out / "stages" / "1").iterdir())
     damaged = DAMAGES[number % len(DAMAGES)](rng.choice(files), files, rng)
     printed = finish(out, settings.flags)
-    named = all(f"warning: {path} " in printed for path in damaged)
-    return named and results(out) == expected
+    wrong = [f"{path} not named" for path in damaged if f"warning: {path} " not in printed]
+    return "; ".join(wrong if results(out) == expected else [*wrong, "other bytes in the end"])
+
+
+def count(console: Console, title: str, trials: list[Callable[[], str]]) -> None:
+    """Go through some trials, and say which went wrong and how many did not."""
+    wrongs = []
+    for trial in trials:
+        wrongs.append(trial())
+        console.print(f"{title} {len(wrongs)} of {len(trials)}: {wrongs[-1] or 'the same bytes in the end'}")
+    console.print(f"[bold]{title}: {wrongs.count('')} of {len(trials)} without a difference")
 
 
 def main() -> None:
@@ -143,21 +152,21 @@ def main() -> None:
     with exit_codes():
         settings = tyro.cli(Settings, description=__doc__)
         check_folder(settings.out)
-        console, rng = Console(highlight=False), random.Random(settings.seed)
+        console, rng = Console(highlight=False, soft_wrap=True), random.Random(settings.seed)
         out = settings.out / "cartpole-dpo"
         shutil.rmtree(out, ignore_errors=True)
-        finish(out, settings.flags)
+        finish(out, settings.flags)  # its programs are compiled from now on
         expected = results(out)
         shutil.rmtree(out)
         begun = time.perf_counter()
         finish(out, settings.flags)
         seconds = time.perf_counter() - begun
         same = results(out) == expected
-        console.print(f"an undisturbed run takes {seconds:.1f} s; a second one leaves the same bytes: {same}")
-        survived = sum(kill_and_resume(settings, seconds, expected, rng) for _ in range(settings.kills))
-        console.print(f"killed and started again: {survived} of {settings.kills} ended with the same bytes")
-        found = sum(damage_and_resume(settings, number, expected, rng) for number in range(settings.damages))
-        console.print(f"files damaged: {found} of {settings.damages} were named, with the same bytes in the end")
+        console.print(f"an undisturbed run takes {seconds:.1f} s; two of them leave the same bytes: {same}")
+        kill = functools.partial(kill_and_resume, settings, seconds, expected, rng)
+        count(console, "kill", [kill] * settings.kills)
+        damage = functools.partial(damage_and_resume, settings, expected=expected, rng=rng)
+        count(console, "damage", [functools.partial(damage, number) for number in range(settings.damages)])
 
 
 if __name__ == "__main__":

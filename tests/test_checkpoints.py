@@ -405,9 +405,9 @@ def go_through(shown):
     shown.plan("reinforce", None)
     shown.plan("dpo", 30.0)
     shown.start("reinforce")
-    shown.done(progress.Done("reinforce", 3, 16, 195.25, 1.5, False))
+    shown.done(progress.Done("reinforce", 3, 16, 195.25, 0.5, 1.0, False))
     shown.start("dpo")
-    shown.done(progress.Done("dpo", 6, 1, None, 2.0, True))
+    shown.done(progress.Done("dpo", 6, 1, None, 1.5, 0.5, True))
 
 
 def test_progress_in_a_file_is_plain_lines(tmp_path):
@@ -421,7 +421,7 @@ def test_progress_in_a_file_is_plain_lines(tmp_path):
     )
     start, one, other, end = lines_of(tmp_path / "progress.jsonl")
     assert (start["event"], start["process"], end["event"], end["error"]) == ("start", os.getpid(), "end", None)
-    row = {"stage": "reinforce", "runs": 3, "updates": 16, "mean_return": 195.25, "seconds": 1.5, "reused": False}
+    row = {"stage": "reinforce", "runs": 3, "updates": 16, "mean_return": 195.25, "run_s": 1.0, "reused": False}
     assert {name: one[name] for name in row} == row
     assert (one["batch"], one["seeds"]) == (1, [3, 5, 8])
     assert other["reused"] is True
@@ -460,12 +460,12 @@ def test_time_left_is_that_of_the_stages_to_come_hand_worked(monkeypatch):
         shown.plan(stage, seconds)
     shown.start("a")
     assert shown.seconds_left() is None  # nobody knows how long b takes
-    shown.done(progress.Done("a", 3, None, None, 4.0, False))
+    shown.done(progress.Done("a", 3, None, None, 9.0, 4.0, False))
     shown.start("b")
     clock[0] += 2
     assert shown.seconds_left() is None
-    shown.done(progress.Done("b", 3, None, None, 10.0, False))
-    # c, and two batches of 4 + 10 + 1.
+    shown.done(progress.Done("b", 3, None, None, 9.0, 10.0, False))
+    # c, and two batches of 4 + 10 + 1, whose programs are there.
     assert shown.seconds_left() == 1 + 2 * 15
     shown.start("c")
     clock[0] += 0.25
