@@ -21,8 +21,8 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from experiments import START
-from experiments.settings import PRESETS, Method, Settings, TaskName, flag
-from jaxpref import annotators
+from experiments.settings import PRESETS, Method, Settings, flag
+from jaxpref import annotators, tasks
 from jaxpref.dpo import Loss
 from jaxpref.tasks import Task
 from jaxpref.types import Scalar
@@ -75,14 +75,17 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
         if task is None and method is None and {"-h", "--help"} & set(rest):
             task, method, hint = "cartpole", "dpo", f"Shown as an example: choose with --task and --method. {hint}"
     preset = take_flags(rest, "preset")[0].preset or "default"
+    known_tasks = (*tasks.TASKS, *tasks.GYMNAX)
+    if task is not None and task not in known_tasks:
+        raise UsageError(f"--task: {tasks.unknown(task)}")
     for name, value, known in (
-        ("--task", task, (*get_args(TaskName), "a gymnax id")),
+        ("--task", task, known_tasks),
         ("--method", method, get_args(Method)),
         ("--preset", preset, tuple(PRESETS)),
     ):
-        if not value:
+        if value is None:
             raise UsageError(f"{name} is missing: it must be one of {', '.join(known)}")
-        if value not in known and name != "--task":  # gymnax, which knows the ids, is slow to load
+        if value not in known:
             raise UsageError(f"unknown {name} {value!r}: it must be one of {', '.join(known)}")
     try:
         default = PRESETS[preset](cast(str, task), cast(Method, method))
@@ -201,7 +204,9 @@ def make_task(settings: Settings) -> Task:
         task = pipeline.task_of(settings)
         annotators.teacher_of(task, settings.annotator)
     except ValueError as error:
-        raise UsageError(one_line(str(error))) from error
+        raise UsageError(
+            re.sub(r"^\w+_threshold", lambda match: flag(f"--annotator.{match[0]}"), str(error))
+        ) from error
     return task
 
 
@@ -221,21 +226,18 @@ def main(task: str | None = None, method: str | None = None, argv: Sequence[str]
 
 @contextlib.contextmanager
 def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
-    """Prepare JAX before its first use, look at the tasks, make the folders, and hold them while the body prints to the
-    console.
-    """
+    """Make the folders, prepare JAX before its first use, and hold the folders while the body prints to the console."""
     first = studies[0]
     if first.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UsageError("--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'")
+    if first.process == 0:
+        for settings in studies:
+            check_folder(settings.out)
     from experiments import checkpoints, stages
 
     stages.set_up_jax(first.devices)
     if first.processes != 1:
         stages.join_processes(first.coordinator, first.processes, first.process)
-    for settings in studies:
-        make_task(settings)
-        if first.process == 0:
-            check_folder(settings.out)
     with contextlib.ExitStack() as held:
         if stages.is_first():
             for settings in studies:

@@ -112,7 +112,7 @@ def teacher_of(task: Task, config: Config) -> Annotator:
     for name in ("tie_threshold", "skip_threshold"):
         threshold = getattr(config, name)
         if isinstance(threshold, int | float) and threshold > 0:
-            raise ValueError(f"{name} is a share of the range of returns, which {task.name} lacks: give return_range")
+            raise ValueError(f"{name} is a share of the range of returns, which {task.name} does not know")
     return functools.partial(teacher, config=config, return_range=(math.nan, math.nan))
 
 

@@ -67,14 +67,19 @@ def _make(env_name: str):
     import gymnax
 
     if env_name not in gymnax.registered_envs:
-        names = {name.lower(): name for name in (*TASKS, *gymnax.registered_envs)}
-        close = difflib.get_close_matches(env_name.lower(), names, n=1)
-        hint = f", perhaps {names[close[0]]} is meant" if close else ""
-        raise ValueError(f"unknown task {env_name!r}: it must be {', '.join(sorted(TASKS))} or a gymnax id{hint}")
+        raise ValueError(unknown(env_name))
     try:
         return gymnax.make(env_name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
         raise ValueError(f"gymnax cannot make {env_name}: {error}") from error
+
+
+def unknown(name: str) -> str:
+    """What is wrong with the name of a task that does not exist, and which one may be meant."""
+    names = {each.lower(): each for each in (*TASKS, *GYMNAX)}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"; perhaps {names[close[0]]} is meant" if close else ""
+    return f"unknown task {name!r}: it must be {', '.join(sorted(TASKS))} or a gymnax id{hint}"
 
 
 def _cartpole_baseline(obs: Observation) -> Float[Array, "*batch"]:
@@ -209,6 +214,31 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
     position, velocity = obs[..., 0] - 0.5, obs[..., 1] / 15
     return 50 * (jnp.sin(3 * position) + 600 * velocity**2)
 
+
+GYMNAX = (
+    "Acrobot-v1",
+    "Asterix-MinAtar",
+    "BernoulliBandit-misc",
+    "Breakout-MinAtar",
+    "CartPole-v1",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "DiscountingChain-bsuite",
+    "FourRooms-misc",
+    "Freeway-MinAtar",
+    "FrozenLake-misc",
+    "GaussianBandit-misc",
+    "MNISTBandit-bsuite",
+    "MemoryChain-bsuite",
+    "MetaMaze-misc",
+    "MountainCar-v0",
+    "Pong-misc",
+    "Seaquest-MinAtar",
+    "SimpleBandit-bsuite",
+    "SpaceInvaders-MinAtar",
+    "UmbrellaChain-bsuite",
+)
+"""The ids of gymnax's own environments with discrete actions, so that a wrong one is told without loading gymnax."""
 
 KNOWN: dict[str, dict[str, Any]] = {
     "MountainCar-v0": {

@@ -3,6 +3,7 @@
 import warnings
 
 import gymnasium
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ from gymnax.environments import spaces
 from helpers import LEVER, constant_policy, play
 
 import jaxpref
-from jaxpref import annotators, reinforce
+from experiments import command, pipeline
+from jaxpref import annotators, networks, reinforce
 from jaxpref.rollout import EnvStep, start_stream, step, stream
 from jaxpref.tasks import from_gymnax
 
@@ -101,6 +103,16 @@ def test_gymnax_ids_are_tasks_whatever_they_show():
     assert jaxpref.task("Breakout-MinAtar").obs_shape == (10, 10, 4)
     assert jaxpref.task("Breakout-MinAtar").obs_size == 400
     assert jaxpref.task("FrozenLake-misc").obs_size == 1  # one integer, of no axis at all
+
+
+def test_the_list_of_ids_is_gymnaxs():
+    """Those with discrete actions, and one that this machine need not be able to make: it downloads its images."""
+    discrete = {"MNISTBandit-bsuite"}
+    for name in set(gymnax.registered_envs) - discrete:
+        env, env_params = gymnax.make(name)
+        discrete |= {name} if isinstance(env.action_space(env_params), spaces.Discrete) else set()
+    assert set(jaxpref.tasks.GYMNAX) == discrete
+    assert set(jaxpref.tasks.KNOWN) <= discrete
 
 
 @pytest.mark.parametrize(
@@ -196,14 +208,11 @@ def test_reinforce_finds_the_targets_that_a_task_lacks():
     assert 1 < np.argmax(np.asarray(whole) >= pi2_target) + 1 < updates
     np.testing.assert_allclose(found.metrics.score[:updates], whole[:updates], rtol=1e-5)
 
-    half = train(LEVER.replace(pi1_target=None, pi2_target=6.0), config, key)
-    assert half.num_updates == found.num_updates
-
 
 def test_thresholds_of_an_annotator_need_the_range_of_returns():
     task = from_gymnax(Board())
     for name in ("tie_threshold", "skip_threshold"):
-        with pytest.raises(ValueError, match=f"{name} is a share of the range of returns, which Board lacks"):
+        with pytest.raises(ValueError, match=f"{name} is a share of the range of returns, which Board does not know"):
             annotators.teacher_of(task, annotators.Config(**{name: 0.1}))
     annotator = annotators.teacher_of(task, annotators.Config(temperature=0.0))
     label = annotator(jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0]))
@@ -214,3 +223,35 @@ def test_thresholds_of_an_annotator_need_the_range_of_returns():
         jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])
     )
     assert label.target == 0.5
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def test_flags_change_what_a_task_knows():
+    words = "--horizon 7 --pi1-target 0.5 --pi2-target 0 --return-range -1 1 --network conv"
+    task = pipeline.task_of(command.parse(words.split(), "Catch-bsuite", "dpo"))
+    assert (task.horizon, task.pi1_target, task.pi2_target, task.return_range) == (7, 0.5, 0, (-1, 1))
+    assert task.policy_network == networks.ConvActorCritic(3, (10, 5))
+    assert task.reward_network == networks.ConvRewardModel(3, (10, 5))
+    plain = pipeline.task_of(command.parse([], "Catch-bsuite", "dpo"))
+    assert (plain.horizon, plain.pi1_target, plain.policy_network) == (9, None, None)
+    assert command.parse([], "Catch-bsuite", "rlhf").experiment == "Catch-bsuite-rlhf"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--task Catch-bsuit --method dpo", "--task: unknown task 'Catch-bsuit'.*perhaps Catch-bsuite is meant"),
+        ("--task Catch-bsuite --method dpo --preset original", "--preset original is of cartpole and acrobot, not of"),
+        ("--task acrobot --method dpo --horizon 0", "--horizon must be at least 1, got 0"),
+        ("--task acrobot --method dpo --pi1-target 1 --pi2-target 1", "--pi1-target must be above --pi2-target"),
+        ("--task acrobot --method dpo --return-range 1 0", "--return-range must be LOWEST HIGHEST, got 1.0 0.0"),
+        ("--task acrobot --method dpo --network conv", "--network conv needs images of at least 3 x 3"),
+        ("--task FourRooms-misc --method dpo --annotator.tie-threshold 0.1", "--annotator.tie-threshold is a share of"),
+    ],
+)
+def test_what_a_task_cannot_do_is_refused_in_one_line(flags, complaint):
+    with pytest.raises(command.UsageError, match=complaint) as error:
+        command.make_task(command.parse(flags.split()))
+    assert "\n" not in str(error.value)
