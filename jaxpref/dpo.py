@@ -20,7 +20,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses, packed
-from jaxpref.checks import check_choice, check_range, check_schedule
+from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
+from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fit import check_pairs, check_policy
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
 from jaxpref.training import draw_minibatch, scan_updates, weighted_mean
@@ -63,13 +65,14 @@ class Config:
 
 @struct.dataclass
 class PairMetrics:
-    """Of the pairs of one update, before the step: means over the pairs."""
+    """Of the pairs of one update, before the step: means over the pairs; and the largest magnitude of a parameter."""
 
     loss: Float[Array, "*batch"]
     chosen_reward: Float[Array, "*batch"]
     rejected_reward: Float[Array, "*batch"]
     margin: Float[Array, "*batch"]
     accuracy: Float[Array, "*batch"]
+    param_size: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -85,6 +88,7 @@ class Result:
 
     params: Params
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -169,6 +173,7 @@ def loss_fn(
         rejected_reward=mean(rejected_reward),
         margin=mean(chosen_reward - rejected_reward),
         accuracy=mean(1.0 * (chosen_reward > rejected_reward)),
+        param_size=param_size(params),
     )
 
 
@@ -188,7 +193,15 @@ def train(
     init_params: Params,
     ref_params: Params,
 ) -> Result:
-    """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference."""
+    """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference.
+
+    Raises TypeError or ValueError for arguments that do not belong to the task or do not fit each other.
+    """
+    check_config(config, Config)
+    check_key(key)
+    check_pairs(task, preferences)
+    check_policy(task, init_params, "init_params")
+    check_policy(task, ref_params, "ref_params")
     data = prepare(preferences, ref_params)
     start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
 
@@ -198,4 +211,5 @@ def train(
     state, metrics, true_return = scan_updates(
         functools.partial(update, config, data), mean_return, start, key, config.num_updates, config.eval_every
     )
-    return Result(state.params, Metrics(**vars(metrics), true_return=true_return))
+    astray = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
+    return Result(state.params, Metrics(**vars(metrics), true_return=true_return), astray)

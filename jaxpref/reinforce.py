@@ -20,7 +20,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_range
+from jaxpref.checks import check_choice, check_config, check_key, check_range
+from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
 from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
 from jaxpref.returns import discounted_returns
 from jaxpref.rollout import any_lane, episodes
@@ -66,10 +67,11 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """One entry per update; NaN after training ended."""
+    """One entry per update, `param_size` the largest magnitude of a parameter before it; NaN after training ended."""
 
     loss: Float[Array, "*batch U"]
     score: Float[Array, "*batch U"]
+    param_size: Float[Array, "*batch U"]
 
 
 @struct.dataclass
@@ -85,6 +87,7 @@ class Result:
     pi2_reached: Bool[Array, "*batch"]
     num_updates: Int[Array, "*batch"]
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -139,7 +142,9 @@ def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -
         metrics=Metrics(
             loss=result.metrics.loss.at[state.update].set(loss),
             score=result.metrics.score.at[state.update].set(score),
+            param_size=result.metrics.param_size.at[state.update].set(param_size(state.params)),
         ),
+        divergence=result.divergence,
     )
     return TrainState(state.update + 1, params, opt_state, scores, following)
 
@@ -149,11 +154,17 @@ def _select(condition: Bool[Array, ""], one, other):
 
 
 def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
-    """Train until both snapshots are taken or `config.num_updates` are made."""
+    """Train until both snapshots are taken or `config.num_updates` are made.
+
+    Raises TypeError for a config of another trainer, and TypeError or ValueError for what is not one typed key.
+    """
+    check_config(config, Config)
+    check_key(key)
     key_init, key_train = jax.random.split(key)
     params = init_policy(key_init, task, config.policy_scale)
     nothing = jnp.full(config.num_updates, jnp.nan)
-    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), Metrics(nothing, nothing))
+    metrics = Metrics(nothing, nothing, nothing)
+    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), metrics, no_divergence())
     start = TrainState(
         jnp.int32(0),
         params,
@@ -173,4 +184,7 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     def running(state: TrainState):
         return any_lane(training(state)) & (state.update < config.num_updates)
 
-    return jax.lax.while_loop(running, guarded_update, start).result
+    result = jax.lax.while_loop(running, guarded_update, start).result
+    last = result.pi1, result.pi2  # one of them is what the last update made
+    astray = find_divergence(result.metrics.loss, result.metrics.param_size, last, result.num_updates)
+    return dataclasses.replace(result, divergence=astray)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from jaxpref.checks import check_preferences
 from jaxpref.types import Preferences, Trajectory
 
 
@@ -126,10 +127,14 @@ def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
 
 
 def load_preferences(path: str | os.PathLike) -> Preferences:
-    """Read what `save_preferences` wrote. Raises ValueError if a field is missing or unknown."""
+    """Read what `save_preferences` wrote. Raises ValueError if a field is missing, unknown, of the wrong kind, or does
+    not fit the others.
+    """
     tree = load_params(path)
     try:
         chosen, rejected = Trajectory(**tree.pop("chosen")), Trajectory(**tree.pop("rejected"))
-        return Preferences(chosen, rejected, **tree)
-    except (KeyError, TypeError) as error:
+        preferences = Preferences(chosen, rejected, **tree)
+        check_preferences(preferences, num_axes=None)
+        return preferences
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold preferences: {error}") from error
