@@ -23,8 +23,8 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_range(config: Any, low: int | float, high: int | float, *names: str) -> None:
-    """Raise ValueError for a field of `config` that is not a finite float32 from `low` to `high`, or not an int where it
-    is declared as one.
+    """Raise ValueError for a field of `config` that is not a finite float32 from `low` to `high`, or is declared as an
+    int and is none.
 
     Arrays are let through: a hyperparameter that is swept or traced has no one value to look at.
     """

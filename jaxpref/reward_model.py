@@ -40,7 +40,7 @@ CHECK_EVERY = 10
 
 @struct.dataclass
 class Config:
-    """How to train."""
+    """How a reward model is fitted to preferences: the first half of RLHF."""
 
     num_updates: int = struct.field(pytree_node=False, default=200)
     """Gradient steps."""
