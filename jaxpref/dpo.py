@@ -45,9 +45,11 @@ class Config:
     eval_episodes: int = struct.field(pytree_node=False, default=16)
     """Episodes per evaluation."""
     loss: str = struct.field(pytree_node=False, default="conservative")
-    """What is minimised: one of LOSSES. "cloning" is the control that never looks at the rejected trajectory."""
+    """What is minimised: "sigmoid" is plain DPO, "conservative" and "robust" allow for wrong labels, "hinge" and "ipo"
+    bound the margin, "sigmoid_per_step" and "ipo_per_step" do not count an episode's length; "cloning", the control,
+    never looks at the rejected trajectory."""
     learning_rate: Scalar = 5e-3
-    """Of Adam."""
+    """Step size of Adam."""
     beta: Scalar = 0.1
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = 0.05

@@ -81,7 +81,7 @@ class Config:
     step to step are a shaped version of it: PPO would learn from more than the preferences, also from a reward of
     zero."""
     learning_rate: Scalar = 1.5e-3
-    """Of Adam."""
+    """Step size of Adam."""
     gamma: Scalar = 0.99
     """Discount per step."""
     gae_lambda: Scalar = 0.95

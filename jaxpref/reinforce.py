@@ -48,7 +48,7 @@ class Config:
     shape_reward: bool = struct.field(pytree_node=False, default=False)
     """Add gamma * potential(next_obs) - potential(obs); the score then counts it too, as in the original study."""
     learning_rate: Scalar = 1e-2
-    """Of Adam."""
+    """Step size of Adam."""
     gamma: Scalar = 0.99
     """Discount per step."""
     ent_coef: Scalar = 0.04

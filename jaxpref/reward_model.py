@@ -50,7 +50,7 @@ class Config:
     """Early stopping: every n-th pair is not trained on, and the parameters are kept at which the loss of those pairs
     was least; 0: train on all pairs to the end."""
     learning_rate: Scalar = 3e-3
-    """Of AdamW."""
+    """Step size of AdamW."""
     weight_decay: Scalar = 10.0
     """Decoupled: each update takes learning_rate * weight_decay of every kernel off; biases, which alone rank episodes
     by their length, are left free."""
