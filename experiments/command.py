@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import resource
@@ -79,11 +80,9 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
 
 def read(settings: type[Chosen], argv: Sequence[str], description: str, default: Any = tyro.MISSING_NONPROP) -> Chosen:
     """Settings of a script, a dataclass, from its flags. Raises UsageError for whatever is wrong with them."""
-    before = ""
-    for word in argv:
-        if word in ("", f"{before}=") or (word.startswith("--") and word.endswith("=")):
-            raise UsageError(f"{word.rstrip('=') or before or 'a word'} is empty: a value is wanted")
-        before = word
+    for before, word in itertools.pairwise(["", *argv]):
+        if word == "" or (word.startswith("--") and word.endswith("=")):  # as of a variable that is not set
+            raise UsageError(f"{word.rstrip('=') or before or 'the first word'} is empty: a value is wanted")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -99,8 +98,8 @@ def read(settings: type[Chosen], argv: Sequence[str], description: str, default:
         if exit.code in (0, None):
             raise
         message = one_line(complaint.getvalue())
-        words, unknown, _ = message.partition("Unrecognized options: ")
-        raise UsageError(with_suggestion(message, flags_of(settings)) if unknown and not words else message) from exit
+        unknown = message.startswith("Unrecognized options: ")
+        raise UsageError(with_suggestion(message, flags_of(settings)) if unknown else message) from exit
 
 
 def flags_of(settings: Any, prefix: str = "--") -> list[str]:
@@ -117,7 +116,7 @@ def flags_of(settings: Any, prefix: str = "--") -> list[str]:
 def with_suggestion(message: str, known: Iterable[str]) -> str:
     """An error about an unknown flag, with the known ones that it resembles."""
     unknown = next((word.rstrip(",") for word in message.split() if word.startswith("-")), "")
-    similar = difflib.get_close_matches(unknown.lower().replace("_", "-").partition("=")[0], known, n=2, cutoff=0.6)
+    similar = difflib.get_close_matches(unknown.lower().replace("_", "-").partition("=")[0], known, n=2, cutoff=0.7)
     message = message.partition("; perhaps")[0]
     return f"{message}; perhaps {' or '.join(similar)} is meant" if similar else f"{message}; --help lists the flags"
 
@@ -134,7 +133,7 @@ def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, li
 
 
 REWORDED = {
-    r"Could not find valid parse for arguments: \[(.*?)\]": r"cannot read \1 as whole numbers",
+    r"Could not find valid parse for arguments: \[(.*?)\]": r"cannot read \1 as numbers",
     r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
     r"could not convert string to float: ": "must be a number, got ",
     r"Missing value for argument '(.*)'\. Expected .*": r"\1 needs a value",
@@ -153,7 +152,7 @@ def one_line(boxed: str) -> str:
     message = re.sub(r"\s+", " ", message.replace("─", "")).strip()
     # A config speaks of itself as the library's user knows it; here its fields are flags.
     message = re.sub(r"(\w+?)s?\.Config: (\w+)", lambda match: flag(f"--{match[1]}.{match[2]}"), message)
-    message = re.sub(r"^Error parsing \w+: (?=--)|^Error parsing ", "", message)
+    message = re.sub(r"^Error parsing [\w-]+: (?=--)|^Error parsing ", "", message)
     for pattern, words in REWORDED.items():
         message = re.sub(pattern, words, message)
     message, similar, suggestions = message.partition(" Perhaps you meant:")

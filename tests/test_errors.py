@@ -284,7 +284,7 @@ def parse(*words, method="dpo"):
         (["--num_pair=3"], "dpo", ["perhaps", "--num-pairs"]),
         (["--learning-rate", "1"], "dpo", ["--learning-rate", "perhaps", ".learning-rate"]),
         (["--qqqqqq"], "dpo", ["--qqqqqq", "--help"]),
-        (["--seeds", "1,2"], "dpo", ["--seeds", "'1,2'", "whole numbers"]),
+        (["--seeds", "1,2"], "dpo", ["--seeds", "'1,2'", "numbers"]),
         (["--seeds="], "dpo", ["--seeds is empty"]),
         (["--out", ""], "dpo", ["--out is empty"]),
         (["--dpo.num-updates", "1.5"], "dpo", ["--dpo.num-updates", "whole number", "1.5"]),
