@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from matplotlib.ticker import LogLocator
 from rich import box
 from rich.console import Console
@@ -34,7 +33,7 @@ from rich.table import Table
 
 import jaxpref
 from experiments import START, pipeline, report, stages
-from experiments.command import UsageError, check_folder, exit_codes
+from experiments.command import UsageError, check_folder, exit_codes, read
 from jaxpref import plots, store
 from jaxpref.tasks import Task
 from jaxpref.types import Params
@@ -289,9 +288,14 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     """Measure, print, write."""
     with exit_codes():
-        settings = tyro.cli(Settings, description=__doc__)
+        settings = read(Settings, sys.argv[1:], __doc__ or "")
         if unknown := set(settings.sections) - SECTIONS.keys():
             raise UsageError(f"--sections: unknown {', '.join(sorted(unknown))}; known are {', '.join(SECTIONS)}")
+        for name in ("num_envs", "num_seeds", "memory_seeds", "repeats"):
+            if np.min(getattr(settings, name), initial=1) < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {np.min(getattr(settings, name))}"
+                )
         check_folder(settings.out)
         stages.set_up_jax(0)
         console = Console()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -58,6 +60,12 @@ def _loss_flag(type_info: Any) -> PrimitiveConstructorSpec | None:
     )
 
 
+Chosen = TypeVar("Chosen")
+
+DIVERGED = 3
+"""Exit code of a run that is complete, but for seeds that diverged."""
+
+
 class UsageError(Exception):
     """Something that the user can put right: its message is one line."""
 
@@ -91,21 +99,50 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
         default = PRESETS[preset](cast(str, task), cast(Method, method))
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return read(Settings, rest, f"{default.experiment}. {hint}", default)
+
+
+def read(settings: type[Chosen], argv: Sequence[str], description: str, default: Any = tyro.MISSING_NONPROP) -> Chosen:
+    """Settings of a script, a dataclass, from its flags. Raises UsageError for whatever is wrong with them."""
+    for before, word in itertools.pairwise(["", *argv]):
+        if word == "" or (word.startswith("--") and word.endswith("=")):  # as of a variable that is not set
+            raise UsageError(f"{word.rstrip('=') or before or 'the first word'} is empty: a value is wanted")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                Settings,
-                args=rest,
+                settings,
+                args=argv,
                 default=default,
                 registry=REGISTRY,
                 prog=f"python -m experiments.{Path(sys.argv[0]).stem}",
-                description=f"{default.experiment}. {hint}",
+                description=description,
             )
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        raise UsageError(one_line(complaint.getvalue())) from exit
+        message = one_line(complaint.getvalue())
+        unknown = message.startswith("Unrecognized options: ")
+        raise UsageError(with_suggestion(message, flags_of(settings)) if unknown else message) from exit
+
+
+def flags_of(settings: Any, prefix: str = "--") -> list[str]:
+    """Every flag of a dataclass of settings; those of the configs in it as `--config.flag`."""
+    names = []
+    for name, hint in get_type_hints(settings).items():
+        if dataclasses.is_dataclass(hint):
+            names += flags_of(hint, f"{prefix}{flag(name)}.")
+        else:
+            names.append(prefix + flag(name))
+    return names
+
+
+def with_suggestion(message: str, known: Iterable[str]) -> str:
+    """An error about an unknown flag, with the known ones that it resembles."""
+    unknown = next((word.rstrip(",") for word in message.split() if word.startswith("-")), "")
+    similar = difflib.get_close_matches(unknown.lower().replace("_", "-").partition("=")[0], known, n=2, cutoff=0.7)
+    message = message.partition("; perhaps")[0]
+    return f"{message}; perhaps {' or '.join(similar)} is meant" if similar else f"{message}; --help lists the flags"
 
 
 def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[str]]:
@@ -119,6 +156,16 @@ def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, li
         raise UsageError(str(error)) from error
 
 
+REWORDED = {
+    r"Could not find valid parse for arguments: \[(.*?)\]": r"cannot read \1 as numbers",
+    r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
+    r"could not convert string to float: ": "must be a number, got ",
+    r"Missing value for argument '(.*)'\. Expected .*": r"\1 needs a value",
+    r"must be a multiple of (\w+)_every,": r"must be a multiple of \1-every,",
+}
+"""What the parser says in a programmer's words."""
+
+
 def one_line(boxed: str) -> str:
     """The message in a framed error text of tyro's, without frame, colours and help text."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
@@ -129,8 +176,9 @@ def one_line(boxed: str) -> str:
     message = re.sub(r"\s+", " ", message.replace("─", "")).strip()
     # A config speaks of itself as the library's user knows it; here its fields are flags.
     message = re.sub(r"(\w+?)s?\.Config: (\w+)", lambda match: flag(f"--{match[1]}.{match[2]}"), message)
-    message = re.sub(r"^Error parsing \w+: (?=--)|^Error parsing ", "", message)
-    message = message.replace("Could not find valid parse for arguments:", "cannot read")
+    message = re.sub(r"^Error parsing [\w-]+: (?=--)|^Error parsing ", "", message)
+    for pattern, words in REWORDED.items():
+        message = re.sub(pattern, words, message)
     message, similar, suggestions = message.partition(" Perhaps you meant:")
     return message + (f"; perhaps {' or '.join(re.findall(r'--[a-z0-9.-]+', suggestions))} is meant" if similar else "")
 
@@ -145,10 +193,11 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"--out {folder}: no permission to write into this folder")
 
 
-def run(settings: Settings, console: Console, start: float) -> None:
+def run(settings: Settings, console: Console, start: float) -> bool:
     """Run one experiment, write its results and print its report. `start`: when it began.
 
-    What an earlier run of it has finished is not computed again. Of several processes the first one writes and prints.
+    What an earlier run of it has finished is not computed again. Returns whether every seed's training went well. Of
+    several processes the first one writes, prints and knows it.
     """
     # Imported here, so that --help and a wrong flag answer at once.
     from experiments import animations, checkpoints, page, pipeline, report, stages
@@ -162,9 +211,10 @@ def run(settings: Settings, console: Console, start: float) -> None:
     if keeps and not settings.fresh:
         paths = checkpoints.finished(settings.out, of, console, settings.strict)
         if paths is not None:
-            report.print_report(console, store.load_json(settings.out / "summary.json"), paths, settings.out)
+            summary = store.load_json(settings.out / "summary.json")
+            report.print_report(console, summary, paths, settings.out)
             console.print("nothing was run: these are whole, and of the same settings, versions and code; see --fresh")
-            return
+            return not summary["diverged"]
     kept = None
     if keeps:
         kept = checkpoints.Checkpoints(settings.out, of["versions"], console, settings.strict, settings.fresh)
@@ -174,7 +224,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
         timer = stages.Stages(console, kept, progress)
         outcome = pipeline.run(settings, task, timer)
     if not stages.is_first():
-        return
+        return True
     summary = report.summarise(settings, outcome)
     paths = report.save_arrays(settings, outcome, settings.out)
     paths += report.figures(settings, outcome, summary, settings.out)
@@ -194,6 +244,7 @@ def run(settings: Settings, console: Console, start: float) -> None:
         kept.tidy()
     checkpoints.seal_results(settings.out, of, paths)
     report.print_report(console, summary, paths, settings.out)
+    return not summary["diverged"]
 
 
 def make_task(settings: Settings) -> Task:
@@ -221,7 +272,9 @@ def main(task: str | None = None, method: str | None = None, argv: Sequence[str]
     with exit_codes():
         settings = parse(sys.argv[1:] if argv is None else argv, task, method)
         with set_up([settings]) as console:
-            run(settings, console, START)
+            all_well = run(settings, console, START)
+        if not all_well:
+            raise SystemExit(DIVERGED)
 
 
 @contextlib.contextmanager
@@ -237,7 +290,10 @@ def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
 
     stages.set_up_jax(first.devices)
     if first.processes != 1:
-        stages.join_processes(first.coordinator, first.processes, first.process)
+        try:
+            stages.join_processes(first.coordinator, first.processes, first.process)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"--processes: cannot join the others: {str(error).splitlines()[0]}") from error
     with contextlib.ExitStack() as held:
         if stages.is_first():
             for settings in studies:
@@ -247,12 +303,17 @@ def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """What the user can put right is one line and exit code 2; an interruption is 130."""
+    """What the user can put right is one line and exit code 2, so is too little memory; an interruption is 130."""
     try:
         yield
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: every file in the folder of results is still whole", file=sys.stderr)
+        print("interrupted: every file is whole, and the same command again goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: not enough memory: fewer --num-pairs or --batch-seeds, for instance, need less", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -29,7 +29,7 @@ from experiments import START, arms, report, stages
 from experiments.checkpoints import locked
 from experiments.claims import CLAIMS, Claim, Comparison
 from experiments.claims import arms as arms_of
-from experiments.command import UsageError, check_folder, exit_codes
+from experiments.command import UsageError, check_folder, exit_codes, read
 from experiments.settings import TaskName
 from jaxpref import plots, statistics, store
 
@@ -339,7 +339,7 @@ def check(settings: Settings) -> None:
 def main() -> None:
     """Run the arms, test the claims, write the page."""
     with exit_codes(), contextlib.ExitStack() as held:
-        settings = tyro.cli(Settings, description=__doc__)
+        settings = read(Settings, sys.argv[1:], __doc__ or "")
         check(settings)
         held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from experiments.settings import Settings
 from experiments.stages import Stages, gather, share
 from jaxpref import annotators, dpo, networks, ppo, preferences, ranking, reinforce, reward_model, tasks
+from jaxpref.divergence import Divergence
 from jaxpref.networks import trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
@@ -52,8 +53,10 @@ class Trained:
     params: Params
     heldout_accuracy: Float[Array, "*batch"]
     metrics: Any  # dpo.Metrics or ppo.Metrics
+    divergence: Divergence
     reward_params: Params | None = None
     reward_metrics: reward_model.Metrics | None = None
+    reward_divergence: Divergence | None = None
 
 
 @struct.dataclass
@@ -199,7 +202,7 @@ def dpo_run(
             return trajectory_log_prob(result.params, trajectory) - trajectory_log_prob(ref_params, trajectory)
 
         accuracy = ranking.accuracy(score(heldout.chosen), score(heldout.rejected), heldout)
-        return Trained(result.params, accuracy, result.metrics)
+        return Trained(result.params, accuracy, result.metrics, result.divergence)
 
     return jax.vmap(on_size)(jnp.array(sizes))
 
@@ -220,7 +223,15 @@ def train_rlhf(
     args = _for_references(settings, pi, seeds, pi["pi2"], rewards.params)
     policies = stages.run("ppo", functools.partial(ppo_run, task), settings.ppo, *args, lanes=8)
     return {
-        name: Trained(result.params, accuracy, result.metrics, rewards.params, rewards.metrics)
+        name: Trained(
+            result.params,
+            accuracy,
+            result.metrics,
+            result.divergence,
+            rewards.params,
+            rewards.metrics,
+            rewards.divergence,
+        )
         for name, result in _by_reference(settings, policies).items()
     }
 
@@ -286,6 +297,8 @@ def _join_sizes(parts: list[Any]) -> Any:
                 [(0, 0)] * 2 + [(0, n - m) for n, m in zip(shape[2:], leaf.shape[2:], strict=True)],
                 constant_values=np.nan,
             )
+            if leaf.shape[2:] != tuple(shape[2:])
+            else leaf
             for leaf in leaves
         ]
         return np.concatenate(padded, axis=1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +23,7 @@ from rich.table import Table
 from experiments.pipeline import Outcome
 from experiments.settings import Settings
 from jaxpref import plots, statistics, store
+from jaxpref.divergence import WHAT, Divergence
 from jaxpref.preferences import take
 
 LABELS = {"dpo": "DPO", "rlhf": "PPO-RLHF", "cartpole": "CartPole", "acrobot": "Acrobot"}
@@ -28,18 +32,24 @@ REFERENCES = ("pi1", "pi2")
 
 
 def score(per_seed: np.ndarray) -> dict[str, Any]:
-    """A policy's entry in summary.json: `ci95` is the bootstrap interval of the IQM over seeds."""
+    """A policy's entry in summary.json: `ci95` is the bootstrap interval of the IQM over seeds.
+
+    Seeds that are NaN are left out, and null, which JSON has for NaN; so is everything where none is left.
+    """
     per_seed = np.asarray(per_seed, np.float64)
+    known = per_seed[~np.isnan(per_seed)]
     return {
-        "mean": float(per_seed.mean()),
-        "iqm": statistics.iqm(per_seed),
-        "ci95": list(statistics.bootstrap_interval(per_seed)),
-        "per_seed": per_seed.tolist(),
+        "mean": mean_or_none(per_seed),
+        "iqm": statistics.iqm(known) if known.size else None,
+        "ci95": list(statistics.bootstrap_interval(known)) if known.size else [None, None],
+        "per_seed": [None if np.isnan(value) else float(value) for value in per_seed],
     }
 
 
 def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     """summary.json without its timing."""
+    astray = diverged(settings, outcome)
+    outcome = without_diverged(settings, outcome, astray)
     experts = outcome.experts
     rows = [
         {
@@ -63,6 +73,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "pi1_reached": experts.pi1_reached.tolist(),
         "pi2_reached": experts.pi2_reached.tolist(),
         "not_reached": not_reached(settings, outcome),
+        "diverged": astray,
         "rows": rows,
     }
 
@@ -82,6 +93,73 @@ def not_reached(settings: Settings, outcome: Outcome) -> dict[str, list[int]]:
     }
 
 
+def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
+    """Every seed whose training went astray: the first stage that did, and what it did it with.
+
+    `reference` and `num_pairs` are None where a stage is the same for all of them. `what` is the quantity that went
+    astray, at `update`, counted from 1; the mean return of a final evaluation, "return", belongs to no update.
+    """
+    stages: list[tuple[str, str | None, Any]] = [("reinforce", None, outcome.experts.divergence)]
+    stages += [("evaluate", None, returns) for returns in outcome.returns.values()]
+    first = next(iter(outcome.trained.values()))
+    if first.reward_divergence is not None:
+        stages.append(("reward model", None, first.reward_divergence))
+    for name, trained in outcome.trained.items():
+        stages.append(({"dpo": "dpo", "rlhf": "ppo"}[settings.method], name, trained.divergence))
+        stages.append(("evaluate", name, outcome.trained_returns[name]))
+
+    entries: list[dict[str, Any]] = []
+    for stage, reference, found in stages:
+        trains = isinstance(found, Divergence)
+        for run in zip(*np.nonzero(found.update if trains else ~np.isfinite(found)), strict=True):
+            seed, num_pairs = settings.seeds[run[0]], settings.num_pairs[run[1]] if len(run) > 1 else None
+            if not concerned(entries, seed, reference, num_pairs):
+                update, what = (int(found.update[run]), WHAT[found.what[run]]) if trains else (None, "return")
+                of = {"seed": seed, "stage": stage, "reference": reference, "num_pairs": num_pairs}
+                entries.append(of | {"update": update, "what": what})
+    return entries
+
+
+def concerned(entries: list[dict[str, Any]], seed: int, reference: str | None, num_pairs: int | None) -> bool:
+    """Whether a seed diverged in a stage that a row, of that reference and size, is made by."""
+    return any(
+        entry["seed"] == seed and entry["reference"] in (None, reference) and entry["num_pairs"] in (None, num_pairs)
+        for entry in entries
+    )
+
+
+def without_diverged(settings: Settings, outcome: Outcome, entries: list[dict[str, Any]]) -> Outcome:
+    """The same results with NaN for those of diverged seeds, in the rows that this concerns."""
+    if not entries:
+        return outcome
+
+    def sound(reference: str | None, sizes: Sequence[int | None]) -> np.ndarray:
+        return np.array([[not concerned(entries, seed, reference, size) for size in sizes] for seed in settings.seeds])
+
+    def keep(mask: np.ndarray, tree: Any) -> Any:
+        def mark(leaf: np.ndarray) -> np.ndarray:
+            return np.where(mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim)), leaf, np.float32(np.nan))
+
+        return jax.tree.map(mark, tree)
+
+    rows = {name: sound(name, settings.num_pairs) for name in outcome.trained}
+    rewards = sound(None, settings.num_pairs)
+    return dataclasses.replace(
+        outcome,
+        returns=keep(sound(None, (None,))[:, 0], outcome.returns),
+        trained_returns={name: keep(rows[name], returns) for name, returns in outcome.trained_returns.items()},
+        trained={
+            name: dataclasses.replace(
+                trained,
+                heldout_accuracy=keep(rows[name], trained.heldout_accuracy),
+                metrics=keep(rows[name], trained.metrics),
+                reward_metrics=keep(rewards, trained.reward_metrics),
+            )
+            for name, trained in outcome.trained.items()
+        },
+    )
+
+
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that results depend on."""
     names = ("jaxpref", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
@@ -96,38 +174,65 @@ def table(summary: dict[str, Any]) -> Table:
     result = Table(title=f"{title}: true return", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("policy", "reference", "pairs"):
         result.add_column(column, justify="right" if column == "pairs" else "left")
-    for column in ("mean", "IQM", "95 % interval", "held-out"):
+    # How many seeds a row is over goes without saying unless some diverged.
+    for column in ("mean", "IQM", "95 % interval", "held-out", *(["seeds"] if summary["diverged"] else [])):
         result.add_column(column, justify="right")
     for name in ("pi2", "pi1"):
-        result.add_row(name, "", "", *_score_cells(summary["policies"][name]), "", end_section=name == "pi1")
+        policy = summary["policies"][name]
+        result.add_row(
+            name, "", "", *_score_cells(policy), "", *_seeds_cell(summary, policy), end_section=name == "pi1"
+        )
     for row in summary["rows"]:
         cells = _score_cells(row["policy"])
         last = row["num_pairs"] == summary["config"]["num_pairs"][-1]
         accuracy = "none" if row["heldout_accuracy"] is None else f"{row['heldout_accuracy']:.3f}"
         trained = LABELS[summary["method"]]
-        result.add_row(trained, row["reference"], str(row["num_pairs"]), *cells, accuracy, end_section=last)
+        cells += accuracy, *_seeds_cell(summary, row["policy"])
+        result.add_row(trained, row["reference"], str(row["num_pairs"]), *cells, end_section=last)
     return result
 
 
-def _score_cells(policy: dict[str, Any]) -> tuple[str, str, str]:
+def _score_cells(policy: dict[str, Any]) -> tuple[str, ...]:
+    num_known = len(policy["per_seed"]) - policy["per_seed"].count(None)
+    if num_known == 0:
+        return "none", "none", "none"
     low, high = policy["ci95"]
-    interval = f"{low:.1f} to {high:.1f}" if len(policy["per_seed"]) > 1 else "one seed"
+    interval = f"{low:.1f} to {high:.1f}" if num_known > 1 else "one seed"
     return f"{policy['mean']:.1f}", f"{policy['iqm']:.1f}", interval
 
 
+def _seeds_cell(summary: dict[str, Any], policy: dict[str, Any]) -> tuple[str, ...]:
+    """How many seeds a row is over; no cell where none diverged."""
+    num_seeds = len(policy["per_seed"])
+    return (f"{num_seeds - policy['per_seed'].count(None)} of {num_seeds}",) if summary["diverged"] else ()
+
+
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """What a reader of the table has to know: seeds that have no expert, results that are not numbers."""
+    """What a reader of the table has to know: seeds that have no expert, and seeds that diverged."""
     lines = []
     for name, seeds in summary["not_reached"].items():
         if seeds:
             named = " ".join(map(str, seeds))
             share = f"{len(seeds)} of {len(summary['seeds'])} seeds"
             lines.append(f"{name} never reached its target return for {share}: {named}")
+    for stage, entries in itertools.groupby(sorted(summary["diverged"], key=_stage_of), key=_stage_of):
+        named = ", ".join(
+            f"{entry['seed']} ({entry['what']}{'' if entry['update'] is None else ', update ' + str(entry['update'])})"
+            for entry in entries
+        )
+        lines.append(f"{stage}: diverged, and left out of the rows that this concerns, for seed {named}")
     return lines
+
+
+def _stage_of(entry: dict[str, Any]) -> str:
+    """Of an entry of `diverged`, in words."""
+    reference = "" if entry["reference"] is None else f", reference {entry['reference']}"
+    return entry["stage"] + reference + ("" if entry["num_pairs"] is None else f", {entry['num_pairs']} pairs")
 
 
 def figures(settings: Settings, outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every figure into `folder`."""
+    outcome = without_diverged(settings, outcome, summary["diverged"])
     drawings = {"policies": draw_policies, "returns": draw_returns, "loss": draw_loss}
     drawings |= {"margins": draw_margins} if settings.method == "dpo" else {"kl": draw_kl}
     paths = []
@@ -160,9 +265,19 @@ def _sizes(settings: Settings) -> list[tuple[int, str, str]]:
     return list(zip(range(len(labels)), labels, colours, strict=True))
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+def _legend_below(figure: Figure) -> None:
+    """One entry for each label: a panel has none for what all seeds diverged at."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    if entries:
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(6, len(entries)))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """NaN for None."""
+    return np.array(values, np.float64)
 
 
 def draw_policies(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Figure:
@@ -174,9 +289,9 @@ def draw_policies(settings: Settings, outcome: Outcome, summary: dict[str, Any])
         plots.policies(
             axes,
             ["pi2", "pi1", *(f"{size:,}\npairs" for size in settings.num_pairs)],
-            np.array([entry["per_seed"] for entry in entries]),
-            [tuple(entry["ci95"]) for entry in entries],
-            [entry["iqm"] for entry in entries],
+            np.array([_numbers(entry["per_seed"]) for entry in entries]),
+            [tuple(_numbers(entry["ci95"])) for entry in entries],
+            [float(value) for value in _numbers([entry["iqm"] for entry in entries])],
             [plots.GREY, "black", *(colour for *_, colour in _sizes(settings))],
         )
         axes.set_title(f"reference {reference}")
@@ -194,21 +309,26 @@ def draw_returns(settings: Settings, outcome: Outcome, summary: dict[str, Any]) 
         updates = np.linspace(0, num_updates, curves.shape[-1] + 1)
         for place, label, colour in _sizes(settings):
             with_start = np.column_stack([outcome.returns["pi2"], curves[:, place]])
-            plots.curve(axes, updates, with_start, label, colour)
-        plots.level(axes, summary["policies"]["pi1"]["mean"], "pi1")
-        plots.level(axes, summary["policies"]["pi2"]["mean"], "pi2", ":")
+            with_start = with_start[~np.isnan(curves[:, place]).all(axis=1)]
+            if with_start.size:
+                plots.curve(axes, updates, with_start, label, colour)
+        for name, style in (("pi1", "--"), ("pi2", ":")):
+            if summary["policies"][name]["mean"] is not None:
+                plots.level(axes, summary["policies"][name]["mean"], name, style)
         axes.set(title=f"reference {reference}", xlabel="update")
     panels[0, 0].set_ylabel("true return")
     figure.suptitle(_title(settings, "return during training, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0, 0])
+    _legend_below(figure)
     return figure
 
 
 def _draw_metric(settings: Settings, axes: Axes, title: str, ylabel: str, x, values, smooth: int = 1) -> None:
-    """One line per dataset size: values [S, sizes, len(x)]."""
+    """One line per dataset size: values [S, sizes, len(x)], of the seeds that have any."""
     for place, label, colour in _sizes(settings):
-        known = ~np.isnan(values[:, place]).any(axis=0)
-        plots.curve(axes, x[known], values[:, place, known], label, colour, smooth)
+        of_size = values[~np.isnan(values[:, place]).all(axis=1), place]
+        known = ~np.isnan(of_size).any(axis=0)
+        if of_size.size:
+            plots.curve(axes, x[known], of_size[:, known], label, colour, smooth)
     axes.set(title=title, xlabel="update", ylabel=ylabel)
 
 
@@ -229,7 +349,7 @@ def draw_loss(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> 
     for axes, (title, ylabel, values) in zip(panels[0], losses, strict=True):
         _draw_metric(settings, axes, title, ylabel, _updates(values), values, smooth=5)
     figure.suptitle(_title(settings, "loss, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0, 0])
+    _legend_below(figure)
     return figure
 
 
@@ -245,7 +365,7 @@ def draw_margins(settings: Settings, outcome: Outcome, summary: dict[str, Any]) 
     figure.suptitle(
         _title(settings, "implicit rewards, running mean of 5 updates, mean and 10-90 % of seeds"), fontsize=11
     )
-    _legend_below(figure, panels[0, 0])
+    _legend_below(figure)
     return figure
 
 
@@ -259,7 +379,7 @@ def draw_kl(settings: Settings, outcome: Outcome, summary: dict[str, Any]) -> Fi
         _draw_metric(settings, column[0], title, "KL(policy || ref), nats per step", _updates(kl), kl)
         _draw_metric(settings, column[1], title, "learned return", evaluations, learned)
     figure.suptitle(_title(settings, "distance and learned return, mean and 10-90 % of seeds"), fontsize=11)
-    _legend_below(figure, panels[0, 0])
+    _legend_below(figure)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -105,6 +106,21 @@ class Settings:
         for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")
+        for name in ("num_heldout", "eval_episodes", "devices"):
+            if getattr(self, name) > MOST[name]:
+                raise ValueError(f"--{flag(name)} must be at most {MOST[name]:,}, got {getattr(self, name)}")
+        if max(self.num_pairs) > MOST["num_pairs"]:
+            raise ValueError(f"--num-pairs must be at most {MOST['num_pairs']:,}, got {max(self.num_pairs)}")
+        if self.coordinator and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
+            raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+        if self.coordinator and self.processes == 1:
+            raise ValueError("--coordinator needs --processes, how many share the seeds")
+        pairs_at_once = max(self.num_pairs) if self.shares_program else min(self.num_pairs)
+        if self.method == "rlhf" and self.reward_model.holdout_every > pairs_at_once:
+            raise ValueError(
+                f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}, got "
+                f"{self.reward_model.holdout_every}"
+            )
         if self.processes > 1 and not self.coordinator:
             raise ValueError("--processes needs --coordinator HOST:PORT, the address of the first process")
         if self.processes and self.process >= self.processes:
@@ -122,6 +138,10 @@ class Settings:
         What works in epochs or full batches does not: its cost is each dataset's own.
         """
         return self.reward_model_epochs == 0 if self.method == "rlhf" else self.dpo.batch_size > 0
+
+
+MOST = {"num_pairs": 10**6, "num_heldout": 10**6, "eval_episodes": 10**6, "devices": 1024}
+"""More is a slip of the finger, and would take all memory before it fails."""
 
 
 def flag(name: str) -> str:

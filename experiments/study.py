@@ -33,12 +33,14 @@ def main() -> None:
     with command.exit_codes():
         studies = parse(sys.argv[1:])
         with command.set_up(studies) as console:
-            start = START
+            start, all_well = START, True
             for settings in studies:
-                command.run(settings, console, start)
+                all_well &= command.run(settings, console, start)
                 console.print()
                 start = time.perf_counter()
             console.print(f"study: {time.perf_counter() - START:.1f} s in all", highlight=False)
+        if not all_well:
+            raise SystemExit(command.DIVERGED)
 
 
 if __name__ == "__main__":

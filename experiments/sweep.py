@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ import jax.numpy as jnp
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from flax import struct
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ from rich.console import Console
 import jaxpref
 from experiments import START, arms, pipeline, report, stages
 from experiments.checkpoints import CODE, Checkpoints, locked
-from experiments.command import UsageError, check_folder, exit_codes
+from experiments.command import UsageError, check_folder, exit_codes, read
 from experiments.settings import Method, TaskName
 from jaxpref import annotators, dpo, plots, ppo, preferences, reinforce, reward_model, statistics, store
 from jaxpref.networks import trajectory_kl, trajectory_log_prob, trajectory_reward
@@ -220,8 +221,10 @@ def check(settings: Settings) -> None:
         if not getattr(settings, name):
             raise UsageError(f"--{name.replace('_', '-')} needs at least one value")
     for name, least in (("num_pairs", 1), ("temperatures", 0), ("beta", 0), ("kl_coef", 0)):
-        if not min(getattr(settings, name)) >= least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {min(getattr(settings, name))}")
+        for value in getattr(settings, name):
+            if not least <= value < math.inf:
+                wanted = "finite" if value == math.inf else f"at least {least}"
+                raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, got {value}")
     if settings.num_seeds < 1:
         raise UsageError(f"--num-seeds must be at least 1, got {settings.num_seeds}")
     check_folder(settings.out)
@@ -230,7 +233,7 @@ def check(settings: Settings) -> None:
 def main() -> None:
     """Run every sweep that is asked for."""
     with exit_codes(), contextlib.ExitStack() as held:
-        settings = tyro.cli(Settings, description=__doc__)
+        settings = read(Settings, sys.argv[1:], __doc__ or "")
         check(settings)
         held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)

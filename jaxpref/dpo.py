@@ -21,7 +21,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses, packed
-from jaxpref.checks import check_choice, check_range, check_schedule
+from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
+from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fit import check_pairs, check_policy
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
 from jaxpref.training import draw_minibatch, scan_updates, weighted_mean
@@ -40,7 +42,7 @@ Loss = str | PairLoss
 
 @struct.dataclass
 class Config:
-    """How to train."""
+    """How DPO trains a policy on preferences."""
 
     num_updates: int = struct.field(pytree_node=False, default=150)
     """Gradient steps, a multiple of eval_every."""
@@ -51,10 +53,12 @@ class Config:
     eval_episodes: int = struct.field(pytree_node=False, default=16)
     """Episodes per evaluation; 0: none, so that nothing is ever played."""
     loss: Loss = struct.field(pytree_node=False, default="conservative")
-    """What is minimised: one of LOSSES, or in Python a function of one's own, a `PairLoss` of whole trajectories'
-    log-probabilities. "cloning" is the control that never looks at the rejected trajectory."""
+    """What is minimised: "sigmoid" is plain DPO, "conservative" and "robust" allow for wrong labels, "hinge" and "ipo"
+    bound the margin, "sigmoid_per_step" and "ipo_per_step" do not count an episode's length; "cloning", the control,
+    never looks at the rejected trajectory. In Python also a function of one's own, a `PairLoss` of whole trajectories'
+    log-probabilities."""
     learning_rate: Scalar = 5e-3
-    """Of Adam."""
+    """Step size of Adam."""
     beta: Scalar = 0.1
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = 0.05
@@ -72,13 +76,14 @@ class Config:
 
 @struct.dataclass
 class PairMetrics:
-    """Of the pairs of one update, before the step: means over the pairs."""
+    """Of the pairs of one update, before the step: means over the pairs; and the largest magnitude of a parameter."""
 
     loss: Float[Array, "*batch"]
     chosen_reward: Float[Array, "*batch"]
     rejected_reward: Float[Array, "*batch"]
     margin: Float[Array, "*batch"]
     accuracy: Float[Array, "*batch"]
+    param_size: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -94,6 +99,7 @@ class Result:
 
     params: Params
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -189,6 +195,7 @@ def loss_fn(
         rejected_reward=mean(rejected_reward),
         margin=mean(chosen_reward - rejected_reward),
         accuracy=mean(1.0 * (chosen_reward > rejected_reward)),
+        param_size=param_size(params),
     )
 
 
@@ -211,8 +218,14 @@ def train(
     """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference.
 
     The task is played only to report true returns: with `config.eval_episodes` 0 training is offline, and
-    `tasks.offline` is task enough.
+    `tasks.offline` is task enough. Raises TypeError or ValueError for arguments that do not belong to the task or do
+    not fit each other.
     """
+    check_config(config, Config)
+    check_key(key)
+    check_pairs(task, preferences)
+    check_policy(task, init_params, "init_params")
+    check_policy(task, ref_params, "ref_params")
     data = prepare(preferences, ref_params)
     start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
 
@@ -224,4 +237,5 @@ def train(
     state, metrics, true_return = scan_updates(
         functools.partial(update, config, data), mean_return, start, key, config.num_updates, config.eval_every
     )
-    return Result(state.params, Metrics(**vars(metrics), true_return=true_return))
+    astray = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
+    return Result(state.params, Metrics(**vars(metrics), true_return=true_return), astray)

@@ -1,6 +1,7 @@
 """Every loss, as a function of arrays: no network, no config, one value per pair or per step.
 
-The caller averages, because only it knows the weights and the masks.
+The caller averages, because only it knows the weights and the masks. Arrays of different shapes raise ValueError:
+[N] beside [N, 1] would be broadcast to [N, N], and its mean would look like a loss.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxpref.checks import check_same_shape
 from jaxpref.types import Scalar
 
 
@@ -112,6 +114,7 @@ def per_step(logp: Float[Array, "*batch"], num_steps: Float[Array, "*batch"]) ->
     A DPO loss of these is length-normalised (Meng et al., 2024, https://arxiv.org/abs/2405.14734, equation 3): an
     episode does not count more for being longer. `beta` is then per nat per step: larger by about an episode's length.
     """
+    check_same_shape(logp=logp, num_steps=num_steps)
     return logp / jnp.maximum(num_steps, 1)
 
 
@@ -122,11 +125,18 @@ def dpo_margin(
     ref_rejected_logp: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
     """(chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp), in nats: swapping the pair negates it."""
+    check_same_shape(
+        chosen_logp=chosen_logp,
+        rejected_logp=rejected_logp,
+        ref_chosen_logp=ref_chosen_logp,
+        ref_rejected_logp=ref_rejected_logp,
+    )
     return (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
 
 
 def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
     """DPO's implicit reward of a trajectory, beta * (logp - ref_logp), up to a constant of the initial state."""
+    check_same_shape(logp=logp, ref_logp=ref_logp)
     return beta * (logp - ref_logp)
 
 
@@ -134,11 +144,13 @@ def bradley_terry(
     chosen_return: Float[Array, "*batch"], rejected_return: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Negative log-likelihood of the label, -log sigmoid(chosen_return - rejected_return) (Bradley & Terry, 1952)."""
+    check_same_shape(chosen_return=chosen_return, rejected_return=rejected_return)
     return jax.nn.softplus(rejected_return - chosen_return)
 
 
 def policy_gradient(log_prob: Float[Array, "*batch"], advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """REINFORCE (Williams, 1992): -log pi(a|s) * A, whose gradient is minus the policy gradient's sample."""
+    check_same_shape(log_prob=log_prob, advantage=advantage)
     return -log_prob * jax.lax.stop_gradient(advantage)
 
 
@@ -152,6 +164,7 @@ def clipped_surrogate(
 
     -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A), with ratio = pi(a|s) / pi_old(a|s).
     """
+    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     ratio = jnp.exp(log_prob - old_log_prob)
     clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
@@ -159,4 +172,5 @@ def clipped_surrogate(
 
 def value(prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Half the squared error of a value prediction."""
+    check_same_shape(prediction=prediction, target=target)
     return 0.5 * (prediction - jax.lax.stop_gradient(target)) ** 2

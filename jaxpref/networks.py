@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from jaxpref.checks import check_trajectory
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
@@ -233,6 +234,7 @@ def categorical_kl(p_logits: Float[Array, "*batch A"], q_logits: Float[Array, "*
 
 def trajectory_log_prob(params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Log-probability of all actions of a trajectory, log prod_t pi(a_t | s_t): the sum over its mask, in nats."""
+    check_trajectory(trajectory)
     played = zero_beyond_mask(trajectory)
     logits, _ = apply_policy(params, played.obs)
     return jnp.where(played.mask, categorical_log_prob(logits, played.action), 0.0).sum(-1)
@@ -244,6 +246,7 @@ def trajectory_kl(params: Params, ref_params: Params, trajectory: Trajectory) ->
     Its mean over the policy's own episodes is the KL divergence of its distribution of trajectories from the
     reference's: the environment's transition probabilities are the same for both and cancel.
     """
+    check_trajectory(trajectory)
     played = zero_beyond_mask(trajectory)
     kl = categorical_kl(apply_policy(params, played.obs)[0], apply_policy(ref_params, played.obs)[0])
     return jnp.where(played.mask, kl, 0.0).sum(-1)
@@ -251,5 +254,6 @@ def trajectory_kl(params: Params, ref_params: Params, trajectory: Trajectory) ->
 
 def trajectory_reward(params: Params, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Learned return of a trajectory: the undiscounted sum of learned rewards over its mask."""
+    check_trajectory(trajectory)
     played = zero_beyond_mask(trajectory)
     return jnp.where(played.mask, apply_reward(params, played.obs, played.action), 0.0).sum(-1)

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import dpo, ppo, reward_model
 from jaxpref.annotators import Annotator
-from jaxpref.checks import check_range
+from jaxpref.checks import check_config, check_count, check_key, check_range
+from jaxpref.fit import check_policy
 from jaxpref.networks import init_reward, trajectory_reward
 from jaxpref.preferences import label_pairs
 from jaxpref.rollout import episodes
@@ -79,8 +80,10 @@ def train_rlhf(
     """PPO from `init_params` on an ensemble of reward models that is fitted afresh in every round.
 
     `num_pairs` questions and `ppo_config.num_updates` updates in all. Raises ValueError unless `config.num_rounds`
-    divides the questions, and the updates into multiples of `ppo_config.eval_every`.
+    divides the questions, and the updates into multiples of `ppo_config.eval_every`, and TypeError or ValueError for
+    arguments that do not belong to the task.
     """
+    _check(task, config, key, num_pairs, init_params)
     key_init, key_rounds = jax.random.split(key)
     # Later rounds keep the value head of earlier ones: it was trained on a learned reward.
     config_of_round = dataclasses.replace(_one_round(ppo_config, config), reset_value=False)
@@ -110,8 +113,10 @@ def train_dpo(
     """DPO from `init_params`, going on in every round with all pairs so far; of `config` only `num_rounds` counts.
 
     `num_pairs` questions and `dpo_config.num_updates` updates in all. Raises ValueError unless `config.num_rounds`
-    divides the questions, and the updates into multiples of `dpo_config.eval_every`.
+    divides the questions, and the updates into multiples of `dpo_config.eval_every`, and TypeError or ValueError for
+    arguments that do not belong to the task.
     """
+    _check(task, config, key, num_pairs, init_params)
     config_of_round = _one_round(dpo_config, config)
 
     def learn(key, params, _, pairs):
@@ -120,6 +125,14 @@ def train_dpo(
 
     every_pair = dataclasses.replace(config, num_candidates=1)
     return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn)
+
+
+def _check(task: Task, config: Any, key: Any, num_pairs: Any, init_params: Any) -> None:
+    """What the trainers of the rounds would see too late, or under another name."""
+    check_config(config, Config)
+    check_key(key)
+    check_count(num_pairs, "num_pairs")
+    check_policy(task, init_params, "init_params")
 
 
 def _one_round(config: Any, online: Config) -> Any:
@@ -166,8 +179,6 @@ def _rounds(
     """The loop that both methods share. The dataset has all its places from the start; those not asked for yet have
     weight zero.
     """
-    if num_pairs < 1:
-        raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
     num_asked, rest = divmod(num_pairs, config.num_rounds)
     if rest:
         raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")

@@ -24,7 +24,9 @@ from flax import struct
 from jaxtyping import Array, Float, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_range, check_schedule
+from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
+from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fit import check_policy, check_reward
 from jaxpref.networks import (
     apply_policy,
     apply_reward,
@@ -57,7 +59,7 @@ def true_reward(reward_params: Any, steps: Transition | Trajectory) -> Float[Arr
 
 @struct.dataclass
 class Config:
-    """How to train."""
+    """How PPO trains a policy on a learned reward: the second half of RLHF."""
 
     num_updates: int = struct.field(pytree_node=False, default=60)
     """Rollouts, a multiple of eval_every; each is learned from for num_epochs."""
@@ -80,7 +82,7 @@ class Config:
     step to step are a shaped version of it: PPO would learn from more than the preferences, also from a reward of
     zero."""
     learning_rate: Scalar = 1.5e-3
-    """Of Adam."""
+    """Step size of Adam."""
     gamma: Scalar = 0.99
     """Discount per step."""
     gae_lambda: Scalar = 0.95
@@ -117,12 +119,14 @@ class UpdateMetrics:
     entropy:         of the policy that played, mean over the states it played.
     kl:              exact KL(pi || ref), mean over the same states, in nats per step.
     learned_reward:  mean per played step, as the reward model gives it.
+    param_size:      largest magnitude of a parameter of the policy that played.
     """
 
     loss: Float[Array, "*batch"]
     entropy: Float[Array, "*batch"]
     kl: Float[Array, "*batch"]
     learned_reward: Float[Array, "*batch"]
+    param_size: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -139,6 +143,7 @@ class Result:
 
     params: Params
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -236,6 +241,7 @@ def update(
         entropy=categorical_entropy(logits).mean(),
         kl=categorical_kl(logits, ref_logits).mean(),
         learned_reward=reward.mean(),
+        param_size=param_size(state.params),
     )
 
 
@@ -266,7 +272,16 @@ def train(
     reward_params: Any,
     reward_fn: RewardFn = learned_reward,
 ) -> Result:
-    """Train a policy, from `init_params`, on the learned reward with `ref_params` as the reference."""
+    """Train a policy, from `init_params`, on the learned reward with `ref_params` as the reference.
+
+    Raises TypeError or ValueError for parameters that do not belong to the task.
+    """
+    check_config(config, Config)
+    check_key(key)
+    check_policy(task, init_params, "init_params")
+    check_policy(task, ref_params, "ref_params")
+    if reward_fn is learned_reward:
+        check_reward(task, reward_params)
     key_size, key_stream, key_train = jax.random.split(key, 3)
     init_params = without_value(init_params) if config.reset_value else init_params
     reward_of = functools.partial(reward_fn, reward_params)
@@ -283,4 +298,5 @@ def train(
     state, metrics, (learned, true) = scan_updates(
         step, returns, start, key_train, config.num_updates, config.eval_every
     )
-    return Result(state.params, Metrics(**vars(metrics), learned_return=learned, true_return=true))
+    astray = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
+    return Result(state.params, Metrics(**vars(metrics), learned_return=learned, true_return=true), astray)

@@ -7,9 +7,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import annotators
+from jaxpref.checks import (
+    check_count,
+    check_dtype,
+    check_key,
+    check_preferences,
+    check_same_shape,
+    check_trajectory,
+)
+from jaxpref.fit import check_policy
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Preferences, Trajectory
@@ -25,11 +35,13 @@ def sample_preferences(
 ) -> Preferences:
     """Play `num_pairs` episodes with each policy, every one from its own initial state, and label the pairs.
 
-    The i-th pair is one episode of pi1 and one of pi2, in this order before the annotator. Raises ValueError for
-    fewer than one pair.
+    The i-th pair is one episode of pi1 and one of pi2, in this order before the annotator. Raises TypeError or
+    ValueError for fewer than one pair, for parameters that are no policy of the task and for what is not one typed key.
     """
-    if num_pairs < 1:
-        raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
+    check_count(num_pairs, "num_pairs")
+    check_policy(task, pi1_params, "pi1_params")
+    check_policy(task, pi2_params, "pi2_params")
+    check_key(key)
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
     first = episodes(task, pi1_params, key_pi1, num_pairs)
     second = episodes(task, pi2_params, key_pi2, num_pairs)
@@ -39,7 +51,15 @@ def sample_preferences(
 def label_pairs(
     key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
 ) -> Preferences:
-    """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N]."""
+    """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N].
+
+    Raises TypeError or ValueError for trajectories that are not of this shape, or not of the same.
+    """
+    check_key(key)
+    check_trajectory(first, "first", num_axes=1)
+    check_trajectory(second, "second", num_axes=1)
+    check_same_shape(first=first.obs, second=second.obs)
+    check_count(first.reward.shape[0], "the number of pairs")
     keys = jax.random.split(key, first.reward.shape[0])
     return apply_labels(first, second, jax.vmap(annotator)(keys, first.reward, second.reward))
 
@@ -60,13 +80,26 @@ def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajec
 
 
 def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
-    """The pairs at `index`: an array of indices, a slice, or a single number, which drops the axis."""
+    """The pairs at `index`: an array of indices, a slice, or a single number, which drops the axis.
+
+    Raises TypeError for indices that are no integers, and IndexError for a number that is not one of a pair.
+    """
+    if isinstance(index, int):
+        num_pairs = preferences.weight.shape[0]
+        if not -num_pairs <= index < num_pairs:
+            raise IndexError(
+                f"index must lie between {-num_pairs} and {num_pairs - 1} for {num_pairs} pairs, got {index}"
+            )
+    elif not isinstance(index, slice):
+        check_dtype(index, "index", np.integer, "integers")
     return jax.tree.map(lambda leaf: leaf[index], preferences)
 
 
 def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Preferences]:
     """(the pairs to train on, the last `num_heldout` pairs). Raises ValueError if one side would be empty."""
+    check_preferences(preferences)
     num_pairs = preferences.weight.shape[0]
+    check_count(num_heldout, "num_heldout", least=-num_pairs)
     if not 0 < num_heldout < num_pairs:
         raise ValueError(f"num_heldout must lie between 1 and {num_pairs - 1} for {num_pairs} pairs, got {num_heldout}")
     return take(preferences, slice(None, -num_heldout)), take(preferences, slice(-num_heldout, None))
@@ -75,8 +108,13 @@ def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Pref
 def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Preferences:
     """Only the first `num_pairs` pairs count: the others keep their place with weight zero.
 
-    Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap.
+    Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap. Raises
+    TypeError or ValueError for a number of pairs that is no whole number, or negative.
     """
+    if isinstance(num_pairs, jax.Array):
+        check_dtype(num_pairs, "num_pairs", np.integer, "integers")
+    else:
+        check_count(num_pairs, "num_pairs", least=0)
     counts = jnp.arange(preferences.weight.shape[0]) < num_pairs
     return dataclasses.replace(preferences, weight=jnp.where(counts, preferences.weight, 0.0))
 

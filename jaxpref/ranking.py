@@ -1,9 +1,12 @@
 """How well scores rank labelled pairs, and how well any score could.
 
-A score is a number for every trajectory: a learned return, or DPO's implicit reward.
+A score is a number for every trajectory: a learned return, or DPO's implicit reward. Scores that are not one for each
+pair raise ValueError.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jaxpref import losses
+from jaxpref.checks import check_count, check_preferences, check_same_shape, check_sequence
 from jaxpref.types import Preferences, true_return
 
 
@@ -26,6 +30,7 @@ class Quality:
 
 def quality(chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences) -> Quality:
     """All measures at once; rank correlation over the 2N trajectories."""
+    _check_scores(chosen_score, rejected_score, preferences)
     score = jnp.concatenate([chosen_score, rejected_score])
     returns = jnp.concatenate([true_return(preferences.chosen), true_return(preferences.rejected)])
     return Quality(
@@ -44,6 +49,7 @@ def accuracy(
     Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as
     half right.
     """
+    _check_scores(chosen_score, rejected_score, preferences)
     score_gap = chosen_score - rejected_score
     return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)
     agree = jnp.where(score_gap == 0, 0.5, jnp.sign(score_gap) == jnp.sign(return_gap))
@@ -55,6 +61,7 @@ def negative_log_likelihood(
     chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences
 ) -> Float[Array, ""]:
     """Weighted mean of -log sigmoid(chosen_score - rejected_score), in nats, over answers; ln 2 knows nothing."""
+    _check_scores(chosen_score, rejected_score, preferences)
     return _average(losses.bradley_terry(chosen_score, rejected_score), answered(preferences))
 
 
@@ -70,6 +77,8 @@ def calibration_error(
     `num_bins` equal bins of confidence, how far is its mean from the share of answers that agree? The mean over bins,
     each counting as it is filled. Equal scores agree by half.
     """
+    _check_scores(chosen_score, rejected_score, preferences)
+    check_count(num_bins, "num_bins")
     gap, weight = chosen_score - rejected_score, answered(preferences)
     confidence, agree = jax.nn.sigmoid(jnp.abs(gap)), jnp.heaviside(gap, 0.5)
     place = jnp.clip(jnp.int32((confidence - 0.5) * 2 * num_bins), 0, num_bins - 1)
@@ -79,6 +88,7 @@ def calibration_error(
 
 def rank_correlation(score: Float[Array, " N"], value: Float[Array, " N"]) -> Float[Array, ""]:
     """Spearman's: Pearson's correlation of the ranks, equal numbers sharing the mean of theirs; NaN for a constant."""
+    check_sequence(score=score, value=value)
     return jnp.corrcoef(_ranks(score), _ranks(value))[0, 1]
 
 
@@ -104,6 +114,11 @@ def answered(preferences: Preferences) -> Float[Array, " N"]:
     if preferences.target is None:
         return preferences.weight
     return jnp.where(preferences.target == 0.5, 0.0, preferences.weight)
+
+
+def _check_scores(chosen_score: Any, rejected_score: Any, preferences: Preferences) -> None:
+    check_preferences(preferences)
+    check_same_shape(chosen_score=chosen_score, rejected_score=rejected_score, weight=preferences.weight)
 
 
 def _average(values: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:

@@ -20,7 +20,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_range
+from jaxpref.checks import check_choice, check_config, check_key, check_range
+from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
 from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
 from jaxpref.returns import discounted_returns
 from jaxpref.rollout import any_lane, episodes
@@ -32,7 +33,7 @@ BASELINES = ("value", "handmade")
 
 @struct.dataclass
 class Config:
-    """How to train."""
+    """How REINFORCE trains a policy on the true reward, up to its snapshots pi1 and pi2."""
 
     num_updates: int = struct.field(pytree_node=False, default=600)
     """Gradient steps at most: training ends once both targets are reached."""
@@ -47,7 +48,7 @@ class Config:
     shape_reward: bool = struct.field(pytree_node=False, default=False)
     """Add gamma * potential(next_obs) - potential(obs); the score then counts it too, as in the original study."""
     learning_rate: Scalar = 1e-2
-    """Of Adam."""
+    """Step size of Adam."""
     gamma: Scalar = 0.99
     """Discount per step."""
     ent_coef: Scalar = 0.04
@@ -66,10 +67,11 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """One entry per update; NaN after training ended."""
+    """One entry per update, `param_size` the largest magnitude of a parameter before it; NaN after training ended."""
 
     loss: Float[Array, "*batch U"]
     score: Float[Array, "*batch U"]
+    param_size: Float[Array, "*batch U"]
 
 
 @struct.dataclass
@@ -85,6 +87,7 @@ class Result:
     pi2_reached: Bool[Array, "*batch"]
     num_updates: Int[Array, "*batch"]
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -139,7 +142,9 @@ def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -
         metrics=Metrics(
             loss=result.metrics.loss.at[state.update].set(loss),
             score=result.metrics.score.at[state.update].set(score),
+            param_size=result.metrics.param_size.at[state.update].set(param_size(state.params)),
         ),
+        divergence=result.divergence,
     )
     return TrainState(state.update + 1, params, opt_state, scores, following)
 
@@ -156,8 +161,11 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     """Train until both snapshots are taken or `config.num_updates` are made.
 
     Where the task lacks a target, a first run of all updates shows how far training comes, and a second one, the same
-    update by update, takes the snapshots on the way (`targets_of_curve`).
+    update by update, takes the snapshots on the way (`targets_of_curve`). Raises TypeError for a config of another
+    trainer, and TypeError or ValueError for what is not one typed key.
     """
+    check_config(config, Config)
+    check_key(key)
     if task.pi1_target is not None and task.pi2_target is not None:
         return _train_to_targets(task, config, key)
 
@@ -189,7 +197,8 @@ def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result
     key_init, key_train = jax.random.split(key)
     params = init_policy(key_init, task, config.policy_scale)
     nothing = jnp.full(config.num_updates, jnp.nan)
-    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), Metrics(nothing, nothing))
+    metrics = Metrics(nothing, nothing, nothing)
+    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), metrics, no_divergence())
     start = TrainState(
         jnp.int32(0),
         params,
@@ -209,4 +218,7 @@ def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result
     def running(state: TrainState):
         return any_lane(training(state)) & (state.update < config.num_updates)
 
-    return jax.lax.while_loop(running, guarded_update, start).result
+    result = jax.lax.while_loop(running, guarded_update, start).result
+    last = result.pi1, result.pi2  # one of them is what the last update made
+    astray = find_divergence(result.metrics.loss, result.metrics.param_size, last, result.num_updates)
+    return dataclasses.replace(result, divergence=astray)

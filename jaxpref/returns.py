@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxpref.checks import check_sequence
 from jaxpref.types import Scalar
 
 
 def discounted_returns(reward: Float[Array, " T"], gamma: Scalar) -> Float[Array, " T"]:
-    """Rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards beyond the end of an episode must be zero."""
+    """Rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards beyond the end of an episode must be zero.
+
+    Raises ValueError for rewards with more axes than that of time.
+    """
+    check_sequence(reward=reward)
 
     def backward(following, reward):
         current = reward + gamma * following
@@ -36,8 +41,10 @@ def gae(
     `next_value` is the value of the true next observation: on truncation (done, not terminated) it is
     bootstrapped from, on termination it is not. Steps after the last are taken to have no advantage.
 
-    Returns the advantages and the value targets A_t + V(obs_t).
+    Returns the advantages and the value targets A_t + V(obs_t). Raises ValueError for arrays of different shapes, or
+    with more axes than that of time.
     """
+    check_sequence(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
     def backward(following, step):

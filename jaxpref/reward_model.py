@@ -26,7 +26,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses, packed
-from jaxpref.checks import check_range
+from jaxpref.checks import check_config, check_count, check_key, check_range
+from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fit import check_pairs
 from jaxpref.networks import init_reward
 from jaxpref.tasks import Task
 from jaxpref.training import draw_minibatch, weighted_mean
@@ -38,7 +40,7 @@ CHECK_EVERY = 10
 
 @struct.dataclass
 class Config:
-    """How to train."""
+    """How a reward model is fitted to preferences: the first half of RLHF."""
 
     num_updates: int = struct.field(pytree_node=False, default=200)
     """Gradient steps."""
@@ -48,7 +50,7 @@ class Config:
     """Early stopping: every n-th pair is not trained on, and the parameters are kept at which the loss of those pairs
     was least; 0: train on all pairs to the end."""
     learning_rate: Scalar = 3e-3
-    """Of AdamW."""
+    """Step size of AdamW."""
     weight_decay: Scalar = 10.0
     """Decoupled: each update takes learning_rate * weight_decay of every kernel off; biases, which alone rank episodes
     by their length, are left free."""
@@ -62,11 +64,12 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """Of the pairs of one update, before the step: means over the pairs."""
+    """Of the pairs of one update, before the step: means over the pairs; and the largest magnitude of a parameter."""
 
     loss: Float[Array, "*batch"]
     margin: Float[Array, "*batch"]
     accuracy: Float[Array, "*batch"]
+    param_size: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -75,6 +78,7 @@ class Result:
 
     params: Params
     metrics: Metrics
+    divergence: Divergence
 
 
 @struct.dataclass
@@ -120,7 +124,12 @@ def loss_fn(
     as_labelled = losses.bradley_terry(chosen_return, rejected_return)
     swapped = losses.bradley_terry(rejected_return, chosen_return)
     loss = mean(target * as_labelled + (1 - target) * swapped)
-    return loss, Metrics(loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)))
+    return loss, Metrics(
+        loss=loss,
+        margin=mean(margin),
+        accuracy=mean(1.0 * (margin > 0)),
+        param_size=param_size(params),
+    )
 
 
 def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -142,8 +151,12 @@ class Kept:
 def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
     """Fit a fresh reward model to `preferences` of [N] pairs.
 
-    Raises ValueError if `config.holdout_every` is more than N: no pair would be held out.
+    Raises TypeError or ValueError for pairs that are not of the task, and if `config.holdout_every` is more than N: no
+    pair would be held out.
     """
+    check_config(config, Config)
+    check_key(key)
+    check_pairs(task, preferences)
     num_pairs = preferences.weight.shape[0]
     if config.holdout_every > num_pairs:
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
@@ -153,10 +166,11 @@ def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferen
     data, keys = prepare(preferences), jax.random.split(key_train, config.num_updates)
     if config.holdout_every == 0:
         state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
-        return Result(state.params, metrics)
-
-    kept, metrics = _train_and_keep_best(config, data, start, keys)
-    return Result(kept.params, metrics)
+        params = state.params
+    else:
+        kept, metrics = _train_and_keep_best(config, data, start, keys)
+        params = kept.params
+    return Result(params, metrics, find_divergence(metrics.loss, metrics.param_size, params, config.num_updates))
 
 
 def _train_and_keep_best(
@@ -196,8 +210,11 @@ def train_ensemble(
 
     The weights are those of the pairs times Exponential(1) numbers: the Bayesian bootstrap (Rubin, 1981), which
     resamples also where most pairs have weight zero and leaves no pair out. Where the members disagree, the data do
-    not decide. `apply_reward` takes their mean.
+    not decide. `apply_reward` takes their mean. Errors as in `train`, and for fewer than one member.
     """
+    check_count(num_members, "num_members")
+    check_key(key)
+    check_pairs(task, preferences)
     key_weight, key_train = jax.random.split(key)
     weight = preferences.weight * jax.random.exponential(key_weight, (num_members, *preferences.weight.shape))
     members = jax.vmap(lambda key, weight: train(task, config, key, dataclasses.replace(preferences, weight=weight)))

@@ -16,6 +16,8 @@ from flax import struct
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxpref.checks import check_count, check_key
+from jaxpref.fit import check_policy
 from jaxpref.networks import apply_policy, categorical_log_prob
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
@@ -134,12 +136,22 @@ def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
 
 
 def episodes(task: Task, params: Params, key: Key[Array, ""], num_episodes: int) -> Trajectory:
-    """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
+    """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K].
+
+    Raises TypeError or ValueError for parameters that are no policy of the task, for what is not one typed key, and for
+    fewer than one episode.
+    """
+    check_policy(task, params)
+    check_key(key)
+    check_count(num_episodes, "num_episodes")
     return jax.vmap(functools.partial(episode, task, params))(jax.random.split(key, num_episodes))
 
 
 def evaluate(task: Task, params: Params, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
-    """True, unshaped, undiscounted return of each of `num_episodes` episodes, actions sampled from the policy."""
+    """True, unshaped, undiscounted return of each of `num_episodes` episodes, actions sampled from the policy.
+
+    Errors as in `episodes`.
+    """
     return episodes(task, params, key, num_episodes).reward.sum(-1)
 
 

@@ -1,6 +1,7 @@
 """Statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
 
-Scores are NumPy arrays with seeds on the last axis, and tasks (strata) on the first of two.
+Scores are NumPy arrays with seeds on the last axis, and tasks (strata) on the first of two. No scores, and scores that
+are NaN, raise ValueError: which seeds are left out is for the caller to decide, and to say.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
+from jaxpref.checks import check_count
+
 Scores = Float[np.ndarray, "*tasks S"]
 
 
@@ -21,9 +24,7 @@ def iqm(scores: Scores, axis: int | None = None) -> Any:
     A quarter of the scores is cut off at each end, rounded down: of 3 scores none. A float, or with `axis` an array.
     Raises ValueError for no scores.
     """
-    if np.size(scores) == 0:
-        raise ValueError("scores must hold at least one seed")
-    trimmed = scipy.stats.trim_mean(np.asarray(scores), 0.25, axis=axis)
+    trimmed = scipy.stats.trim_mean(_numbers(scores), 0.25, axis=axis)
     return float(trimmed) if axis is None else trimmed
 
 
@@ -127,7 +128,7 @@ def paired_improvement(scores: Scores, baseline: Float[np.ndarray, "*tasks R"]) 
 
     Raises ValueError for no scores, for scores that are not numbers, and for different shapes.
     """
-    scores, baseline = _numbers(scores), _numbers(baseline)
+    scores, baseline = _by_task(scores), _by_task(baseline)
     _check_paired(scores, baseline)
     return float(np.mean((scores > baseline) + 0.5 * (scores == baseline)))
 
@@ -139,7 +140,7 @@ def performance_profile(
 
     Raises ValueError for no scores and for scores that are not numbers.
     """
-    return (_numbers(scores)[..., None] > thresholds).mean(axis=(0, 1))
+    return (_by_task(scores)[..., None] > thresholds).mean(axis=(0, 1))
 
 
 def profile_band(
@@ -150,24 +151,25 @@ def profile_band(
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
     """Stratified bootstrap of `performance_profile`: (low, high), each end for its threshold alone. Errors as there."""
-    above = (_numbers(scores)[..., None] > thresholds).astype(np.float64)
+    above = (_by_task(scores)[..., None] > thresholds).astype(np.float64)
     counts = _counts(_draw(above[..., 0], num_resamples, np.random.default_rng(seed)))
     low, high = _ends((counts @ above).mean(axis=0) / above.shape[1], confidence)
     return low, high
 
 
-def _by_task(scores: Scores) -> Float[np.ndarray, "T S"]:
-    scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+def _numbers(scores: Scores) -> Scores:
+    scores = np.asarray(scores, dtype=np.float64)
     if scores.size == 0:
         raise ValueError("scores must hold at least one seed")
+    if np.isnan(scores).any():
+        raise ValueError("scores must be numbers, not NaN: leave those seeds out")
     return scores
 
 
-def _numbers(scores: Scores) -> Float[np.ndarray, "T S"]:
-    """For comparisons: NaN would lose every one of them, in silence."""
-    scores = _by_task(scores)
-    if np.isnan(scores).any():
-        raise ValueError("scores must be numbers, not NaN")
+def _by_task(scores: Scores) -> Float[np.ndarray, "T S"]:
+    scores = np.atleast_2d(_numbers(scores))
+    if scores.ndim > 2:
+        raise ValueError(f"scores must have the axes [seeds] or [tasks, seeds], got {list(scores.shape)}")
     return scores
 
 
@@ -178,7 +180,7 @@ def _check_paired(scores: Scores, baseline: Float[np.ndarray, "*others R"]) -> N
 
 def _wins(scores: Scores, baseline: Float[np.ndarray, "*others R"]) -> Float[np.ndarray, "T S R"]:
     """1 where a run beats a run of the baseline, 1/2 where they tie."""
-    scores, baseline = _numbers(scores), _numbers(baseline)
+    scores, baseline = _by_task(scores), _by_task(baseline)
     if len(scores) != len(baseline):
         raise ValueError(f"scores are of {len(scores)} tasks, baseline of {len(baseline)}")
     one, other = scores[:, :, None], baseline[:, None, :]
@@ -189,6 +191,7 @@ def _draw(
     scores: Float[np.ndarray, "T S"], num_resamples: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "resamples T S"]:
     """Seeds of every task, drawn from that task's with replacement."""
+    check_count(num_resamples, "num_resamples")
     return rng.integers(scores.shape[1], size=(num_resamples, *scores.shape))
 
 
@@ -209,5 +212,7 @@ def _samples(
 
 def _ends(samples: Float[np.ndarray, "resamples ..."], confidence: float) -> Float[np.ndarray, "2 ..."]:
     """Low and high: percentiles that leave half of the rest on either side."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     tail = 100 * (1 - confidence) / 2
     return np.percentile(samples, [tail, 100 - tail], axis=0)
