@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test lint format lock bench bench-peer clean
+.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test lint format lock docs wheel \
+        bench bench-peer clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -19,6 +20,8 @@ help:
 	@echo "make report    write report.html of every experiment in results/ anew, without training"
 	@echo "make test      formatter check, linter, type checker and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
+	@echo "make docs      write docs/api from the docstrings, and what the code in docs/tutorial.md prints"
+	@echo "make wheel     build it, install it in an environment of its own and run README's example there"
 	@echo "make lock      write constraints.txt anew from the newest versions"
 	@echo "make bench     how fast it is, as ratios measured in one run"
 	@echo "make bench-peer   PPO's speed against rejax's, which gets a virtual environment of its own"
@@ -66,6 +69,21 @@ format: $(STAMP)
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python docs/api_reference.py
+	$(BIN)/python docs/code_blocks.py docs/tutorial.md
+	$(BIN)/ruff format docs
+
+# Without the checkout on the path: the library example of README.md runs in an empty folder.
+wheel:
+	rm -rf build dist .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	sed -n '/^## Use it as a library/,/^```$$/p' README.md | sed '1,/^```python$$/d; /^```$$/d' > .venv-wheel/example.py
+	cd .venv-wheel && time bin/python -P example.py
+	rm -rf build .venv-wheel
 
 lock:
 	rm -rf .venv-lock

@@ -40,7 +40,10 @@ CHECK_EVERY = 10
 
 @struct.dataclass
 class Config:
-    """How a reward model is fitted to preferences: the first half of RLHF."""
+    """How a reward model is fitted to preferences: the first half of RLHF.
+
+    Raises ValueError for a value out of range.
+    """
 
     num_updates: int = struct.field(pytree_node=False, default=200)
     """Gradient steps."""

@@ -100,7 +100,8 @@ def _acrobot_baseline(obs: Observation) -> Float[Array, "*batch"]:
 def cartpole(horizon: int = 200) -> Task:
     """CartPole: +1 for every step until the pole falls. 200 steps are v0, the study's; 500 are v1.
 
-    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons.
+    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons. Raises ValueError for a
+    horizon below one step.
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1 step, got {horizon}")
