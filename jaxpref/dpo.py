@@ -32,7 +32,7 @@ LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step
 
 @struct.dataclass
 class Config:
-    """How to train. Raises ValueError for a value out of range."""
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=150)
     """Gradient steps, a multiple of eval_every."""

@@ -56,7 +56,7 @@ def true_reward(reward_params: Any, steps: Transition | Trajectory) -> Float[Arr
 
 @struct.dataclass
 class Config:
-    """How to train. Raises ValueError for a value out of range."""
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=60)
     """Rollouts, a multiple of eval_every; each is learned from for num_epochs."""

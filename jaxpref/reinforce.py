@@ -32,7 +32,7 @@ BASELINES = ("value", "handmade")
 
 @struct.dataclass
 class Config:
-    """How to train. Raises ValueError for a value out of range."""
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=600)
     """Gradient steps at most: training ends once both targets are reached."""

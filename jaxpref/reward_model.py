@@ -38,7 +38,7 @@ CHECK_EVERY = 10
 
 @struct.dataclass
 class Config:
-    """How to train. Raises ValueError for a value out of range."""
+    """How to train."""
 
     num_updates: int = struct.field(pytree_node=False, default=200)
     """Gradient steps."""
