@@ -50,7 +50,8 @@ def index_page(package: griffe.Module) -> str:
         "\n".join(["| module | |", "|---|---|", *modules]),
         "Axes in the signatures: T steps of an episode, up to the task's horizon; O numbers of an observation; A "
         "actions; N pairs; B pairs of a minibatch; K episodes; U updates; E evaluations; M members of an ensemble; S "
-        "seeds, in statistics and figures only. `*batch` is whatever the caller puts before, `[]` is a scalar.",
+        "seeds, in statistics and figures only. `*batch` is whatever the caller puts before, an empty string a scalar.",
+        "A config that is made with a value out of range raises a ValueError that names it.",
         "\n".join(["| at the top | is |", "|---|---|", *top]),
     )
 

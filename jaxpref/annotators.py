@@ -46,10 +46,7 @@ class Annotator(Protocol):
 
 @struct.dataclass
 class Config:
-    """The habits of a teacher, after Lee et al., 2021 (B-Pref, https://arxiv.org/abs/2111.03026, section 3).
-
-    Raises ValueError for a value out of range.
-    """
+    """The habits of a teacher, after Lee et al., 2021 (B-Pref, https://arxiv.org/abs/2111.03026, section 3)."""
 
     temperature: Scalar = 1.0
     """Of the Bradley-Terry model, in units of return: higher is more hesitant, 0 never errs."""

@@ -32,7 +32,7 @@ from jaxpref.types import Params, Preferences, Scalar, Trajectory, true_return
 
 @struct.dataclass
 class Config:
-    """How many questions are asked when, and which. Raises ValueError for a value out of range."""
+    """How many questions are asked when, and which."""
 
     num_rounds: int = struct.field(pytree_node=False, default=5)
     """Rounds of playing, asking and learning; the trainer's updates are divided among them."""
