@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
-from experiments import START
+from experiments import INTERRUPTED, START
 from experiments.settings import PRESETS, Method, Settings, flag
 from jaxpref import annotators, tasks
 from jaxpref.dpo import Loss
@@ -310,7 +310,7 @@ def exit_codes() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: every file is whole, and the same command again goes on from there", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):

@@ -106,11 +106,18 @@ class Settings:
         for name in ("devices", "reward_model_epochs", "batch_seeds", "processes", "process"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{flag(name)} must not be negative, got {getattr(self, name)}")
-        for name in ("num_heldout", "eval_episodes", "devices"):
-            if getattr(self, name) > MOST[name]:
-                raise ValueError(f"--{flag(name)} must be at most {MOST[name]:,}, got {getattr(self, name)}")
-        if max(self.num_pairs) > MOST["num_pairs"]:
-            raise ValueError(f"--num-pairs must be at most {MOST['num_pairs']:,}, got {max(self.num_pairs)}")
+        sizes = {
+            "num-pairs": max(self.num_pairs),
+            "num-heldout": self.num_heldout,
+            "eval-episodes": self.eval_episodes,
+            "dpo.batch-size": self.dpo.batch_size,
+            "reward-model.batch-size": self.reward_model.batch_size,
+        }
+        for name, size in sizes.items():
+            if size > MOST:
+                raise ValueError(f"--{name} must be at most {MOST:,}, got {size}")
+        if self.devices > MOST_DEVICES:
+            raise ValueError(f"--devices must be at most {MOST_DEVICES:,}, got {self.devices}")
         if self.coordinator and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
             raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
         if self.coordinator and self.processes == 1:
@@ -140,8 +147,8 @@ class Settings:
         return self.reward_model_epochs == 0 if self.method == "rlhf" else self.dpo.batch_size > 0
 
 
-MOST = {"num_pairs": 10**6, "num_heldout": 10**6, "eval_episodes": 10**6, "devices": 1024}
-"""More is a slip of the finger, and would take all memory before it fails."""
+MOST, MOST_DEVICES = 10**6, 1024
+"""More pairs, episodes or devices are a slip of the finger, and would take all memory before they fail."""
 
 
 def flag(name: str) -> str:

@@ -42,10 +42,7 @@ Loss = str | PairLoss
 
 @struct.dataclass
 class Config:
-    """How DPO trains a policy on preferences.
-
-    Raises ValueError for a value out of range.
-    """
+    """How DPO trains a policy on preferences."""
 
     num_updates: int = struct.field(pytree_node=False, default=150)
     """Gradient steps, a multiple of eval_every."""

@@ -59,10 +59,7 @@ def true_reward(reward_params: Any, steps: Transition | Trajectory) -> Float[Arr
 
 @struct.dataclass
 class Config:
-    """How PPO trains a policy on a learned reward: the second half of RLHF.
-
-    Raises ValueError for a value out of range.
-    """
+    """How PPO trains a policy on a learned reward: the second half of RLHF."""
 
     num_updates: int = struct.field(pytree_node=False, default=60)
     """Rollouts, a multiple of eval_every; each is learned from for num_epochs."""

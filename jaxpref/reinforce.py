@@ -33,10 +33,7 @@ BASELINES = ("value", "handmade")
 
 @struct.dataclass
 class Config:
-    """How REINFORCE trains a policy on the true reward, up to its snapshots pi1 and pi2.
-
-    Raises ValueError for a value out of range.
-    """
+    """How REINFORCE trains a policy on the true reward, up to its snapshots pi1 and pi2."""
 
     num_updates: int = struct.field(pytree_node=False, default=600)
     """Gradient steps at most: training ends once both targets are reached."""

@@ -40,10 +40,7 @@ CHECK_EVERY = 10
 
 @struct.dataclass
 class Config:
-    """How a reward model is fitted to preferences: the first half of RLHF.
-
-    Raises ValueError for a value out of range.
-    """
+    """How a reward model is fitted to preferences: the first half of RLHF."""
 
     num_updates: int = struct.field(pytree_node=False, default=200)
     """Gradient steps."""

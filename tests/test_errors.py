@@ -9,6 +9,7 @@ import io
 import itertools
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+import experiments
 from experiments import bench, command, evidence, pipeline, report, stages, study, sweep
 from experiments.settings import Settings
 from jaxpref import (
@@ -298,6 +300,7 @@ def parse(*words, method="dpo"):
         (["--num-heldout", "99999999999"], "dpo", ["--num-heldout", "1,000,000"]),
         (["--eval-episodes", "99999999999"], "dpo", ["--eval-episodes", "1,000,000"]),
         (["--devices", "99999999"], "dpo", ["--devices", "1,024"]),
+        (["--dpo.batch-size", "99999999999"], "dpo", ["--dpo.batch-size", "1,000,000"]),
         (["--coordinator", "localhost:1"], "dpo", ["--coordinator", "--processes"]),
         (["--coordinator", "localhost", "--processes", "2"], "dpo", ["--coordinator", "HOST:PORT", "localhost"]),
         (
@@ -390,6 +393,13 @@ def test_what_ends_a_run_is_one_line(capsys, error, code, part):
     err = capsys.readouterr().err
     assert (exit.value.code, len(err.splitlines())) == (code, 1)
     assert part in err
+
+
+def test_an_interruption_while_modules_load_is_one_line():
+    program = "import experiments\nraise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert (done.stdout, done.stderr) == ("", experiments.INTERRUPTED + "\n")
 
 
 def test_other_errors_keep_their_traceback():
