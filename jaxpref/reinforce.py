@@ -149,7 +149,7 @@ def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -
     return TrainState(state.update + 1, params, opt_state, scores, following)
 
 
-def _at_least(score: Float[Array, ""], target: Scalar | None) -> Bool[Array, ""]:
+def _at_least(score: Float[Array, ""], target: Scalar | Array | None) -> Bool[Array, ""]:
     return jnp.bool_(False) if target is None else score >= target
 
 
