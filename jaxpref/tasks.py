@@ -37,8 +37,8 @@ class Task:
     baseline:    obs -> hand-made baseline of the original study, read at the next observation.
     obs_shape:   shape of an observation before it was made flat, as a convolution reads it; None: [obs_size].
     observe:     what the environment shows -> an observation, in scales that a network can learn from; None: as it is.
-    policy_network:  flax module, obs[..., O] -> (logits[..., A], value[...]), with submodules "policy" and "value" as
-        its heads, that `init_policy` takes in place of `networks.ActorCritic`.
+    policy_network:  flax module, obs[..., O] -> (logits[..., A], value[...]), in place of `networks.ActorCritic`; its
+        last, linear layers are named "policy" and "value", as `init_policy` scales the one and PPO resets the other.
     reward_network:  flax module, (obs[..., O], action[...]) -> reward[...], in place of `networks.RewardModel`.
     """
 
