@@ -485,7 +485,7 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"{name}.png" for name in ("policies", "returns", "loss", "margins")),
         *(f"preferences_seed{seed}.npz" for seed in SEEDS),
-        *("summary.json", "policies.npz", "metrics.npz"),
+        *("summary.json", "policies.npz", "metrics.npz", "report.html"),
     }
     for path in tmp_path.iterdir():
         assert path.name in done.stdout
