@@ -487,7 +487,7 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
     named = {
         *(f"{name}.png" for name in ("policies", "returns", "loss", "margins")),
         *(f"preferences_seed{seed}.npz" for seed in SEEDS),
-        *("summary.json", "policies.npz", "metrics.npz", "metrics.jsonl"),
+        *("summary.json", "policies.npz", "metrics.npz", "metrics.jsonl", "report.html"),
     }
     assert {path.name for path in tmp_path.iterdir()} == named | {".lock", "manifest.json", "progress.jsonl", "stages"}
     for name in named:
