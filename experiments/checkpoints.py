@@ -90,7 +90,7 @@ def of_run(settings: Any, versions: dict[str, str]) -> dict[str, Any]:
     """What the files of a finished run depend on: its settings, the versions of libraries, and all code."""
     how = ("fresh", "strict")  # to run, not what
     numbers = {name: value for name, value in describe(settings).items() if name not in how}
-    sources = (*sorted(Path(jaxpref.__file__).parent.glob("*.py")), *sorted(HERE.glob("*.py")))
+    sources = (*sorted(Path(jaxpref.__file__).parent.glob("*.py")), *sorted(HERE.glob("*.py")), *HERE.glob("*.jinja"))
     return {"settings": numbers, "versions": versions, "code": code(*sources), "devices": devices()}
 
 
