@@ -32,6 +32,7 @@ LAYERS = [
     {"plots"},
     {"schema"},
     {"store"},
+    {"export"},
 ]
 """Imports run one way: a module uses those of earlier lines only."""
 
