@@ -1,7 +1,6 @@
 """An annotator of one's own: a function of a key and of both episodes' rewards that returns a `Label`.
 
-This one notices a difference only in proportion to what it sees (Weber's law): 10 steps against 20 are told apart more
-easily than 110 against 120.
+This one notices differences in proportion (Weber's law): 10 against 20 more easily than 110 against 120.
 """
 
 import functools
@@ -31,7 +30,7 @@ def main(num_pairs=500, num_updates=150):
     train = jax.jit(lambda *data: jaxpref.dpo.train(task, config, *data))
     trained = train(key_train, pairs, start, start).params
 
-    before, after = (float(jaxpref.evaluate(task, policy, key_eval, 100).mean()) for policy in (start, trained))
+    before, after = (float(jaxpref.evaluate(task, params, key_eval, 100).mean()) for params in (start, trained))
     print(f"mean return before {before:.1f}, after {after:.1f}")
     return before, after
 

@@ -25,7 +25,7 @@ def main(num_pairs=500, num_updates=150):
     train = jax.jit(lambda *data: jaxpref.dpo.train(task, config, *data))
     trained = train(key_train, pairs, start, start).params
 
-    before, after = (float(jaxpref.evaluate(task, policy, key_eval, 100).mean()) for policy in (start, trained))
+    before, after = (float(jaxpref.evaluate(task, params, key_eval, 100).mean()) for params in (start, trained))
     print(f"mean return before {before:.1f}, after {after:.1f}")
     return before, after
 

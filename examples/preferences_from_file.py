@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import numpy as np
 
 import jaxpref
 
@@ -16,22 +15,22 @@ def record(folder, num_pairs):
     policy = jaxpref.init_policy(keys[0], task)
     first, second = (jaxpref.episodes(task, policy, key, num_pairs) for key in keys[1:])
     jaxpref.store.save_pairs(folder / "pairs.npz", first, second)
-    choices = np.where(first.mask.sum(-1) > second.mask.sum(-1), "first", "second").tolist()
-    lines = [json.dumps({"pair": pair, "choice": choice}) for pair, choice in enumerate(choices)]
+    longer = (first.mask.sum(-1) > second.mask.sum(-1)).tolist()
+    lines = [json.dumps({"pair": i, "choice": "first" if longer[i] else "second"}) for i in range(num_pairs)]
     (folder / "labels.jsonl").write_text("\n".join(lines))
 
 
 def main(folder, num_updates=150):
-    """Train a policy and a reward model on the files, without an environment; returns and prints their accuracy."""
+    """Train a policy and a reward model on the files, without an environment; prints their accuracies."""
     task = jaxpref.tasks.offline(obs_size=4, num_actions=2, horizon=200)
     pairs = jaxpref.store.load_labels(folder / "labels.jsonl", folder / "pairs.npz", task)
     start, key = jaxpref.init_policy(jax.random.key(0), task), jax.random.key(1)
     config = jaxpref.dpo.Config(num_updates=num_updates, eval_every=num_updates, eval_episodes=0)
     trained = jax.jit(lambda: jaxpref.dpo.train(task, config, key, pairs, start, start))()
     fitted = jax.jit(lambda: jaxpref.reward_model.train(task, jaxpref.reward_model.Config(), key, pairs))()
-    accuracy = {"DPO": trained.metrics.accuracy[-1].item(), "reward model": fitted.metrics.accuracy[-1].item()}
-    print("pairs ranked right:", ", ".join(f"{name} {share:.0%}" for name, share in accuracy.items()))
-    return accuracy
+    accuracies = [float(result.metrics.accuracy[-1]) for result in (trained, fitted)]
+    print("pairs ranked right: DPO {:.0%}, reward model {:.0%}".format(*accuracies))
+    return accuracies
 
 
 if __name__ == "__main__":
