@@ -35,6 +35,7 @@ LAYERS = [
     {"schema"},
     {"render"},
     {"store"},
+    {"export"},
 ]
 """Imports run one way: a module uses those of earlier lines only."""
 
