@@ -90,7 +90,8 @@ def load_torch_policy(path: str | os.PathLike, names: Names | None = None, task:
 def load_torch_reward_model(path: str | os.PathLike, names: Names | None = None, task: Task | None = None) -> Params:
     """Read a PyTorch state dict as parameters of `apply_reward`, as `load_torch_policy` does for a policy.
 
-    The module's input is the observation followed by the one-hot action; its layers are `torso` and `reward`.
+    The module's input is the observation followed by the one-hot action; its layers are `torso` and `reward`. Errors as
+    there.
     """
     return _load_torch(path, REWARD_MODEL, names, task)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory
@@ -55,7 +56,7 @@ def read_sides(
 
 def read_numbers(
     arrays: Mapping[str, np.ndarray], name: str, num_pairs: int, highest: float = float(np.finfo(np.float32).max)
-) -> np.ndarray:
+) -> Float[np.ndarray, " N"]:
     """The numbers [N] of that name, one for each pair; ones where there are none.
 
     Raises ValueError unless they are float32 from 0 to `highest`.

@@ -66,12 +66,7 @@ def _make(env_name: str):
     # compile them all again. gymnax pulls in plotting libraries, so it is imported when the first task is made.
     import gymnax
 
-    if env_name not in gymnax.registered_envs:
-        raise ValueError(unknown(env_name))
-    try:
-        return gymnax.make(env_name)
-    except OSError as error:  # MNISTBandit-bsuite downloads its images
-        raise ValueError(f"gymnax cannot make {env_name}: {error}") from error
+    return gymnax.make(env_name) if env_name in gymnax.registered_envs else None
 
 
 def unknown(name: str) -> str:
@@ -166,7 +161,13 @@ def from_gymnax(
     """
     if isinstance(env, str):
         name = name or env
-        env, default_params = _make(env)
+        try:
+            made = _make(env)
+        except OSError as error:  # MNISTBandit-bsuite downloads its images
+            raise ValueError(f"gymnax cannot make {env}: {error}") from error
+        if made is None:
+            raise ValueError(unknown(env))
+        env, default_params = made
     else:
         name = name or str(getattr(env, "name", type(env).__name__))
         default_params = getattr(env, "default_params", None)

@@ -173,7 +173,7 @@ def test_lines_of_a_docstring_that_name_parameters_become_a_list():
 
 DTYPES = {"Array", "Bool", "Float", "Int", "Key", "Num", "Shaped", "UInt"}
 ARRAYS = {"Array", "jax.Array", "np.ndarray"}
-OF_ANY_SHAPE = {"Callable", "dict"}
+OF_ANY_SHAPE = {"Callable", "dict", "Mapping"}
 """Functions of arrays, and arrays by name, whatever shapes the caller has."""
 
 

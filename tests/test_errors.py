@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import experiments
-from experiments import bench, command, evidence, pipeline, report, stages, study, sweep
+from experiments import animations, bench, command, evidence, pipeline, report, stages, study, sweep
 from experiments.settings import Settings
 from jaxpref import (
     acrobot,
@@ -231,10 +231,8 @@ def test_an_ensemble_is_a_reward_model():
 def test_damaged_preferences_are_refused_by_their_file(tmp_path):
     """A file of arrays that do not fit each other, as another program may write it."""
     store.save_preferences(tmp_path / "pairs.npz", PAIRS.replace(weight=np.ones(3, np.float32)))
-    with pytest.raises(ValueError, match=r"pairs\.npz does not hold preferences: preferences\.weight must"):
+    with pytest.raises(ValueError, match=r"pairs\.npz does not hold preferences: weight is float32\[3\]"):
         store.load_preferences(tmp_path / "pairs.npz")
-    store.save_preferences(tmp_path / "stacked.npz", several(PAIRS))
-    assert store.load_preferences(tmp_path / "stacked.npz").weight.shape == (2, 4)
 
 
 FIELDS = ["obs", "action", "reward", "next_obs", "mask"]
@@ -578,6 +576,7 @@ def test_where_every_seed_diverged_the_row_says_none_and_everything_is_written(t
     monkeypatch.setattr(pipeline, "run", lambda *_: nothing_left)
     monkeypatch.setattr(report, "save_arrays", lambda *_: [])
     monkeypatch.setattr(command, "set_up", lambda _: Console(width=200))
+    monkeypatch.setattr(animations, "animate", lambda *_: [])
     words = ["--seeds", "3", "5", "8", "--num-pairs", "4", "9", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as exit:
         command.main("cartpole", "rlhf", words)

@@ -126,7 +126,7 @@ class Show:
 SHOW = Task("show", Show(), None, horizon=10, obs_size=2, num_actions=2, pi1_target=jnp.inf, pi2_target=jnp.inf)
 NUM_ROUNDS, NUM_PAIRS, NUM_ASKED, NUM_MEMBERS = 3, 12, 4, 2
 ONLINE = online.Config(num_rounds=NUM_ROUNDS, num_candidates=3, num_members=NUM_MEMBERS)
-REWARD = reward_model.Config(num_updates=12, batch_size=0, learning_rate=0.02)
+REWARD = reward_model.Config(num_updates=12, batch_size=0, learning_rate=0.02, weight_decay=0.0)
 PPO = ppo.Config(
     num_updates=12,
     num_envs=4,

@@ -63,6 +63,7 @@ def summary_of(settings, rng):
         "pi1_reached": [True, False, True],
         "pi2_reached": [True] * 3,
         "not_reached": {"pi1": [3], "pi2": []},
+        "diverged": [],
         "rows": rows,
         "timing": {
             "import_s": 1.7039,
