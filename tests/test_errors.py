@@ -586,7 +586,7 @@ def test_where_every_seed_diverged_the_row_says_none_and_everything_is_written(t
     assert score == {"mean": None, "iqm": None, "ci95": [None, None], "per_seed": [None] * 3}
     assert rows_of(summary)["pi1", 4]["heldout_accuracy"] is None
     assert len(summary["diverged"]) == 3
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".json"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".json", ".jsonl", ".html"}
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["PPO-RLHF", "pi1", "4", "none", "none", "none", "none", "0", "of", "3"] in lines
     assert any(line[-3:] == ["3", "of", "3"] for line in lines)

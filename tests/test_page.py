@@ -448,7 +448,7 @@ def exchange(folder):
     [
         (lambda folder: (folder / "summary.json").unlink(), "summary.json"),
         (lambda folder: (folder / "summary.json").write_text("{"), "cartpole-dpo"),
-        (lambda folder: (folder / "summary.json").write_text("{}"), "task"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), "config"),
         (lambda folder: (folder / "policies.npz").unlink(), "policies.npz"),
         (truncate, "policies.npz"),
         (exchange, "policy/bias"),
