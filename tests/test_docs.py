@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import griffe
-import jax
 import numpy as np
 import pytest
 
@@ -65,16 +64,8 @@ def test_outputs_are_compared_to_rounding(printed, same):
     assert same_output("loss 0.6931 steps 12", printed) == same
 
 
-@pytest.fixture
-def quick_compilation():
-    """What runs only once is not worth optimising; and other roundings are a test of the tolerance."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", ["tutorial.md"])
-def test_a_page_shows_what_its_code_prints(name, quick_compilation):
+def test_a_page_shows_what_its_code_prints(name):
     path = ROOT / "docs" / name
     for block, printed in code_blocks.run(path.read_text(), path):
         assert same_output(block.output, printed), f"{path}:{block.line + 1}: `make docs` mends it:\n{printed}"

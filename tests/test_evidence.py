@@ -299,7 +299,7 @@ def test_a_random_reward_is_not_zero_and_a_zero_reward_is():
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(optimised, tmp_path_factory):
     """(settings, summary, experts): a small grid of DPO on CartPole."""
     folder, timer, task = tmp_path_factory.mktemp("sweep"), stages.Stages(QUIET), jaxpref.cartpole()
     settings = sweep.Settings(

@@ -34,6 +34,7 @@ import jaxpref
 from experiments import checkpoints, command, pipeline, stages, study
 from jaxpref import dpo, preferences, store
 
+pytestmark = pytest.mark.usefixtures("optimised")  # the programs that it starts are
 ROOT = Path(__file__).parents[1]
 
 SEEDS, SIZES, REFERENCES = (3, 8, 5), (4, 8), ("pi1", "pi2")
