@@ -135,7 +135,9 @@ def test_a_reward_model_of_pytorchs_pays_as_the_module_does(tmp_path):
     save_file(state, tmp_path / "torch")
     params = export.load_torch_reward_model(tmp_path / "torch", task=ACROBOT)
     expected = torch_forward(state, "0", "2", np.concatenate([OBS, np.eye(3)[action]], axis=1))[:, 0]
-    np.testing.assert_allclose(jaxpref.apply_reward(params, jnp.asarray(OBS), action), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jaxpref.apply_reward(params, jnp.asarray(OBS), jnp.asarray(action)), expected, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(numpy_reward(params, OBS, action), expected, rtol=1e-4, atol=1e-5)
 
 
