@@ -30,5 +30,5 @@ def test_preferences_from_a_file_are_learned_without_an_environment(tmp_path, ca
     functions = example("preferences_from_file")
     functions["record"](tmp_path, num_pairs=50)
     accuracies = functions["main"](tmp_path, num_updates=60)
-    assert min(accuracies) > 0.7
+    assert min(accuracies) > 0.6
     assert "pairs ranked right" in capsys.readouterr().out
