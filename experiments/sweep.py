@@ -133,7 +133,7 @@ def draw_heat_maps(title: str, settings: Settings, strengths: tuple[float, ...],
     for axes, temperature, value in zip(panels[0], settings.temperatures, values, strict=True):
         image = plots.heat_map(
             axes,
-            value,
+            value.T,  # a row for each strength
             [f"{strength:g}" for strength in strengths],
             [f"{size:,}" for size in settings.num_pairs],
             "{:.0f}",

@@ -7,6 +7,7 @@ import json
 import re
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
@@ -325,6 +326,24 @@ def test_the_stronger_the_pull_the_nearer_the_policy_stays(swept):
     kl = np.array(swept[1]["runs"]["kl"])
     assert np.all(kl >= 0)
     assert np.all(kl[..., 1] < kl[..., 0])
+
+
+def test_the_heat_maps_rows_are_strengths_and_its_columns_sizes():
+    """Two temperatures, three sizes, four strengths; a cell says 100 times its temperature's place, and so on."""
+    returns = np.broadcast_to(
+        np.arange(2)[:, None, None] * 100 + np.arange(3)[:, None] * 10 + np.arange(4), (5, 2, 3, 4)
+    )
+    runs = sweep.Run(returns, returns, returns)
+    settings = sweep.Settings(num_pairs=(5, 6, 7), temperatures=(0.1, 0.2))
+    figure = sweep.draw_heat_maps("title", settings, (0.1, 0.2, 0.3, 0.4), "beta", runs)
+    for place, axes in enumerate(figure.axes[:2]):
+        cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
+        assert cells == {
+            (size, strength): str(100 * place + 10 * size + strength) for size in range(3) for strength in range(4)
+        }
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "6", "7"]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["0.1", "0.2", "0.3", "0.4"]
+    plt.close(figure)
 
 
 def test_a_cell_of_the_sweep_is_a_run_of_its_own(swept):
