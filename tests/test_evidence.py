@@ -342,7 +342,7 @@ def test_the_heat_maps_rows_are_strengths_and_its_columns_sizes():
             (size, strength): str(100 * place + 10 * size + strength) for size in range(3) for strength in range(4)
         }
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "6", "7"]
-        assert [label.get_text() for label in axes.get_yticklabels()] == ["0.1", "0.2", "0.3", "0.4"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0.1", "0.2", "0.3", "0.4"]
     plt.close(figure)
 
 
