@@ -54,8 +54,8 @@ class Settings:
     """Of the Bradley-Terry annotator, as shares of the task's range of returns."""
     beta: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Of DPO."""
-    kl_coef: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Of PPO."""
+    kl_coef: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+    """Of PPO, in units of the learned reward's mean magnitude per step: below 1 the pull is hardly felt."""
     out: Path = Path("results/sweep")
     """Folder; each sweep gets one of its own in it."""
     devices: int = 0
