@@ -140,7 +140,8 @@ def run(settings: Settings, console: Console, start: float) -> None:
         paths = checkpoints.finished(settings.out, of, console, settings.strict)
         if paths is not None:
             report.print_report(console, store.load_json(settings.out / "summary.json"), paths, settings.out)
-            console.print("nothing was run: these are whole, and of the same settings, versions and code; see --fresh")
+            line = "nothing was run: these are whole, and of the same settings, versions and code; see --fresh"
+            console.print(line, highlight=False, soft_wrap=True)
             return
     kept = None
     if keeps:

@@ -117,12 +117,15 @@ DAMAGES: tuple[Callable[[Path, list[Path], random.Random], list[Path]], ...] = (
 def kill_and_resume(settings: Settings, seconds: float, expected: dict[str, bytes], rng: random.Random) -> str:
     """Kill a run within its first `seconds` and start it again; what is wrong with its end, nothing if it is ""."""
     out = settings.out / "cartpole-dpo"
-    shutil.rmtree(out, ignore_errors=True)
-    process = start(out, settings.flags)
-    moment = rng.uniform(0, seconds)
-    time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed = False
+    while not killed:  # unless it was faster this time
+        shutil.rmtree(out, ignore_errors=True)
+        process = start(out, settings.flags)
+        moment = rng.uniform(0, seconds)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed = process.returncode == -signal.SIGKILL
     finish(out, settings.flags)
     return "" if results(out) == expected else f"killed after {moment:.2f} s, other bytes in the end"
 
