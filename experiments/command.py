@@ -213,7 +213,8 @@ def run(settings: Settings, console: Console, start: float) -> bool:
         if paths is not None:
             summary = store.load_json(settings.out / "summary.json")
             report.print_report(console, summary, paths, settings.out)
-            console.print("nothing was run: these are whole, and of the same settings, versions and code; see --fresh")
+            line = "nothing was run: these are whole, and of the same settings, versions and code; see --fresh"
+            console.print(line, highlight=False, soft_wrap=True)
             return not summary["diverged"]
     kept = None
     if keeps:
