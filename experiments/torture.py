@@ -19,10 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
-from experiments.command import UsageError, check_folder, exit_codes
+from experiments.command import UsageError, check_folder, exit_codes, read
 from jaxpref import store
 
 
@@ -153,7 +152,7 @@ def count(console: Console, title: str, trials: list[Callable[[], str]]) -> None
 def main() -> None:
     """Both trials."""
     with exit_codes():
-        settings = tyro.cli(Settings, description=__doc__)
+        settings = read(Settings, sys.argv[1:], __doc__ or "")
         check_folder(settings.out)
         console, rng = Console(highlight=False, soft_wrap=True), random.Random(settings.seed)
         out = settings.out / "cartpole-dpo"
