@@ -237,3 +237,17 @@ class Lever:
 
 
 LEVER = Task("lever", Lever(), None, horizon=10, obs_size=1, num_actions=2, pi1_target=9.0, pi2_target=7.0)
+
+
+def pairs_of_returns(chosen_returns, rejected_returns):
+    """One-step episodes of these returns."""
+
+    def one_step(returns):
+        reward = jnp.array(returns, jnp.float32)[:, None]
+        shape = (len(returns), 1)
+        return Trajectory(
+            jnp.zeros((*shape, 1)), jnp.zeros(shape, jnp.int32), reward, jnp.zeros((*shape, 1)), reward == reward
+        )
+
+    ones = jnp.ones(len(chosen_returns))
+    return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)

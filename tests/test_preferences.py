@@ -12,6 +12,7 @@ from helpers import (
     clock,
     constant_policy,
     lane,
+    pairs_of_returns,
     random_preferences,
     random_trajectories,
 )
@@ -19,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpref import annotators, preferences
-from jaxpref.types import Preferences, Trajectory
 
 CLOCK = clock(shortest=1, longest=20, horizon=25)
 NUM_PAIRS = 400
@@ -248,20 +248,3 @@ def test_no_rounding_draws_a_pair_of_weight_zero(weight):
     many = jax.jit(jax.vmap(lambda key: preferences.draw_index(key, jnp.array(weight, jnp.float32), 64)))
     index = many(jax.random.split(jax.random.key(8), 200))
     assert set(np.unique(index)) <= set(np.flatnonzero(weight))
-
-
-# --- accuracy ---------------------------------------------------------------------------------------------------------
-
-
-def pairs_of_returns(chosen_returns, rejected_returns):
-    """One-step episodes of these returns."""
-
-    def one_step(returns):
-        reward = jnp.array(returns, jnp.float32)[:, None]
-        shape = (len(returns), 1)
-        return Trajectory(
-            jnp.zeros((*shape, 1)), jnp.zeros(shape, jnp.int32), reward, jnp.zeros((*shape, 1)), reward == reward
-        )
-
-    ones = jnp.ones(len(chosen_returns))
-    return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import assert_same_bytes, random_preferences
+from helpers import assert_same_bytes, pairs_of_returns, random_preferences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxpref
 from jaxpref import ranking
-from jaxpref.types import Preferences, Trajectory
 
 LN2, LN3 = np.log(2), np.log(3)
 
@@ -21,20 +20,6 @@ calibration_error = jax.jit(ranking.calibration_error, static_argnames="num_bins
 rank_correlation = jax.jit(ranking.rank_correlation)
 label_entropy = jax.jit(ranking.label_entropy)
 best_accuracy = jax.jit(ranking.best_accuracy)
-
-
-def pairs_of_returns(chosen_returns, rejected_returns):
-    """One-step episodes of these returns."""
-
-    def one_step(returns):
-        reward = jnp.array(returns, jnp.float32)[:, None]
-        shape = (len(returns), 1)
-        return Trajectory(
-            jnp.zeros((*shape, 1)), jnp.zeros(shape, jnp.int32), reward, jnp.zeros((*shape, 1)), reward == reward
-        )
-
-    ones = jnp.ones(len(chosen_returns))
-    return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)
 
 
 def answers(weight, target=None, prob=None):
