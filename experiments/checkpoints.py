@@ -133,9 +133,11 @@ def digest(tree: Any) -> str:
     """SHA-256 of a pytree of arrays: of every leaf's path, type, shape and bytes."""
     hasher = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        hasher.update(array.reshape(-1).view(np.uint8).data)
+        # Part by part, since to make a large view contiguous is to copy it.
+        for part in [array] if array.flags.c_contiguous else array:
+            hasher.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

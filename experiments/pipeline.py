@@ -312,8 +312,13 @@ def _for_references(settings: Settings, pi: dict[str, Params], *per_seed: Any) -
     Devices share it evenly more often than they do seeds alone.
     """
     ref_params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(pi[name] for name in settings.reference))
-    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(settings.reference)), per_seed)
-    return ref_params, *repeated
+
+    def repeat(leaf):
+        # Of a single seed's data this is a view: image observations are too many to be copied for nothing.
+        every = np.broadcast_to(leaf, (len(settings.reference), *leaf.shape))
+        return every.reshape(-1, *leaf.shape[1:])
+
+    return ref_params, *jax.tree.map(repeat, per_seed)
 
 
 def _by_reference(settings: Settings, runs: Any) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def default_settings(task: str, method: Method) -> Settings:
     and DPO is held to the reference more tightly, at beta 0.1 it drifts off to where the flag is never reached.
     Catch: all episodes last equally long, so the reward model has its kernels alone to rank them by, and a decay of 10
     keeps these too small; half of the pairs say nothing, so PPO is held more tightly too.
-    MinAtar: datasets hold whole episodes of images, whose own limit of 1000 steps would need five times the memory.
+    MinAtar: images take REINFORCE more episodes and smaller steps; and datasets hold whole episodes of them, whose own
+    limit of 1000 steps would need five times the memory.
     """
     settings = Settings(task, method, Path("results") / f"{task}-{method}")
     if task == "MountainCar-v0":
@@ -172,7 +173,10 @@ def default_settings(task: str, method: Method) -> Settings:
         return dataclasses.replace(
             settings, reward_model=reward_model.Config(weight_decay=1.0), ppo=ppo.Config(kl_coef=0.5)
         )
-    return dataclasses.replace(settings, horizon=200) if task.endswith("-MinAtar") else settings
+    if task.endswith("-MinAtar"):
+        experts = reinforce.Config(num_updates=1500, episodes_per_update=16, learning_rate=3e-3)
+        return dataclasses.replace(settings, horizon=200, reinforce=experts)
+    return settings
 
 
 def original_settings(task: str, method: Method) -> Settings:

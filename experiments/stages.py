@@ -61,16 +61,20 @@ def gather(results: Any, num_seeds: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[:num_seeds], multihost_utils.process_allgather(results, tiled=True))
 
 
+def devices_for(num_runs: int) -> list[jax.Device]:
+    """This process's devices, as many of them as there are runs."""
+    return jax.local_devices()[:num_runs]
+
+
 def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
     """`function(shared, *args)` of one run, mapped over a leading axis of `num_runs` in `args`.
 
-    That axis, a multiple of the number of this process's devices, is sharded over all of them. Each takes `lanes`
-    runs at a time, side by side: enough to make a vector of a small network's work, few enough to stay in its cache.
+    That axis, a multiple of the number of devices, is sharded over all of them. Each takes `lanes` runs at a time, side
+    by side: enough to make a vector of a small network's work, few enough to stay in its cache.
     """
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("runs",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-    )
-    per_device = num_runs // jax.local_device_count()
+    devices = devices_for(num_runs)
+    mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
+    per_device = num_runs // len(devices)
 
     def on_device(shared, args):
         side_by_side = jax.vmap(functools.partial(function, shared))
@@ -87,10 +91,15 @@ def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
 
 def padded_size(num_runs: int, lanes: int) -> int:
     """The least multiple of devices (and of lanes, where there are more runs than fit side by side) that holds them."""
-    per_device = math.ceil(num_runs / jax.local_device_count())
+    num_devices = len(devices_for(num_runs))
+    per_device = math.ceil(num_runs / num_devices)
     if per_device > lanes:
         per_device = math.ceil(per_device / lanes) * lanes
-    return per_device * jax.local_device_count()
+    return per_device * num_devices
+
+
+def _pad(num_padded: int, leaf: np.ndarray) -> np.ndarray:
+    return np.take(leaf, np.arange(num_padded), axis=0, mode="wrap")
 
 
 @dataclasses.dataclass
@@ -188,8 +197,7 @@ class Stages:
         def compute() -> tuple[Any, dict[str, float]]:
             compiled = prepared.compile(self._compilers).result()
             ready = time.perf_counter()
-            index = np.arange(num_padded) % num_runs
-            padded = jax.tree.map(lambda leaf: np.asarray(leaf)[index], args)
+            padded = args if num_padded == num_runs else jax.tree.map(functools.partial(_pad, num_padded), args)
             result = jax.block_until_ready(compiled(numbers, padded))
             result = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], result)
             return result, {"compile_s": ready - start, "run_s": time.perf_counter() - ready}
