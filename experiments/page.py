@@ -69,9 +69,12 @@ def look_up(summary: dict[str, Any], path: str) -> Any:
     return found
 
 
-def number(summary: dict[str, Any], path: str, digits: int = 1) -> Markup:
-    """The number at `path`, rounded for the eye; in its attributes, where it is from and all of its digits."""
+def number(summary: dict[str, Any], path: str, digits: int | None = None) -> Markup:
+    """The number at `path`, rounded for the eye, as returns are by default; in its attributes, where it is from and all
+    of its digits.
+    """
     value = look_up(summary, path)
+    digits = report.decimals(summary) if digits is None else digits
     text = "none" if value is None else f"{value:.{digits}f}".replace("-", "−")
     return Markup('<span data-path="{}" data-value="{}">{}</span>').format(path, json.dumps(value), text)
 

@@ -114,10 +114,11 @@ class Progress:
         self._running = None
         self._took[done.stage] = 0.0 if done.reused else done.run_s  # the next batch has the same program
         self._bar.advance(self._task)
+        digits = 1 if done.mean_return is None or abs(done.mean_return) >= 10 else 2
         cells = [
             f"{done.runs} run{'s' if done.runs > 1 else ''}",
             "" if done.updates is None else f"{done.updates} update{'s' if done.updates > 1 else ''}",
-            "" if done.mean_return is None else f"return {done.mean_return:.1f}",
+            "" if done.mean_return is None else f"return {done.mean_return:.{digits}f}",
             "kept" if done.reused else f"{done.compile_s + done.run_s:.1f} s",
         ]
         self.console.print(

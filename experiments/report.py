@@ -177,13 +177,13 @@ def table(summary: dict[str, Any]) -> Table:
     # How many seeds a row is over goes without saying unless some diverged.
     for column in ("mean", "IQM", "95 % interval", "held-out", *(["seeds"] if summary["diverged"] else [])):
         result.add_column(column, justify="right")
+    digits = decimals(summary)
     for name in ("pi2", "pi1"):
         policy = summary["policies"][name]
-        result.add_row(
-            name, "", "", *_score_cells(policy), "", *_seeds_cell(summary, policy), end_section=name == "pi1"
-        )
+        cells = *_score_cells(policy, digits), "", *_seeds_cell(summary, policy)
+        result.add_row(name, "", "", *cells, end_section=name == "pi1")
     for row in summary["rows"]:
-        cells = _score_cells(row["policy"])
+        cells = _score_cells(row["policy"], digits)
         last = row["num_pairs"] == summary["config"]["num_pairs"][-1]
         accuracy = "none" if row["heldout_accuracy"] is None else f"{row['heldout_accuracy']:.3f}"
         trained = LABELS[summary["method"]]
@@ -192,13 +192,19 @@ def table(summary: dict[str, Any]) -> Table:
     return result
 
 
-def _score_cells(policy: dict[str, Any]) -> tuple[str, ...]:
+def decimals(summary: dict[str, Any]) -> int:
+    """Of returns, for the eye: two where all of them are below 10 in size, as on Catch, else one."""
+    scores = [*summary["policies"].values(), *(row["policy"] for row in summary["rows"])]
+    return 2 if all(abs(score["mean"]) < 10 for score in scores if score["mean"] is not None) else 1
+
+
+def _score_cells(policy: dict[str, Any], digits: int) -> tuple[str, ...]:
     num_known = len(policy["per_seed"]) - policy["per_seed"].count(None)
     if num_known == 0:
         return "none", "none", "none"
     low, high = policy["ci95"]
-    interval = f"{low:.1f} to {high:.1f}" if num_known > 1 else "one seed"
-    return f"{policy['mean']:.1f}", f"{policy['iqm']:.1f}", interval
+    interval = f"{low:.{digits}f} to {high:.{digits}f}" if num_known > 1 else "one seed"
+    return f"{policy['mean']:.{digits}f}", f"{policy['iqm']:.{digits}f}", interval
 
 
 def _seeds_cell(summary: dict[str, Any], policy: dict[str, Any]) -> tuple[str, ...]:

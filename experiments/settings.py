@@ -161,8 +161,8 @@ def default_settings(task: str, method: Method) -> Settings:
 
     MountainCar: a random policy's episodes all return the same, so REINFORCE is shown the way by the task's potential;
     and DPO is held to the reference more tightly, at beta 0.1 it drifts off to where the flag is never reached.
-    Catch: all episodes last equally long, so the reward model has its kernels alone to rank them by, and a decay of 10
-    keeps these too small; half of the pairs say nothing, so PPO is held more tightly too.
+    Catch: half of the pairs are ties that say nothing, so both methods are held more tightly; and all episodes last
+    equally long, so the reward model has its kernels alone to rank them by, and a decay of 10 keeps these too small.
     MinAtar: images take REINFORCE more episodes and smaller steps; and datasets hold whole episodes of them, whose own
     limit of 1000 steps would need five times the memory.
     """
@@ -171,7 +171,10 @@ def default_settings(task: str, method: Method) -> Settings:
         return dataclasses.replace(settings, reinforce=reinforce.Config(shape_reward=True), dpo=dpo.Config(beta=0.5))
     if task == "Catch-bsuite":
         return dataclasses.replace(
-            settings, reward_model=reward_model.Config(weight_decay=1.0), ppo=ppo.Config(kl_coef=0.5)
+            settings,
+            dpo=dpo.Config(beta=0.5),
+            reward_model=reward_model.Config(weight_decay=1.0),
+            ppo=ppo.Config(kl_coef=0.5),
         )
     if task.endswith("-MinAtar"):
         experts = reinforce.Config(num_updates=1500, episodes_per_update=16, learning_rate=3e-3)

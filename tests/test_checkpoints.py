@@ -171,6 +171,12 @@ def test_a_digest_sees_names_types_shapes_and_values():
     assert checkpoints.digest(trees[0]) == checkpoints.digest({"a": jnp.zeros(4)})
 
 
+@pytest.mark.parametrize("view", [lambda x: np.broadcast_to(x, (2, *x.shape)), np.transpose, lambda x: x[::2, 1]])
+def test_a_digest_of_a_view_is_that_of_its_copy(view):
+    x = np.arange(12.0).reshape(3, 4)
+    assert checkpoints.digest(view(x)) == checkpoints.digest(view(x).copy(order="C"))
+
+
 # --- damaged files ----------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import jaxpref
-from experiments import checkpoints, command, pipeline, stages, study
+from experiments import checkpoints, command, pipeline, report, stages, study
 from jaxpref import dpo, preferences, store
 
 pytestmark = pytest.mark.usefixtures("optimised")  # the programs that it starts are
@@ -248,6 +248,13 @@ def test_the_printed_table_has_the_summarys_numbers(either):
             label = {"dpo": "DPO", "rlhf": "PPO-RLHF"}[either.summary["method"]]
             accuracy = rows_of(either.summary)[key]["heldout_accuracy"]
             assert [label, reference, str(size), *numbers, f"{accuracy:.3f}"] in lines
+
+
+@pytest.mark.parametrize(("mean", "expected"), [(0.5, 2), (-9.9, 2), (10.0, 1), (-85.3, 1), (None, 2)])
+def test_returns_below_ten_are_shown_with_two_decimals(mean, expected):
+    small = {"mean": -1.0}
+    assert report.decimals({"policies": {"pi1": small}, "rows": [{"policy": {"mean": mean}}]}) == expected
+    assert report.decimals({"policies": {"pi1": {"mean": mean}}, "rows": [{"policy": small}]}) == expected
 
 
 def test_the_page_has_the_summarys_numbers_and_four_policies_at_play(either):
@@ -667,7 +674,7 @@ def test_runs_in_lanes_on_devices_are_a_plain_loop(num_runs, lanes):
     assert first.shape == (num_runs,)
 
 
-@pytest.mark.parametrize(("num_runs", "lanes"), [(2, 1), (4, 1), (4, 2), (12, 3), (6, 64)])
+@pytest.mark.parametrize(("num_runs", "lanes"), [(1, 1), (2, 1), (4, 1), (4, 2), (12, 3), (6, 64)])
 def test_over_runs_is_a_plain_loop(num_runs, lanes):
     x = np.arange(float(num_runs), dtype=np.float32)
     result = jax.jit(stages.over_runs(lambda shared, x: shared - x**2, num_runs, lanes))(jnp.float32(7), (x,))
@@ -677,7 +684,8 @@ def test_over_runs_is_a_plain_loop(num_runs, lanes):
 @pytest.mark.parametrize(
     ("num_runs", "lanes", "expected"),
     [
-        (1, 64, 2),  # one for each of two devices
+        (1, 64, 1),  # one device is enough
+        (2, 64, 2),
         (3, 64, 4),
         (4, 2, 4),
         (5, 2, 8),  # three on a device are two lanes, twice

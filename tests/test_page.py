@@ -223,7 +223,7 @@ def test_the_first_sentence_is_about_the_most_pairs_and_pi2(folder, summary):
     text = " ".join("".join(read(folder).texts).split())
     trained, pi1 = summary["rows"][3]["policy"]["per_seed"], summary["policies"]["pi1"]["per_seed"]
     wins = sum(one > other for one, other in zip(trained, pi1, strict=True))
-    iqm = f"{summary['rows'][3]['policy']['iqm']:.1f}".replace("-", "−")
+    iqm = f"{summary['rows'][3]['policy']['iqm']:.{report.decimals(summary)}f}".replace("-", "−")
     assert "On 8 pairs, reference pi2, DPO takes the return from" in text
     assert f"(pi2) to {iqm} (IQM of 3 seeds," in text
     assert f"more than the same seed’s pi1 on {wins} of 3." in text
