@@ -24,6 +24,7 @@ from experiments import checkpoints, pipeline, report
 from experiments.settings import Policy
 from experiments.stages import Stages
 from jaxpref import annotators, dpo, losses, online, ppo, ranking, reinforce, reward_model, store
+from jaxpref.divergence import is_sound
 from jaxpref.networks import init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.preferences import sample_preferences
 from jaxpref.rollout import episodes
@@ -77,6 +78,7 @@ class Result:
     quality:          of the arm's scores on fresh pairs: the reward model's, or DPO's implicit reward.
     score_per_step:   mean of those scores over the steps of the fresh pairs.
     label_entropy, best_accuracy: of the held-out pairs' annotator.
+    diverged:         1 where the training of the policy, of its experts or of its reward model went astray, else 0.
     """
 
     true_return: Float[Array, "*batch"]
@@ -85,6 +87,7 @@ class Result:
     score_per_step: Float[Array, "*batch"]
     label_entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
+    diverged: Float[Array, "*batch"]
 
 
 # --- what is done to one seed -----------------------------------------------------------------------------------------
@@ -191,6 +194,7 @@ def judge(
         score_per_step=(chosen_score + rejected_score).sum() / num_steps,
         label_entropy=ranking.label_entropy(heldout),
         best_accuracy=ranking.best_accuracy(heldout),
+        diverged=jnp.where(is_sound((pi1, pi2, params, reward_params)), 0.0, 1.0),
     )
 
 
@@ -336,7 +340,7 @@ def save(path: Path, spec: dict[str, Any], result: Result) -> None:
     """Write an arm's results beside what they depend on; NaN is null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = store.named_leaves(result)
-    lists = {name: [None if np.isnan(x) else float(x) for x in leaf] for name, leaf in numbers.items()}
+    lists = {name: report.null_for_nan(leaf) for name, leaf in numbers.items()}
     checkpoints.save_sealed(path, {"specification": spec, "results": lists})
 
 

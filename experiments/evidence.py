@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +31,7 @@ from experiments import START, arms, report, stages
 from experiments.checkpoints import locked
 from experiments.claims import CLAIMS, Claim, Comparison
 from experiments.claims import arms as arms_of
-from experiments.command import UsageError, check_folder, exit_codes, read
+from experiments.command import DIVERGED, UsageError, check_folder, exit_codes, read
 from experiments.settings import TaskName
 from jaxpref import plots, statistics, store
 
@@ -54,6 +56,23 @@ class Settings:
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def diverged(table: arms.Table, seeds: Sequence[int]) -> dict[str, list[int]]:
+    """The seeds, by arm, whose training went astray; arms of which none did are not named."""
+    by_arm = {name: np.asarray(seeds)[result.diverged > 0].tolist() for name, result in table.items()}
+    return {name: astray for name, astray in by_arm.items() if astray}
+
+
+def without(table: arms.Table, seeds: Sequence[int], left_out: Iterable[int]) -> arms.Table:
+    """The results of all other seeds: arms are compared seed by seed, so a seed that one arm lost is lost to all.
+
+    Raises UsageError if none is left.
+    """
+    kept = ~np.isin(seeds, list(left_out))
+    if not kept.any():
+        raise UsageError("there is no seed on which no arm diverged: nothing can be compared")
+    return {name: jax.tree.map(lambda leaf: leaf[kept], result) for name, result in table.items()}
 
 
 def returns_of(table: arms.Table, name: str) -> np.ndarray:
@@ -272,6 +291,7 @@ def page(settings: Settings, summary: Numbers, tables: dict[str, arms.Table]) ->
         "differences resample both arms' seeds together. They are not corrected for the number of comparisons. A "
         "comparison is borne out if its interval lies on the expected side of zero.",
         outcome(summary),
+        *(f"**{line}**" for line in warnings(summary)),
     ]
     for claim in chosen(settings):
         lines += [f"## {claim.title}", claim.text, f"![{claim.title}]({claim.name}.png)"]
@@ -305,6 +325,16 @@ def outcome(summary: Numbers) -> str:
         for task, entry in missed
     ]
     return "\n".join([text, "", *lines]) if missed else text
+
+
+def warnings(summary: Numbers) -> list[str]:
+    """Which seeds are left out, and why."""
+    return [
+        f"{report.LABELS[task]}: {arm} diverged on seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}, "
+        "left out of all arms"
+        for task, by_arm in summary["diverged"].items()
+        for arm, seeds in by_arm.items()
+    ]
 
 
 def _words(expectation: str) -> str:
@@ -344,16 +374,20 @@ def main() -> None:
         held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)
         console, seeds = Console(), range(settings.num_seeds)
-        tables: dict[str, arms.Table] = {
-            task: arms.run(jaxpref.task(task), needed(settings, task), seeds, settings.out / "arms" / task, console)
-            for task in settings.tasks
-        }
+        tables: dict[str, arms.Table] = {}
+        astray: dict[str, dict[str, list[int]]] = {}
+        for task in settings.tasks:
+            folder = settings.out / "arms" / task
+            table = arms.run(jaxpref.task(task), needed(settings, task), seeds, folder, console)
+            astray[task] = diverged(table, seeds)
+            tables[task] = without(table, seeds, itertools.chain(*astray[task].values()))
         claims: dict[str, dict[str, list[Numbers]]] = {
             claim.name: {task: [compare(table, pair) for pair in claim.comparisons] for task, table in tables.items()}
             for claim in chosen(settings)
         }
         summary: Numbers = {
             "seeds": list(seeds),
+            "diverged": astray,
             "versions": report.versions(),
             "claims": claims,
             "arms": {
@@ -372,8 +406,12 @@ def main() -> None:
                 print_table(console, title, *compared, left_out={"better on", "P(improvement)"})
                 print_table(console, "", *rows_of(claim, tables[task], summary["arms"][task]), left_out={"mean"})
         console.print(outcome(summary), highlight=False)
+        for line in warnings(summary):
+            console.print(f"warning: {line}", style="bold yellow", highlight=False, soft_wrap=True)
         took = time.perf_counter() - START
         console.print(f"{took:.0f} s; written to {settings.out}: evidence.md, summary.json, figures", highlight=False)
+        if any(astray.values()):
+            raise SystemExit(DIVERGED)
 
 
 if __name__ == "__main__":

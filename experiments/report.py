@@ -42,8 +42,16 @@ def score(per_seed: np.ndarray) -> dict[str, Any]:
         "mean": mean_or_none(per_seed),
         "iqm": statistics.iqm(known) if known.size else None,
         "ci95": list(statistics.bootstrap_interval(known)) if known.size else [None, None],
-        "per_seed": [None if np.isnan(value) else float(value) for value in per_seed],
+        "per_seed": null_for_nan(per_seed),
     }
+
+
+def null_for_nan(values: Any) -> Any:
+    """Nested lists of the numbers of an array, None, JSON's null, for NaN."""
+    numbers = np.asarray(values, np.float64)
+    objects = numbers.astype(object)
+    objects[np.isnan(numbers)] = None
+    return objects.tolist()
 
 
 def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:

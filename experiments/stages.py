@@ -62,7 +62,7 @@ def gather(results: Any, num_seeds: int) -> Any:
 
 
 def devices_for(num_runs: int) -> list[jax.Device]:
-    """This process's devices, as many of them as there are runs."""
+    """As many of this process's devices as there are runs."""
     return jax.local_devices()[:num_runs]
 
 

@@ -29,9 +29,10 @@ from rich.console import Console
 import jaxpref
 from experiments import START, arms, pipeline, report, stages
 from experiments.checkpoints import CODE, Checkpoints, locked
-from experiments.command import UsageError, check_folder, exit_codes, read
+from experiments.command import DIVERGED, UsageError, check_folder, exit_codes, read
 from experiments.settings import Method, TaskName
 from jaxpref import annotators, dpo, plots, ppo, preferences, reinforce, reward_model, statistics, store
+from jaxpref.divergence import is_sound
 from jaxpref.networks import trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
@@ -68,6 +69,8 @@ class Run:
 
     learned_return:  what it was trained to maximise: the reward model's return, or beta times DPO's log-ratio.
     kl:              exact KL(policy || reference), nats per episode.
+
+    All are NaN where the training of the policy, of its reference or of its reward model diverged.
     """
 
     true_return: Float[Array, "*grid"]
@@ -75,11 +78,16 @@ class Run:
     kl: Float[Array, "*grid"]
 
 
-def end_of(task: Task, seed: Array, params: Params, ref_params: Params, learned: Any) -> Run:
+def end_of(
+    task: Task, seed: Array, params: Params, ref_params: Params, learned: Any, reward_params: Params | None = None
+) -> Run:
     """Play the trained policy; `learned` scores trajectories."""
     played = episodes(task, params, pipeline.keys_of(seed).evaluate, arms.EVAL_EPISODES)
     kl = trajectory_kl(params, ref_params, played)
-    return Run(true_return(played).mean(), learned(played).mean(), kl.mean())
+    sound = is_sound((params, ref_params, reward_params))
+    return jax.tree.map(
+        lambda of_episodes: jnp.where(sound, of_episodes.mean(), jnp.nan), Run(true_return(played), learned(played), kl)
+    )
 
 
 def dpo_run(task: Task, seed: Array, pi2: Params, pairs: Preferences, beta: Array) -> Run:
@@ -96,7 +104,7 @@ def ppo_run(task: Task, seed: Array, pi2: Params, reward_params: Params, kl_coef
     """One run of PPO."""
     key = pipeline.keys_of(seed).train
     params = ppo.train(task, ppo.Config(kl_coef=kl_coef), key, pi2, pi2, reward_params).params
-    return end_of(task, seed, params, pi2, functools.partial(trajectory_reward, reward_params))
+    return end_of(task, seed, params, pi2, functools.partial(trajectory_reward, reward_params), reward_params)
 
 
 Grid = tuple[Float[Array, " C"], Float[Array, " B"]]
@@ -125,9 +133,19 @@ def sweep_seed(
     return jax.vmap(at_temperature)(temperatures)
 
 
+def iqm_of_known(values: Any) -> np.ndarray:
+    """IQM of [S, ...] over the seeds that did not diverge; NaN where all did."""
+
+    def of_cell(per_seed):
+        known = per_seed[~np.isnan(per_seed)]
+        return statistics.iqm(known) if known.size else np.nan
+
+    return np.apply_along_axis(of_cell, 0, np.asarray(values, np.float64))
+
+
 def draw_heat_maps(title: str, settings: Settings, strengths: tuple[float, ...], name: str, runs: Run) -> Figure:
     """IQM of the true return over seeds: a panel for each temperature."""
-    values = statistics.iqm(np.asarray(runs.true_return, np.float64), axis=0)
+    values = iqm_of_known(runs.true_return)
     num_panels = len(settings.temperatures)
     figure, panels = plt.subplots(1, num_panels, figsize=(3.1 * num_panels + 1.2, 3.6), sharey=True, squeeze=False)
     for axes, temperature, value in zip(panels[0], settings.temperatures, values, strict=True):
@@ -137,14 +155,19 @@ def draw_heat_maps(title: str, settings: Settings, strengths: tuple[float, ...],
             [f"{strength:g}" for strength in strengths],
             [f"{size:,}" for size in settings.num_pairs],
             "{:.0f}",
-            float(values.min()),
-            float(values.max()),
+            *_ends(values),
         )
         axes.set(title=f"temperature {100 * temperature:g} % of the range", xlabel="pairs")
     panels[0, 0].set_ylabel(name)
     figure.colorbar(image, ax=panels, label="true return, IQM over seeds")
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Of a scale for what is known."""
+    known = values[~np.isnan(values)]
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
 
 
 def draw_over_optimisation(title: str, settings: Settings, name: str, runs: Run) -> Figure:
@@ -164,8 +187,8 @@ def draw_over_optimisation(title: str, settings: Settings, name: str, runs: Run)
     return figure
 
 
-def sweep(settings: Settings, task: Task, method: Method, timer: stages.Stages, console: Console) -> Path:
-    """One task and method: run the grid, write summary.json and the figures; returns their folder."""
+def sweep(settings: Settings, task: Task, method: Method, timer: stages.Stages, console: Console) -> bool:
+    """One task and method: run the grid, write summary.json and the figures. Returns whether no run diverged."""
     name, strengths = ("beta", settings.beta) if method == "dpo" else ("kl_coef", settings.kl_coef)
     assert task.return_range is not None  # the study's tasks know theirs
     low, high = task.return_range
@@ -201,18 +224,32 @@ def sweep(settings: Settings, task: Task, method: Method, timer: stages.Stages, 
         "num_pairs": list(settings.num_pairs),
         name: list(strengths),
         "versions": report.versions(),
-        "runs": {field: np.asarray(values, np.float64).tolist() for field, values in vars(runs).items()},
+        "runs": {field: report.null_for_nan(values) for field, values in vars(runs).items()},
         "total_s": time.perf_counter() - start,
     }
     store.save_json(folder / "summary.json", summary)
-    best = statistics.iqm(np.asarray(runs.true_return), axis=0)[0, -1]
+    known = iqm_of_known(runs.true_return)[0, -1]
+    best = ""
+    if np.isfinite(known).any():
+        place = int(np.nanargmax(known))
+        best = f"with {settings.num_pairs[-1]} pairs the best {name} is {strengths[place]:g} (IQM {known[place]:.1f}); "
     console.print(
-        f"{task.name} {method}: {np.size(runs.true_return):,} runs in {summary['total_s']:.0f} s; with "
-        f"{settings.num_pairs[-1]} pairs the best {name} is {strengths[int(best.argmax())]:g} (IQM {best.max():.1f}); "
+        f"{task.name} {method}: {np.size(runs.true_return):,} runs in {summary['total_s']:.0f} s; {best}"
         f"written to {folder}",
         highlight=False,
     )
-    return folder
+    astray = np.argwhere(np.isnan(runs.true_return))
+    if astray.size:
+        seed, temperature, size, strength = astray[0]
+        console.print(
+            f"warning: {len(astray):,} of {np.size(runs.true_return):,} runs diverged and are left out, the first of "
+            f"them seed {seeds[seed]}, temperature {temperatures[temperature]:g}, {settings.num_pairs[size]} pairs, "
+            f"{name} {strengths[strength]:g}",
+            style="bold yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return not astray.size
 
 
 def check(settings: Settings) -> None:
@@ -241,11 +278,15 @@ def main() -> None:
         kept = Checkpoints(settings.out, report.versions(), console, sources=(*CODE, Path(__file__)))
         timer = stages.Stages(Console(quiet=True), kept)
         timer.begin(1, 1, np.arange(settings.num_seeds))
-        for task_name in settings.tasks:
-            for method in settings.methods:
-                sweep(settings, jaxpref.task(task_name), method, timer, console)
+        all_well = [
+            sweep(settings, jaxpref.task(task_name), method, timer, console)
+            for task_name in settings.tasks
+            for method in settings.methods
+        ]
         kept.tidy()
         console.print(f"{time.perf_counter() - START:.0f} s in all", highlight=False)
+        if not all(all_well):
+            raise SystemExit(DIVERGED)
 
 
 if __name__ == "__main__":

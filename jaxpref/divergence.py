@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpref.types import Params
 
@@ -41,6 +41,11 @@ def no_divergence() -> Divergence:
 def param_size(params: Params) -> Float[Array, ""]:
     """Largest magnitude of all parameters; NaN if one of them is."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(params)]))
+
+
+def is_sound(params: Params) -> Bool[Array, ""]:
+    """Whether all parameters are numbers within `LIMIT`. After a loss that was NaN or infinite they never are again."""
+    return param_size(params) <= LIMIT
 
 
 def find_divergence(

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxpref import dpo, ppo, reward_model
 from jaxpref.annotators import Annotator
 from jaxpref.checks import check_config, check_count, check_key, check_range
+from jaxpref.divergence import Divergence
 from jaxpref.fit import check_policy
 from jaxpref.networks import init_reward, trajectory_reward
 from jaxpref.preferences import label_pairs
@@ -56,14 +57,26 @@ class Result:
     preferences:   all pairs that were asked about, [N], in the order of the rounds.
     pair_return:   mean true return of each round's pairs, [rounds].
     metrics:       the trainer's, [rounds, ...].
+    divergence:    the trainer's, [rounds].
     reward_params: the last round's ensemble, leading axis M; None for DPO.
+    reward_divergence: the ensemble's, [rounds, M]; None for DPO.
     """
 
     params: Params
     preferences: Preferences
     pair_return: Float[Array, "*batch rounds"]
     metrics: ppo.Metrics | dpo.Metrics
+    divergence: Divergence
     reward_params: Params | None = None
+    reward_divergence: Divergence | None = None
+
+
+class Learned(NamedTuple):
+    """What a round's training reports."""
+
+    metrics: ppo.Metrics | dpo.Metrics
+    divergence: Divergence
+    reward_divergence: Divergence | None = None
 
 
 def train_rlhf(
@@ -92,9 +105,9 @@ def train_rlhf(
 
     def learn(key, params, reward_params, pairs):
         key_fit, key_train = jax.random.split(key)
-        fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members).params
-        result = ppo.train(task, config_of_round, key_train, params, ref_params, fitted)
-        return result.params, fitted, result.metrics
+        fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members)
+        result = ppo.train(task, config_of_round, key_train, params, ref_params, fitted.params)
+        return result.params, fitted.params, Learned(result.metrics, result.divergence, fitted.divergence)
 
     untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
     return _rounds(task, config, key_rounds, annotator, num_pairs, init_params, untrained, learn)
@@ -121,7 +134,7 @@ def train_dpo(
 
     def learn(key, params, _, pairs):
         result = dpo.train(task, config_of_round, key, pairs, params, ref_params)
-        return result.params, None, result.metrics
+        return result.params, None, Learned(result.metrics, result.divergence)
 
     every_pair = dataclasses.replace(config, num_candidates=1)
     return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn)
@@ -201,12 +214,20 @@ def _rounds(
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=0)
         pairs = jax.tree.map(write, pairs, answers)
         pair_return = (true_return(answers.chosen) + true_return(answers.rejected)).mean() / 2
-        params, reward_params, metrics = learn(key_learn, params, reward_params, pairs)
-        return (params, reward_params, pairs), (pair_return, metrics)
+        params, reward_params, learned = learn(key_learn, params, reward_params, pairs)
+        return (params, reward_params, pairs), (pair_return, learned)
 
     shapes = jax.eval_shape(ask, key, init_params, init_reward_params)
     nothing = jax.tree.map(lambda leaf: jnp.zeros((num_pairs, *leaf.shape[1:]), leaf.dtype), shapes)
     rounds = jax.random.split(key, config.num_rounds), jnp.arange(config.num_rounds) * num_asked
     start = init_params, init_reward_params, nothing
-    (params, reward_params, pairs), (pair_return, metrics) = jax.lax.scan(play_round, start, rounds)
-    return Result(params, pairs, pair_return, metrics, reward_params)
+    (params, reward_params, pairs), (pair_return, learned) = jax.lax.scan(play_round, start, rounds)
+    return Result(
+        params,
+        pairs,
+        pair_return,
+        learned.metrics,
+        learned.divergence,
+        reward_params,
+        learned.reward_divergence,
+    )

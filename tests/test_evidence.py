@@ -5,11 +5,13 @@ import functools
 import io
 import json
 import re
+import types
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helpers import constant_policy
 from rich.console import Console
 
 import jaxpref
@@ -107,6 +109,19 @@ def test_what_a_control_explains_is_its_share_of_the_gain():
     assert evidence._share(statistics.explained_share(np.ones(3), np.ones(3), np.ones(3))) == "? % (? to ?)"
 
 
+def test_a_seed_that_one_arm_lost_is_lost_to_all():
+    seeds, flags = (5, 6, 7, 8), np.array([0.0, 1, 0, 0])
+    table = {"one": result_of([1.0, 2, 3, 4]), "other": result_of([5.0, 6, 7, 8], diverged=flags)}
+    assert evidence.diverged(table, seeds) == {"other": [6]}
+    kept = evidence.without(table, seeds, [6])
+    np.testing.assert_array_equal(kept["one"].true_return, [1, 3, 4])
+    np.testing.assert_array_equal(kept["other"].true_return, [5, 7, 8])
+    summary = {"diverged": {"cartpole": {}, "acrobot": {"other": [6]}}}
+    assert evidence.warnings(summary) == ["Acrobot: other diverged on seed 6, left out of all arms"]
+    with pytest.raises(UsageError, match="no seed on which no arm diverged"):
+        evidence.without(table, seeds, seeds)
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +132,15 @@ def written(tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def made_up(task, table, seeds, folder, console):
-        return {name: result_of(rng.normal(150, 5, len(seeds)), kl=rng.random(len(seeds))) for name in table}
+        astray = {"dpo": np.arange(len(seeds)) == 3} if task.name == "acrobot" else {}
+        return {
+            name: result_of(
+                rng.normal(150, 5, len(seeds)),
+                kl=rng.random(len(seeds)),
+                diverged=1.0 * astray.get(name, np.zeros(len(seeds))),
+            )
+            for name in table
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arms, "run", made_up)
@@ -125,7 +148,9 @@ def written(tmp_path_factory):
         patch.setattr(
             "sys.argv", ["evidence", "--num-seeds", "8", "--claims", "gain", "controls", "--out", str(folder)]
         )
-        evidence.main()
+        with pytest.raises(SystemExit) as exit:
+            evidence.main()
+        assert exit.value.code == 3
     return folder, json.loads((folder / "summary.json").read_text()), (folder / "evidence.md").read_text()
 
 
@@ -153,6 +178,14 @@ def test_the_page_names_what_contradicts_and_how_to_reproduce_it(written):
     assert f"Of {len(verdicts)} comparisons {contradicted} contradict" in page
     assert len(re.findall(r"^- .* was expected ", page, re.MULTILINE)) == contradicted
     assert "`python -m experiments.evidence --claims controls --num-seeds 8`" in page
+
+
+def test_a_diverged_seed_is_named_and_left_out(written):
+    _, summary, page = written
+    assert summary["diverged"] == {"cartpole": {}, "acrobot": {"dpo": [3]}}
+    assert "**Acrobot: dpo diverged on seed 3, left out of all arms**" in page
+    for task, num_left in (("cartpole", 8), ("acrobot", 7)):
+        assert {len(entry["per_seed"]) for entry in summary["arms"][task].values()} == {num_left}
 
 
 def test_every_figure_on_the_page_is_there(written):
@@ -344,6 +377,40 @@ def test_the_heat_maps_rows_are_strengths_and_its_columns_sizes():
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "6", "7"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0.1", "0.2", "0.3", "0.4"]
     plt.close(figure)
+
+
+def test_a_run_that_diverged_is_left_out_of_its_cell_and_named(tmp_path, monkeypatch):
+    """Seed 1 of three diverged in one cell, where the IQM is that of the others; all of them did in another one."""
+    returns = np.arange(3.0)[:, None, None, None] + np.zeros((3, 1, 2, 2))
+    returns[1, 0, 0, 1] = np.nan
+    returns[:, 0, 1, 0] = np.nan
+    runs, printed = sweep.Run(returns, returns, returns), io.StringIO()
+    np.testing.assert_array_equal(sweep.iqm_of_known(returns), [[[1, 1], [np.nan, 1]]])
+    timer = stages.Stages(QUIET)
+    monkeypatch.setattr(
+        timer, "run", lambda name, *_, **__: runs if name == "sweep" else types.SimpleNamespace(pi1=0, pi2=0)
+    )
+    settings = sweep.Settings(num_seeds=3, num_pairs=(4, 8), temperatures=(0.005,), beta=(0.1, 1.0), out=tmp_path)
+    assert not sweep.sweep(settings, jaxpref.cartpole(), "dpo", timer, Console(file=printed, width=300))
+    assert "4 of 12 runs diverged and are left out, the first of them seed 0, temperature 1, 8 pairs, beta 0.1" in (
+        printed.getvalue()
+    )
+    assert "with 8 pairs the best beta is 1 (IQM 1.0)" in printed.getvalue()
+    kept = json.loads((tmp_path / "cartpole-dpo" / "summary.json").read_text())["runs"]["true_return"]
+    assert kept[1] == [[[1, None], [None, 1]]]
+
+
+def test_parameters_beyond_the_limit_make_a_run_nan():
+    task, seed = jaxpref.cartpole(horizon=5), np.uint32(1)
+    sound = constant_policy(task, [0.5, 0.5])
+    astray = jax.tree.map(lambda leaf: leaf + 2000, sound)
+
+    @jax.jit
+    def end(params, reward_params):
+        return sweep.end_of(task, seed, params, sound, lambda played: played.reward.sum(-1), reward_params)
+
+    for params, reward_params, expected in ((sound, sound, True), (astray, sound, False), (sound, astray, False)):
+        assert all(np.isfinite(value) == expected for value in vars(end(params, reward_params)).values())
 
 
 def test_a_cell_of_the_sweep_is_a_run_of_its_own(swept):

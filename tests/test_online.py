@@ -226,8 +226,19 @@ def test_updates_and_evaluations_are_divided_among_the_rounds(rlhf, from_dpo):
         assert result.metrics.loss.shape == (NUM_ROUNDS, 4)
         assert result.metrics.true_return.shape == (NUM_ROUNDS, 2)
         assert result.pair_return.shape == (NUM_ROUNDS,)
+        assert not result.divergence.update.any()
+        assert result.divergence.update.shape == (NUM_ROUNDS,)
     assert from_dpo.reward_params is None
+    assert from_dpo.reward_divergence is None
+    assert rlhf.reward_divergence.update.shape == (NUM_ROUNDS, NUM_MEMBERS)
+    assert not rlhf.reward_divergence.update.any()
     assert rlhf.reward_params["params"]["reward"]["kernel"].shape == (NUM_MEMBERS, 64, 1)
+
+
+def test_a_learning_rate_of_10000_diverges_in_the_first_update_of_every_round():
+    """Adam's first step is as long as the learning rate."""
+    result = train_dpo(ONLINE, dataclasses.replace(DPO, learning_rate=1e4), jax.random.key(11), COIN, COIN)
+    np.testing.assert_array_equal(result.divergence.update, [1] * NUM_ROUNDS)
 
 
 def test_a_round_goes_on_where_the_last_one_stopped(rlhf, from_dpo):
