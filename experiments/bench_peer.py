@@ -7,16 +7,16 @@ rejax is timed without any evaluation. It also clips the value loss, which `ppo`
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import functools
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,8 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments import report, stages
+from experiments.command import UsageError, exit_codes, read
+from experiments.settings import flag
 from jaxpref import networks, ppo, rollout, store, tasks
 
 PEER = (".venv-peer/bin/python", str(Path(__file__).with_name("peer_rejax.py")))
@@ -43,16 +45,27 @@ class TwoMLPs(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
-        def mlp(num_outputs):
-            return nn.Dense(num_outputs)(nn.tanh(nn.Dense(64)(nn.tanh(nn.Dense(64)(obs)))))
+        def features():
+            return nn.tanh(nn.Dense(64)(nn.tanh(nn.Dense(64)(obs))))
 
-        return mlp(self.num_actions), mlp(1).squeeze(-1)
+        logits = nn.Dense(self.num_actions, name="policy")(features())
+        return logits, nn.Dense(1, name="value")(features()).squeeze(-1)
 
 
-def start(task: tasks.Task, network: Any, seed: Array) -> tuple[Any, ...]:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How long it is measured."""
+
+    num_updates: int = 200
+    """Updates of every training."""
+    repeats: int = 9
+    """Trainings of each side, in turns."""
+
+
+def start(task: tasks.Task, seed: Array) -> tuple[Any, ...]:
     """What one seed's training starts from. The learned reward is, and so stays, CartPole's own: 1 a step."""
     key_policy, key_reward = jax.random.split(jax.random.key(seed))
-    params = network.init(key_policy, jnp.zeros(task.obs_size))
+    params = networks.init_policy(key_policy, task)
     reward_params = networks.init_reward(key_reward, task)
     reward_params["params"]["reward"]["bias"] += 1.0
     return seed, params, params, reward_params
@@ -60,7 +73,7 @@ def start(task: tasks.Task, network: Any, seed: Array) -> tuple[Any, ...]:
 
 def ours(num_updates: int, sharded: bool) -> tuple[dict[str, Any], Callable[[], float]]:
     """(facts, seconds of training all seeds), sharded over the devices as in the experiments or on the first one."""
-    task, network = tasks.cartpole(horizon=500), TwoMLPs(num_actions=2)
+    task = dataclasses.replace(tasks.cartpole(horizon=500), policy_network=TwoMLPs(num_actions=2))
     # With kl_coef 0 the aim is rejax's. It is an argument of the program, so the penalty is computed all the same.
     config = ppo.Config(num_updates=num_updates, eval_every=num_updates, eval_episodes=1, kl_coef=0.0, **SHARED)
     config = jax.tree.map(np.float32, config)
@@ -72,17 +85,14 @@ def ours(num_updates: int, sharded: bool) -> tuple[dict[str, Any], Callable[[], 
         return jax.vmap(functools.partial(train, config))(*args)
 
     size = stages.padded_size(len(SEEDS), lanes=8) if sharded else len(SEEDS)
-    starts = jax.vmap(functools.partial(start, task, network))(jnp.resize(jnp.array(SEEDS), (size,)))
+    starts = jax.vmap(functools.partial(start, task))(jnp.resize(jnp.array(SEEDS), (size,)))
     args = jax.tree.map(np.asarray, starts)
     function = jax.jit(stages.over_runs(train, size, lanes=8) if sharded else side_by_side)
-    # Only `apply_policy` knows the policy's network: what is traced while it is replaced uses `TwoMLPs` instead.
-    replaced = functools.partial(mock.patch.object, attribute="apply_policy", new=network.apply)
-    with replaced(ppo), replaced(rollout):
-        begin = time.perf_counter()
-        program = function.lower(config, args).compile()
-        compile_s = time.perf_counter() - begin
-        params = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], program(config, args).params)
-        returns = jax.vmap(lambda params: rollout.evaluate(task, params, jax.random.key(0), 128))(params)
+    begin = time.perf_counter()
+    program = function.lower(config, args).compile()
+    compile_s = time.perf_counter() - begin
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], program(config, args).params)
+    returns = jax.vmap(lambda params: rollout.evaluate(task, params, jax.random.key(0), 128))(params)
 
     def seconds() -> float:
         begin = time.perf_counter()
@@ -123,18 +133,31 @@ def measure(num_updates: int, repeats: int) -> dict[str, Any]:
     return facts | {"sides": sides, "versions": versions}
 
 
+def check(settings: Settings) -> None:
+    """Raise UsageError for what cannot be measured."""
+    for name, value in vars(settings).items():
+        if value < 1:
+            raise UsageError(f"--{flag(name)} must be at least 1, got {value}")
+    if not Path(PEER[0]).exists():
+        raise UsageError(f"{PEER[0]} is missing, rejax's own environment: make bench-peer builds it")
+
+
 def main() -> None:
     """Measure, print the table and write it down."""
-    parser = argparse.ArgumentParser(description="PPO of this library against rejax's, in turns.")
-    parser.add_argument("--num-updates", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=9)
-    chosen = parser.parse_args()
+    with exit_codes():
+        settings = read(Settings, sys.argv[1:], __doc__ or "")
+        check(settings)
+        run(settings)
+
+
+def run(settings: Settings) -> None:
+    """The measurement."""
     OUT.mkdir(parents=True, exist_ok=True)
     machine: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
     stages.set_up_jax(0)
     jax.config.update("jax_enable_compilation_cache", False)  # compile_s is to be that of a first run
     machine["platform"] = jax.default_backend()
-    summary = machine | measure(chosen.num_updates, chosen.repeats)
+    summary = machine | measure(settings.num_updates, settings.repeats)
     store.save_json(OUT / "summary.json", summary)
 
     print(f"{'PPO':<20} devices  compile s  train s (range)      env-steps/s  ratio  return")
@@ -143,7 +166,7 @@ def main() -> None:
         times = f"{side['num_devices']:7}  {side['compile_s']:9.1f}  {median:7.2f} ({low:.2f} to {high:.2f})"
         print(f"{name:<20} {times}  {side['env_steps_per_s']:11,.0f}", end="")
         print(f"  {side['ratio_to_rejax']:5.2f}  {side['mean_return']:6.0f}")
-    print(f"CartPole, {len(SEEDS)} seeds, {chosen.num_updates} updates; train s: median of {chosen.repeats} turns")
+    print(f"CartPole, {len(SEEDS)} seeds, {settings.num_updates} updates; train s: median of {settings.repeats} turns")
     print(f"{machine['cores']} cores, load {machine['load_before']:.2f}; jaxpref's experiments use a device per core")
     print("jaxpref's time includes a learned reward, a reference policy and other work that rejax's PPO does not do")
     print(f"written to {OUT / 'summary.json'}")

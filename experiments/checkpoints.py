@@ -34,6 +34,8 @@ FORMAT = 1
 """Of the manifests. One of another number is not read."""
 STAGES = "stages"
 """Folder of the stages' results, in the folder of an experiment's results."""
+LOCK = ".lock"
+"""What the process that writes into a folder holds."""
 MANIFEST = "manifest.json"
 """Of the files that a finished run leaves."""
 AFTERWARDS = {"plots", "statistics", "store"}
@@ -59,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock is the kernel's: it ends with its process, however that ends. Raises UsageError, naming the process, where
     another one holds it.
     """
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,6 +77,13 @@ def locked(folder: Path) -> Iterator[None]:
             for temporary in folder.glob(f"{below}/{store.TEMPORARY}"):
                 temporary.unlink()
         yield
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a locked folder that has nothing but its lock in it."""
+    if [path.name for path in folder.iterdir()] == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 # --- what a result depends on -----------------------------------------------------------------------------------------

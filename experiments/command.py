@@ -18,9 +18,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 from rich.console import Console
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from experiments import INTERRUPTED, START
 from experiments.settings import PRESETS, Method, Settings, flag
@@ -60,8 +67,29 @@ def _loss_flag(type_info: Any) -> PrimitiveConstructorSpec | None:
     )
 
 
+@REGISTRY.struct_rule
+def _flags_of_a_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """As tyro's own rule, but for the help, in which a docstring's line breaks in the code are none on the terminal."""
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    texts = {param.arg_name: param.description or "" for param in docstring_parser.parse_from_object(info.type).params}
+    hints = get_type_hints(info.type, include_extras=True)
+
+    def spec(field: dataclasses.Field) -> StructFieldSpec:
+        default = getattr(info.default, field.name, field.default)
+        if default is dataclasses.MISSING:
+            default = field.default_factory() if callable(field.default_factory) else tyro.MISSING
+        return StructFieldSpec(field.name, hints[field.name], default, " ".join(texts.get(field.name, "").split()))
+
+    return StructConstructorSpec(info.type, tuple(map(spec, dataclasses.fields(info.type))))
+
+
 Chosen = TypeVar("Chosen")
 
+CHOOSE = (
+    "An example: --task, one of the study's or any gymnax id with discrete actions, and --method, dpo or rlhf, choose "
+    "the experiment; both are needed."
+)
 DIVERGED = 3
 """Exit code of a run that is complete, but for seeds that diverged."""
 
@@ -76,12 +104,15 @@ def parse(argv: Sequence[str], task: str | None = None, method: str | None = Non
 
     Raises UsageError for whatever is wrong with it.
     """
-    rest, hint = list(argv), "The flags are the same in every experiment."
-    if task is None or method is None:
-        chosen, rest = take_flags(rest, "task", "method")
+    hint = "The flags are the same in every experiment."
+    chosen, rest = take_flags(argv, "task", "method")
+    for name, given in vars(chosen).items():
+        if given is not None and task is not None:
+            raise UsageError(f"--{name} {given} belongs to experiments.run: this is {task}-{method}, and nothing else")
+    if task is None:
         task, method = chosen.task, chosen.method
         if task is None and method is None and {"-h", "--help"} & set(rest):
-            task, method, hint = "cartpole", "dpo", f"Shown as an example: choose with --task and --method. {hint}"
+            task, method, hint = "cartpole", "dpo", f"{CHOOSE} {hint}"
     preset = take_flags(rest, "preset")[0].preset or "default"
     known_tasks = (*tasks.TASKS, *tasks.GYMNAX)
     if task is not None and task not in known_tasks:
@@ -284,6 +315,7 @@ def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
     first = studies[0]
     if first.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UsageError("--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'")
+    made = [settings.out for settings in studies if not settings.out.exists()]
     if first.process == 0:
         for settings in studies:
             check_folder(settings.out)
@@ -299,7 +331,12 @@ def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
         if stages.is_first():
             for settings in studies:
                 held.enter_context(checkpoints.locked(settings.out))
-        yield Console(quiet=not stages.is_first())
+        try:
+            yield Console(quiet=not stages.is_first())
+        except UsageError:
+            for folder in made if stages.is_first() else []:
+                checkpoints.remove_unused(folder)
+            raise
 
 
 @contextlib.contextmanager
@@ -313,6 +350,10 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read what is printed, as in `--help | head`, has gone. Nothing is wrong with that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

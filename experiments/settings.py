@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tyro.conf import Fixed
+from tyro.conf import Fixed, Suppress
 
 from jaxpref import annotators, dpo, ppo, reinforce, reward_model
 
@@ -23,8 +23,8 @@ Preset = Literal["default", "original"]
 class Settings:
     """One experiment: a task, a method, and everything that can be changed about them."""
 
-    task: Fixed[str]
-    method: Fixed[Method]
+    task: Suppress[Fixed[str]]
+    method: Suppress[Fixed[Method]]
     out: Path
     """Folder that the results are written to; made if it is missing."""
     seeds: tuple[int, ...] = (35, 42, 100)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -919,6 +920,42 @@ def test_an_unknown_task_or_method_is_refused_by_naming_the_known_ones(refused, 
     line = refused(*flags.split(), task=None, method=None)
     for name in names:
         assert name in line
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_only_the_task_itself_can_refuse_leaves_no_new_folder(tmp_path, capsys, monkeypatch, there):
+    """Horizons of Catch are known once gymnax has made it; a folder that was there before stays."""
+    monkeypatch.setattr(stages, "set_up_jax", lambda devices: None)
+    folder = tmp_path / "made for nothing"
+    if there:
+        folder.mkdir()
+    flags = ["--task", "Catch-bsuite", "--method", "dpo", "--network", "conv", "--out", str(folder)]
+    monkeypatch.setattr(pipeline.networks, "ConvActorCritic", mock.Mock(side_effect=ValueError("too small")))
+    assert "too small" in complaint(capsys, lambda: command.main(None, None, flags))
+    assert folder.exists() == there
+
+
+def test_a_reader_who_leaves_is_no_error():
+    """As in `--help | head -1`."""
+    words = [sys.executable, "-m", "experiments.run", "--help"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 1
+        assert process.stderr.read() == b""
+
+
+def test_the_help_breaks_lines_where_the_terminal_does():
+    """Line breaks of a docstring in the code are none; --task and --method are not flags of an experiment."""
+    words = [sys.executable, "-m", "experiments.cartpole_dpo", "--help"]
+    environ = os.environ | {"COLUMNS": "80"}  # a wide terminal gets the groups of flags side by side
+    text = subprocess.run(
+        words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    ).stdout
+    flowing = re.sub(r"[│\s]+", " ", text)
+    assert "pi2, the initial policy, is the standard setting in which preferences alone" in flowing
+    assert "--task" not in text
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    assert "initial" not in lines
 
 
 @pytest.mark.parametrize("below", [".", "inside"])
