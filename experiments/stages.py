@@ -41,6 +41,8 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator or None, num_processes or None, process_id if coordinator else None)
+    # Processes that meet for the first time give up after half a minute: they meet now, before some have more to do.
+    multihost_utils.process_allgather(np.zeros(1), tiled=True)
 
 
 def is_first() -> bool:
