@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 import jaxpref
-from experiments import START, arms, report, stages
+from experiments import START, arms, python, report, stages
 from experiments.checkpoints import locked
 from experiments.claims import CLAIMS, Claim, Comparison
 from experiments.claims import arms as arms_of
@@ -301,7 +301,7 @@ def page(settings: Settings, summary: Numbers, tables: dict[str, arms.Table]) ->
             lines.append(f"**{report.LABELS[task]}**")
             lines.append(markdown(*comparison_rows(summary["claims"][claim.name][task])))
             lines.append(markdown(*rows_of(claim, tables[task], summary["arms"][task])))
-        command = f"python -m experiments.evidence --claims {claim.name} --num-seeds {settings.num_seeds}"
+        command = f"{python()} -m experiments.evidence --claims {claim.name} --num-seeds {settings.num_seeds}"
         lines.append(f"Reproduce: `{command}`")
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines.append(f"Measured with {versions}.")

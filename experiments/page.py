@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments import command, pipeline, report
+from experiments import command, pipeline, python, report
 from experiments.animations import Animation, animate
 from experiments.settings import changes, default_settings, flag, from_config, to_flags
 from jaxpref import store
@@ -147,7 +147,7 @@ def html(folder: Path, summary: dict[str, Any], animations: Sequence[Animation])
         changes=list(changes(settings, default_settings(settings.task, settings.method)).items()),
         settings=[(name, [value]) for name, value in flat(summary["config"]).items()],
         shown=shown,
-        command=f"python -m experiments.run {shlex.join(to_flags(settings))}",
+        command=f"{python()} -m experiments.run {shlex.join(to_flags(settings))}",
     )
 
 

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,10 +18,11 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.stages import Compiled, Traced
 from rich.console import Console
 
+from experiments import ROOT
 from experiments.checkpoints import Checkpoints, describe
 from experiments.progress import Done, Progress, mean_return
 
-CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+CACHE = ROOT / ".cache" / "jax"
 """Where compiled programs are kept between runs."""
 
 

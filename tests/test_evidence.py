@@ -15,7 +15,7 @@ from helpers import constant_policy
 from rich.console import Console
 
 import jaxpref
-from experiments import arms, checkpoints, claims, evidence, pipeline, stages, sweep
+from experiments import arms, checkpoints, claims, evidence, pipeline, python, stages, sweep
 from experiments.command import UsageError
 from jaxpref import annotators, dpo, ranking, statistics
 from jaxpref.types import Preferences
@@ -177,7 +177,7 @@ def test_the_page_names_what_contradicts_and_how_to_reproduce_it(written):
     contradicted = sum(verdict.startswith("NO") for verdict in verdicts)
     assert f"Of {len(verdicts)} comparisons {contradicted} contradict" in page
     assert len(re.findall(r"^- .* was expected ", page, re.MULTILINE)) == contradicted
-    assert "`python -m experiments.evidence --claims controls --num-seeds 8`" in page
+    assert f"`{python()} -m experiments.evidence --claims controls --num-seeds 8`" in page
 
 
 def test_a_diverged_seed_is_named_and_left_out(written):

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import hypothesis
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import jaxpref
-from experiments import animations, command, page, report
+from experiments import ROOT, animations, command, page, python, report
 from experiments.pipeline import keys_of
 from experiments.settings import changes, default_settings, from_config, to_flags
 from jaxpref import store
@@ -281,10 +282,18 @@ def test_known_figures_come_first_in_their_order(folder):
 # --- settings and command ---------------------------------------------------------------------------------------------
 
 
+def test_makes_own_python_is_called_by_its_path(monkeypatch):
+    """From the checkout, where commands are typed."""
+    monkeypatch.setattr(sys, "prefix", str(ROOT / ".venv"))
+    assert python() == ".venv/bin/python"
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    assert python() == "python"
+
+
 def test_the_command_on_the_page_means_the_settings_of_the_run(folder, settings):
-    (line,) = (text for text in read(folder).texts if text.startswith("python -m"))
+    (line,) = (text for text in read(folder).texts if "-m experiments.run" in text)
     words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "experiments.run"]
+    assert words[:3] == [python(), "-m", "experiments.run"]
     assert command.parse(words[3:]) == settings
 
 
