@@ -78,12 +78,19 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "config": dataclasses.asdict(settings) | {"out": str(settings.out)},
         "versions": versions(),
         "policies": {name: score(returns) for name, returns in outcome.returns.items()},
+        "pi1_target": _targets(experts.pi1_target),
+        "pi2_target": _targets(experts.pi2_target),
         "pi1_reached": experts.pi1_reached.tolist(),
         "pi2_reached": experts.pi2_reached.tolist(),
         "not_reached": not_reached(settings, outcome),
         "diverged": astray,
         "rows": rows,
     }
+
+
+def _targets(per_seed: np.ndarray) -> list[float | None]:
+    """JSON has no infinity either, a target that was not found."""
+    return null_for_nan(np.where(np.isfinite(per_seed), per_seed, np.nan))
 
 
 def mean_or_none(per_seed: Any) -> float | None:

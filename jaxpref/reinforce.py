@@ -78,11 +78,14 @@ class Metrics:
 class Result:
     """The snapshots: parameters right after the first update at which the score reached a target.
 
-    Where it never did, `reached` is False and the parameters are the last. `num_updates` were made.
+    Where it never did, `reached` is False and the parameters are the last. The targets are the task's, or were found in
+    place of them. `num_updates` were made.
     """
 
     pi1: Params
     pi2: Params
+    pi1_target: Float[Array, "*batch"]
+    pi2_target: Float[Array, "*batch"]
     pi1_reached: Bool[Array, "*batch"]
     pi2_reached: Bool[Array, "*batch"]
     num_updates: Int[Array, "*batch"]
@@ -133,24 +136,20 @@ def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -
     scores = jnp.concatenate([state.scores, played.reward.sum(-1)])[-config.score_window :]
     score = jnp.nanmean(scores)
     result = state.result
-    following = Result(
+    following = dataclasses.replace(
+        result,
         pi1=_select(result.pi1_reached, result.pi1, params),
         pi2=_select(result.pi2_reached, result.pi2, params),
-        pi1_reached=result.pi1_reached | _at_least(score, task.pi1_target),
-        pi2_reached=result.pi2_reached | _at_least(score, task.pi2_target),
+        pi1_reached=result.pi1_reached | (score >= result.pi1_target),
+        pi2_reached=result.pi2_reached | (score >= result.pi2_target),
         num_updates=state.update + 1,
         metrics=Metrics(
             loss=result.metrics.loss.at[state.update].set(loss),
             score=result.metrics.score.at[state.update].set(score),
             param_size=result.metrics.param_size.at[state.update].set(param_size(state.params)),
         ),
-        divergence=result.divergence,
     )
     return TrainState(state.update + 1, params, opt_state, scores, following)
-
-
-def _at_least(score: Float[Array, ""], target: Scalar | Array | None) -> Bool[Array, ""]:
-    return jnp.bool_(False) if target is None else score >= target
 
 
 def _select(condition: Bool[Array, ""], one, other):
@@ -198,7 +197,17 @@ def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result
     params = init_policy(key_init, task, config.policy_scale)
     nothing = jnp.full(config.num_updates, jnp.nan)
     metrics = Metrics(nothing, nothing, nothing)
-    result = Result(params, params, jnp.bool_(False), jnp.bool_(False), jnp.int32(0), metrics, no_divergence())
+    result = Result(
+        pi1=params,
+        pi2=params,
+        pi1_target=jnp.float32(task.pi1_target),
+        pi2_target=jnp.float32(task.pi2_target),
+        pi1_reached=jnp.bool_(False),
+        pi2_reached=jnp.bool_(False),
+        num_updates=jnp.int32(0),
+        metrics=metrics,
+        divergence=no_divergence(),
+    )
     start = TrainState(
         jnp.int32(0),
         params,

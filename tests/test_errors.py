@@ -511,7 +511,11 @@ def outcome(experts=(0, 0, 0), rewards=None, pi1=None, pi2=None, trained_returns
         for name, found in (("pi1", pi1), ("pi2", pi2))
     }
     flags = np.ones(3, bool)
-    experts = reinforce.Result({}, {}, flags, flags, np.ones(3), None, Divergence(np.array(experts), np.sign(experts)))
+    targets = np.array([9.0, np.inf, 8.0])
+    experts = reinforce.Result(
+        *({}, {}, targets, targets, flags, flags, np.ones(3), None),
+        divergence=Divergence(np.array(experts), np.sign(experts)),
+    )
     plain = 100 + np.arange(6, dtype=np.float32).reshape(3, 2)
     scores = {"pi1": plain[:, 0], "pi2": plain[:, 1]}
     return pipeline.Outcome(experts, scores, trained, {"pi1": plain, "pi2": plain} | (trained_returns or {}), None)
@@ -526,6 +530,7 @@ def test_where_all_is_well_nothing_is_left_out():
     assert summary["diverged"] == []
     assert rows_of(summary)["pi2", 9]["policy"]["per_seed"] == [101, 103, 105]
     assert report.warnings(summary) == []
+    assert summary["pi1_target"] == summary["pi2_target"] == [9, None, 8]  # none was found for the second seed
 
 
 def test_a_seed_is_left_out_of_the_rows_that_its_divergence_concerns_and_named():

@@ -167,6 +167,7 @@ def test_the_summary_has_the_keys_and_types_of_the_contract(either):
     assert summary["seeds"] == list(SEEDS)
     for name in ("pi1_reached", "pi2_reached"):
         assert [type(reached) for reached in summary[name]] == [bool] * 3
+    assert (summary["pi1_target"], summary["pi2_target"]) == ([190] * 3, [95] * 3)
     assert set(summary["policies"]) == {"pi1", "pi2"}
     assert summary["versions"]["jax"] == jax.__version__
     assert summary["versions"]["numpy"] == np.__version__

@@ -204,6 +204,7 @@ def test_reinforce_finds_the_targets_that_a_task_lacks():
     assert found.pi2_reached
     updates = int(found.num_updates)
     assert updates == np.argmax(np.asarray(whole) >= pi1_target) + 1
+    assert (found.pi1_target, found.pi2_target) == (pi1_target, pi2_target)
     assert 1 < np.argmax(np.asarray(whole) >= pi2_target) + 1 < updates
     np.testing.assert_allclose(found.metrics.score[:updates], whole[:updates], rtol=1e-5)
 
