@@ -88,7 +88,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _targets(per_seed: np.ndarray) -> list[float | None]:
+def _targets(per_seed: Any) -> list[float | None]:
     """JSON has no infinity either, a target that was not found."""
     return null_for_nan(np.where(np.isfinite(per_seed), per_seed, np.nan))
 
