@@ -91,7 +91,7 @@ def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Anim
     stride, seconds = _pace(task.name, longest)
     shown = [*range(0, num_steps, stride), num_steps]
     obs = np.concatenate([episode.obs[:num_steps], episode.next_obs[num_steps - 1 : num_steps]])
-    seen = obs[shown] if task.obs_shape is None else obs[shown].reshape(-1, *task.obs_shape)
+    seen = obs[shown].reshape(-1, *(task.obs_shape or (task.obs_size,)))
     pictures = render.frames(task.name, seen)
     faded = (255 - (255 - pictures[-1:]) // 3).astype(np.uint8)
     wait = (longest - num_steps) / stride * seconds

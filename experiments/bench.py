@@ -6,6 +6,7 @@ machine slows both.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -33,6 +34,7 @@ from rich.table import Table
 
 import jaxpref
 from experiments import START, pipeline, report, stages
+from experiments.checkpoints import locked
 from experiments.command import UsageError, check_folder, exit_codes, read
 from jaxpref import plots, store
 from jaxpref.tasks import Task
@@ -287,8 +289,10 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    with exit_codes():
+    with exit_codes(), contextlib.ExitStack() as held:
         settings = read(Settings, sys.argv[1:], __doc__ or "")
+        if not settings.sections:
+            raise UsageError(f"--sections needs at least one of {', '.join(SECTIONS)}")
         if unknown := set(settings.sections) - SECTIONS.keys():
             raise UsageError(f"--sections: unknown {', '.join(sorted(unknown))}; known are {', '.join(SECTIONS)}")
         for name in ("num_envs", "num_seeds", "memory_seeds", "repeats"):
@@ -297,6 +301,7 @@ def main() -> None:
                     f"--{name.replace('_', '-')} must be at least 1, got {np.min(getattr(settings, name))}"
                 )
         check_folder(settings.out)
+        held.enter_context(locked(settings.out))
         stages.set_up_jax(0)
         console = Console()
         device = jax.devices()[0]

@@ -100,12 +100,18 @@ def of_run(settings: Any, versions: dict[str, str]) -> dict[str, Any]:
     how = ("fresh", "strict")  # to run, not what
     numbers = {name: value for name, value in describe(settings).items() if name not in how}
     sources = (*sorted(Path(jaxpref.__file__).parent.glob("*.py")), *sorted(HERE.glob("*.py")), *HERE.glob("*.jinja"))
-    return {"settings": numbers, "versions": versions, "code": code(*sources), "devices": devices()}
+    return {"settings": numbers, "versions": versions, "code": code(*sources)} | numerics()
 
 
-def devices() -> list[str]:
-    """The kinds of this process's devices: another number of them, or another kind, may round differently."""
-    return [device.device_kind for device in jax.local_devices()]
+def numerics() -> dict[str, Any]:
+    """What else decides about digits: the devices, whose number and kind change how sums are rounded, and how JAX and
+    XLA are told from outside to draw and to compute.
+    """
+    told = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
+    return {
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").strip(),
+    } | {name: describe(getattr(jax.config, name)) for name in told}
 
 
 def describe(value: Any) -> Any:
@@ -233,11 +239,18 @@ class Checkpoints:
         sources: Sequence[Path] = CODE,
     ):
         self.folder, self.console, self.strict, self.fresh = folder / STAGES, console, strict, fresh
-        self.common = {"versions": versions, "code": code(*LIBRARY, *sources), "devices": devices()}
+        self.common = {"versions": versions, "code": code(*LIBRARY, *sources)} | numerics()
         self.batch, self.seeds = self.folder, list[int]()
         self._used: set[Path] = set()
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Also after Ctrl-C: nothing may still be written when the folder's lock is gone.
+        self._writer.shutdown()
 
     def begin(self, batch: str, seeds: np.ndarray) -> None:
         """From now on, stages are those of this batch of seeds."""
@@ -388,13 +401,15 @@ def finished(folder: Path, of: dict[str, Any], console: Console, strict: bool = 
     """
     try:
         manifest = load_sealed(folder / MANIFEST)
+        if manifest.keys() != {"of", "sha256"} or not isinstance(manifest["sha256"], dict):
+            raise Damaged("is no manifest of a finished run")
     except FileNotFoundError:
         return None
     except Damaged as error:
         warn(console, folder / MANIFEST, str(error), "it is written again", strict)
         return None
-    paths = [folder / name for name in manifest["sha256"]]
     whole = True
+    paths = [folder / name for name in manifest["sha256"]]
     for path in paths:
         if not path.exists():
             warn(console, path, "is missing", "it is written again", strict)

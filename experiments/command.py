@@ -188,6 +188,9 @@ def take_flags(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, li
 
 
 REWORDED = {
+    r": no type matching \{None\}\|\{FLOAT FLOAT\} could be .*? from (\[.*?\])\..*": r" must be two numbers, got \1",
+    r": no type matching \{None\}\|INT could be .*? from (\[.*?\])\..*": r" must be a whole number, got \1",
+    r": no type matching \{None\}\|FLOAT could be .*? from (\[.*?\])\..*": r" must be a number, got \1",
     r"Could not find valid parse for arguments: \[(.*?)\]": r"cannot read \1 as numbers",
     r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
     r"could not convert string to float: ": "must be a number, got ",
@@ -252,7 +255,8 @@ def run(settings: Settings, console: Console, start: float) -> bool:
         kept = checkpoints.Checkpoints(settings.out, of["versions"], console, settings.strict, settings.fresh)
     if stages.is_first():
         checkpoints.unseal_results(settings.out)
-    with Progress(console, settings.out if stages.is_first() else None, settings.tensorboard) as progress:
+    folder = settings.out if stages.is_first() else None
+    with kept or contextlib.nullcontext(), Progress(console, folder, settings.tensorboard) as progress:
         timer = stages.Stages(console, kept, progress)
         outcome = pipeline.run(settings, task, timer)
     if not stages.is_first():
@@ -354,6 +358,9 @@ def exit_codes() -> Iterator[None]:
         # Whoever read what is printed, as in `--help | head`, has gone. Nothing is wrong with that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from experiments import command, pipeline, python, report
@@ -165,7 +165,7 @@ def rewrite(folder: Path) -> Path:
     try:
         summary = store.load_json(folder / "summary.json")
         return write(folder, summary, animate(pipeline.task_of(from_config(summary["config"])), summary, folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, TemplateError) as error:
         raise command.UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
 
 

@@ -73,17 +73,21 @@ class Outcome:
 def task_of(settings: Settings) -> Task:
     """The task that the settings name, with what they change about it.
 
-    Raises ValueError for a task that is none, and for a convolution of observations that are no images.
+    Raises ValueError for a task that is none, for targets that are in the wrong order, and for a convolution of
+    observations that are no images.
     """
-    task = tasks.task(settings.task)
-    names = ("horizon", "pi1_target", "pi2_target", "return_range")
+    task = tasks.task(settings.task, settings.horizon)
+    names = ("pi1_target", "pi2_target", "return_range")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     if settings.network == "conv":
         if task.obs_shape is None or len(task.obs_shape) not in (2, 3) or min(task.obs_shape[:2]) < 3:
             raise ValueError(f"--network conv needs images of at least 3 x 3, {task.name} shows {task.obs_shape}")
         given["policy_network"] = networks.ConvActorCritic(task.num_actions, task.obs_shape)
         given["reward_network"] = networks.ConvRewardModel(task.num_actions, task.obs_shape)
-    return dataclasses.replace(task, **given)
+    task = dataclasses.replace(task, **given)
+    if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
+        raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
+    return task
 
 
 def run(settings: Settings, task: Task, stages: Stages) -> Outcome:

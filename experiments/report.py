@@ -28,7 +28,6 @@ from jaxpref.preferences import take
 
 LABELS = {"dpo": "DPO", "rlhf": "PPO-RLHF", "cartpole": "CartPole", "acrobot": "Acrobot"}
 """How methods and the study's tasks are written; other tasks have their own names."""
-REFERENCES = ("pi1", "pi2")
 
 
 def score(per_seed: np.ndarray) -> dict[str, Any]:

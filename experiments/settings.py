@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from tyro.conf import Fixed, Suppress
 
 from jaxpref import annotators, dpo, ppo, reinforce, reward_model
@@ -95,6 +96,10 @@ class Settings:
                 raise ValueError(f"--{flag(name)} must be at least 1, got {getattr(self, name)}")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"--horizon must be at least 1, got {self.horizon}")
+        for name in ("pi1_target", "pi2_target", "return_range"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value).all():
+                raise ValueError(f"--{flag(name)} must be finite, got {' '.join(map(str, np.ravel(value)))}")
         if self.pi1_target is not None and self.pi2_target is not None and not self.pi1_target > self.pi2_target:
             raise ValueError(f"--pi1-target must be above --pi2-target, got {self.pi1_target} and {self.pi2_target}")
         if self.return_range is not None and not self.return_range[0] < self.return_range[1]:
@@ -202,6 +207,7 @@ def original_settings(task: str, method: Method) -> Settings:
             baseline="handmade",
             normalise_advantage=False,
             shape_reward=task == "acrobot",
+            score_shaping=task == "acrobot",
             learning_rate=3e-3,
             ent_coef=0.0,
             policy_scale=1.0,

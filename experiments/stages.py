@@ -20,6 +20,7 @@ from rich.console import Console
 
 from experiments import ROOT
 from experiments.checkpoints import Checkpoints, describe
+from experiments.command import UsageError
 from experiments.progress import Done, Progress, mean_return
 
 CACHE = ROOT / ".cache" / "jax"
@@ -27,7 +28,12 @@ CACHE = ROOT / ".cache" / "jax"
 
 
 def set_up_jax(num_cpu_devices: int) -> None:
-    """Before JAX is first used: one CPU device per core, and compiled programs kept on disk."""
+    """Before JAX is first used: one CPU device per core, and compiled programs kept on disk.
+
+    Raises UsageError for a negative number of devices.
+    """
+    if num_cpu_devices < 0:
+        raise UsageError(f"--devices must not be negative, got {num_cpu_devices}")
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -7,6 +7,7 @@ and the next start has to name each and use none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,8 +22,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.checkpoints import LOCK, locked
 from experiments.command import UsageError, check_folder, exit_codes, read
 from jaxpref import store
+
+RUN = "torture-run"
+"""Folder, in the folder of results, of the run that is tortured. It is removed again and again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Settings:
     seed: int = 0
     """Of the moments, files and bits."""
     out: Path = Path("results/torture")
-    """Folder of the runs."""
+    """Folder of the runs, for nothing else."""
     flags: tuple[str, ...] = ()
     """Of the experiment, CartPole with DPO."""
 
@@ -115,7 +120,7 @@ DAMAGES: tuple[Callable[[Path, list[Path], random.Random], list[Path]], ...] = (
 
 def kill_and_resume(settings: Settings, seconds: float, expected: dict[str, bytes], rng: random.Random) -> str:
     """Kill a run within its first `seconds` and start it again; what is wrong with its end, nothing if it is ""."""
-    out = settings.out / "cartpole-dpo"
+    out = settings.out / RUN
     killed = False
     while not killed:  # unless it was faster this time
         shutil.rmtree(out, ignore_errors=True)
@@ -131,7 +136,7 @@ def kill_and_resume(settings: Settings, seconds: float, expected: dict[str, byte
 
 def damage_and_resume(settings: Settings, number: int, expected: dict[str, bytes], rng: random.Random) -> str:
     """Damage a file of a run that lacks its end, and start it again; what is wrong with that, nothing if it is ""."""
-    out = settings.out / "cartpole-dpo"
+    out = settings.out / RUN
     (out / "manifest.json").unlink()
     files = sorted((out / "stages" / "1").iterdir())
     damaged = DAMAGES[number % len(DAMAGES)](rng.choice(files), files, rng)
@@ -140,22 +145,34 @@ def damage_and_resume(settings: Settings, number: int, expected: dict[str, bytes
     return "; ".join(wrong if results(out) == expected else [*wrong, "other bytes in the end"])
 
 
-def count(console: Console, title: str, trials: list[Callable[[], str]]) -> None:
-    """Go through some trials, and say which went wrong and how many did not."""
+def count(console: Console, title: str, trials: list[Callable[[], str]]) -> bool:
+    """Go through some trials, and say which went wrong and how many did not; returns whether none did."""
     wrongs = []
     for trial in trials:
         wrongs.append(trial())
         console.print(f"{title} {len(wrongs)} of {len(trials)}: {wrongs[-1] or 'the same bytes in the end'}")
     console.print(f"[bold]{title}: {wrongs.count('')} of {len(trials)} without a difference")
+    return not any(wrongs)
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError for numbers that mean nothing, and for a folder that holds something else."""
+    for name in ("kills", "damages"):
+        if getattr(settings, name) < 0:
+            raise UsageError(f"--{name} must not be negative, got {getattr(settings, name)}")
+    check_folder(settings.out)
+    if {path.name for path in settings.out.iterdir()} - {RUN, LOCK}:
+        raise UsageError(f"--out {settings.out} holds other files, and runs are removed there: name an empty folder")
 
 
 def main() -> None:
-    """Both trials."""
-    with exit_codes():
+    """Both trials; exit code 1 if any made a difference."""
+    with exit_codes(), contextlib.ExitStack() as held:
         settings = read(Settings, sys.argv[1:], __doc__ or "")
-        check_folder(settings.out)
+        check(settings)
+        held.enter_context(locked(settings.out))
         console, rng = Console(highlight=False, soft_wrap=True), random.Random(settings.seed)
-        out = settings.out / "cartpole-dpo"
+        out = settings.out / RUN
         shutil.rmtree(out, ignore_errors=True)
         finish(out, settings.flags)  # its programs are compiled from now on
         expected = results(out)
@@ -166,9 +183,11 @@ def main() -> None:
         same = results(out) == expected
         console.print(f"an undisturbed run takes {seconds:.1f} s; two of them leave the same bytes: {same}")
         kill = functools.partial(kill_and_resume, settings, seconds, expected, rng)
-        count(console, "kill", [kill] * settings.kills)
+        well = count(console, "kill", [kill] * settings.kills)
         damage = functools.partial(damage_and_resume, settings, expected=expected, rng=rng)
-        count(console, "damage", [functools.partial(damage, number) for number in range(settings.damages)])
+        well &= count(console, "damage", [functools.partial(damage, number) for number in range(settings.damages)])
+        if not (same and well):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ class Config:
     normalise_advantage: bool = struct.field(pytree_node=False, default=True)
     """To mean 0 and deviation 1 over all steps of the update."""
     shape_reward: bool = struct.field(pytree_node=False, default=False)
-    """Add gamma * potential(next_obs) - potential(obs); the score then counts it too, as in the original study."""
+    """Add gamma * potential(next_obs) - potential(obs) to what is learned from."""
+    score_shaping: bool = struct.field(pytree_node=False, default=False)
+    """The score counts that, too, as in the original study; without it, it is the true return."""
     learning_rate: Scalar = 1e-2
     """Step size of Adam."""
     gamma: Scalar = 0.99
@@ -126,14 +128,16 @@ def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> F
 def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
     """One gradient step on fresh episodes, then the latches."""
     played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
+    shaped = played
     if config.shape_reward:
         shaping = config.gamma * task.potential(played.next_obs) - task.potential(played.obs)
-        played = dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, played)
+        shaped = dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
+    loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
 
-    scores = jnp.concatenate([state.scores, played.reward.sum(-1)])[-config.score_window :]
+    scored = shaped if config.score_shaping else played
+    scores = jnp.concatenate([state.scores, scored.reward.sum(-1)])[-config.score_window :]
     score = jnp.nanmean(scores)
     result = state.result
     following = dataclasses.replace(

@@ -116,19 +116,25 @@ def cartpole(horizon: int = 200) -> Task:
     )
 
 
-def acrobot() -> Task:
-    """Acrobot-v1: -1 for every step until the tip swings over the bar, at most 500 steps."""
+def acrobot(horizon: int = 500) -> Task:
+    """Acrobot-v1: -1 for every step until the tip swings over the bar, at most 500 steps.
+
+    The targets are the study's. At other horizons they would mean something else, and are left to be found in training.
+    Raises ValueError for a horizon below one step.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
     env, env_params = _make("Acrobot-v1")
     return Task(
         name="acrobot",
         env=env,
         env_params=env_params,
-        horizon=500,
+        horizon=horizon,
         obs_size=6,
         num_actions=3,
-        pi1_target=-150.0,
-        pi2_target=-250.0,
-        return_range=(-500.0, 0.0),
+        pi1_target=-150.0 if horizon == 500 else None,
+        pi2_target=-250.0 if horizon == 500 else None,
+        return_range=(-float(horizon), 0.0),
         stochastic=False,
         potential=acrobot_height,
         baseline=_acrobot_baseline,
@@ -242,14 +248,22 @@ GYMNAX = (
 )
 """The ids of gymnax's own environments with discrete actions, so that a wrong one is told without loading gymnax."""
 
-KNOWN: dict[str, dict[str, Any]] = {
-    "MountainCar-v0": {
-        "return_range": (-200.0, 0.0),
+
+def _mountain_car(horizon: int = 200) -> dict[str, Any]:
+    return {
+        "horizon": horizon,
+        "return_range": (-float(horizon), 0.0),
         "observe": mountain_car_observe,
         "potential": mountain_car_energy,
-    },
-    "Catch-bsuite": {"horizon": 9, "return_range": (-1.0, 1.0)},  # the ball falls nine rows, whatever the time limit
-}
+    }
+
+
+def _catch(horizon: int = 9) -> dict[str, Any]:
+    # The ball falls nine rows, whatever the time limit.
+    return {"horizon": horizon, "return_range": (-1.0, 1.0)}
+
+
+KNOWN: dict[str, Callable[..., dict[str, Any]]] = {"MountainCar-v0": _mountain_car, "Catch-bsuite": _catch}
 """What `task` knows of some of gymnax's environments that they do not say themselves: arguments of `from_gymnax`."""
 
 
@@ -282,13 +296,18 @@ def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[], Task]] = {"cartpole": cartpole, "acrobot": acrobot}
-"""The study's own tasks by their names."""
+TASKS: dict[str, Callable[..., Task]] = {"cartpole": cartpole, "acrobot": acrobot}
+"""The study's own tasks by their names; each takes its horizon."""
 
 
-def task(name: str) -> Task:
-    """The task of that name: one of TASKS, or a gymnax id with discrete actions, as "Catch-bsuite".
+def task(name: str, horizon: int | None = None) -> Task:
+    """The task of that name: one of TASKS, or a gymnax id with discrete actions, as "Catch-bsuite"; `horizon`: its time
+    limit, None for its own.
 
-    Raises ValueError for any other name and for what `from_gymnax` refuses.
+    Raises ValueError for any other name, for a horizon below one step and for what `from_gymnax` refuses.
     """
-    return TASKS[name]() if name in TASKS else from_gymnax(name, **KNOWN.get(name, {}))
+    given = {} if horizon is None else {"horizon": horizon}
+    if name in TASKS:
+        return TASKS[name](**given)
+    known = KNOWN.get(name, dict)
+    return from_gymnax(name, **known(**given))

@@ -3,6 +3,7 @@
 The stages here are two lines of arithmetic; killed runs of a whole experiment are in test_experiments.py.
 """
 
+import dataclasses
 import functools
 import io
 import json
@@ -11,9 +12,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import jaxpref
-from experiments import checkpoints, progress, stages
+from experiments import checkpoints, progress, stages, torture
 from experiments.command import UsageError
 from jaxpref import store
 
@@ -169,6 +172,45 @@ def test_a_digest_sees_names_types_shapes_and_values():
     ]
     assert len({checkpoints.digest(tree) for tree in trees}) == len(trees)
     assert checkpoints.digest(trees[0]) == checkpoints.digest({"a": jnp.zeros(4)})
+
+
+def test_what_jax_is_told_from_outside_is_no_less_a_reason_to_compute_again(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--one")
+    before = checkpoints.numerics()
+    monkeypatch.setenv("XLA_FLAGS", "--other")
+    assert checkpoints.differences(before, checkpoints.numerics()) == ["XLA_FLAGS was --one, is --other"]
+    monkeypatch.setenv("XLA_FLAGS", "--one")
+    with jax.threefry_partitionable(not jax.config.jax_threefry_partitionable):
+        (difference,) = checkpoints.differences(before, checkpoints.numerics())
+    assert difference == "jax_threefry_partitionable was True, is False"
+
+
+def test_another_sealed_file_is_no_manifest_of_a_run(tmp_path):
+    checkpoints.save_sealed(tmp_path / "manifest.json", {"of": {}, "sha256": "0" * 64, "seconds": {}})
+    printed = io.StringIO()
+    assert checkpoints.finished(tmp_path, {}, Console(file=printed, width=200)) is None
+    assert "is no manifest of a finished run" in printed.getvalue()
+
+
+def test_when_the_lock_is_released_nothing_is_written_any_more(tmp_path, monkeypatch):
+    """Also where the run is interrupted while a result is on its way to the disk."""
+    written = []
+
+    def slowly(path, tree):
+        time.sleep(0.2)
+        written.append(path.name)
+
+    monkeypatch.setattr(store, "save_pytree", slowly)
+
+    def interrupted():
+        with checkpoints.Checkpoints(tmp_path, {}, Console(quiet=True)) as kept:
+            kept.begin("1", np.arange(2))
+            kept.keep("stage", {"stage": "stage"}, np.zeros(2), np.zeros(2), lambda: (np.zeros(2), {}))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert written == ["stage.npz"]
 
 
 @pytest.mark.parametrize("view", [lambda x: np.broadcast_to(x, (2, *x.shape)), np.transpose, lambda x: x[::2, 1]])
@@ -548,3 +590,26 @@ def test_the_return_of_a_stage_is_that_of_its_last_updates(metrics, expected):
         metrics: object
 
     assert progress.mean_return(Returned(metrics)) == expected
+
+
+# --- torture ----------------------------------------------------------------------------------------------------------
+
+
+def test_torture_removes_nothing_that_is_not_its_own(tmp_path):
+    settings = torture.Settings(out=tmp_path)
+    torture.check(settings)
+    (tmp_path / torture.RUN).mkdir()
+    torture.check(settings)
+    (tmp_path / "cartpole-dpo").mkdir()
+    with pytest.raises(UsageError, match=f"--out {tmp_path} holds other files"):
+        torture.check(settings)
+    with pytest.raises(UsageError, match="--kills must not be negative, got -1"):
+        torture.check(dataclasses.replace(settings, kills=-1))
+
+
+@pytest.mark.parametrize("wrongs", [["", ""], ["", "other bytes"]])
+def test_torture_counts_what_went_wrong(wrongs):
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    assert torture.count(console, "kill", [lambda wrong=wrong: wrong for wrong in wrongs]) == (wrongs[1] == "")
+    assert f"kill: {wrongs.count('')} of 2 without a difference" in printed.getvalue()

@@ -780,6 +780,7 @@ def test_the_original_preset_has_the_originals_numbers():
         assert expert.num_updates == (3000 if acrobot else 1200)
         assert (expert.episodes_per_update, expert.score_window) == (1, 50)
         assert (expert.learning_rate, expert.gamma) == (3e-3, 0.99)
+        assert expert.score_shaping == acrobot
         assert (expert.baseline, expert.shape_reward, expert.normalise_advantage) == ("handmade", acrobot, False)
         assert (expert.ent_coef, expert.policy_scale) == (0, 1)
         direct = settings.dpo
@@ -886,6 +887,11 @@ def refused(tmp_path, capsys, monkeypatch):
         ("--processes 2 --coordinator localhost:1 --process 2", ["--process", "0", "1", "2"]),
         ("--dpo.beta", ["--dpo.beta"]),
         ("--dpo.beta high", ["--dpo.beta", "high"]),
+        ("--return-range 5", ["--return-range must be two numbers, got ['5']"]),
+        ("--return-range 0 inf", ["--return-range must be finite, got 0.0 inf"]),
+        ("--horizon 2.5", ["--horizon must be a whole number, got ['2.5']"]),
+        ("--pi1-target high", ["--pi1-target must be a number, got ['high']"]),
+        ("--pi1-target nan", ["--pi1-target must be finite, got nan"]),
         ("--dpo.num-updates 7", ["--dpo.num-updates", "7", "15"]),
         ("--dpo.batch-size -1", ["--dpo.batch-size", "-1"]),
         ("--reinforce.num-updates 0", ["--reinforce.num-updates", "0"]),
@@ -934,6 +940,41 @@ def test_what_only_the_task_itself_can_refuse_leaves_no_new_folder(tmp_path, cap
     monkeypatch.setattr(pipeline.networks, "ConvActorCritic", mock.Mock(side_effect=ValueError("too small")))
     assert "too small" in complaint(capsys, lambda: command.main(None, None, flags))
     assert folder.exists() == there
+
+
+@pytest.mark.parametrize(
+    ("task", "horizon", "targets", "return_range"),
+    [
+        ("cartpole", 50, (47.5, 23.75), (0, 50)),
+        ("acrobot", 500, (-150, -250), (-500, 0)),
+        ("acrobot", 100, (None, None), (-100, 0)),
+        ("MountainCar-v0", 300, (None, None), (-300, 0)),
+        ("Catch-bsuite", 12, (None, None), (-1, 1)),
+        ("Breakout-MinAtar", 30, (None, None), None),
+    ],
+)
+def test_targets_and_range_are_those_of_the_horizon(task, horizon, targets, return_range):
+    made = pipeline.task_of(parse(f"--horizon {horizon}", task))
+    assert made.horizon == horizon
+    assert ((made.pi1_target, made.pi2_target), made.return_range) == (targets, return_range)
+    assert pipeline.task_of(parse(f"--horizon {horizon} --return-range 1 2", task)).return_range == (1, 2)
+
+
+def test_one_target_that_is_given_must_fit_the_tasks_other_one():
+    with pytest.raises(ValueError, match=r"--pi1-target must be above --pi2-target, got 50\.0 and 95"):
+        pipeline.task_of(parse("--pi1-target 50"))
+
+
+@pytest.mark.parametrize("name", ["stages", "progress.jsonl", ".lock", "manifest.json"])
+def test_what_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(stages, "set_up_jax", lambda devices: None)
+    if name == "stages":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        command.main("cartpole", "dpo", ["--out", str(tmp_path)])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / name}")
 
 
 def test_a_reader_who_leaves_is_no_error():

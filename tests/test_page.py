@@ -27,6 +27,7 @@ from experiments import ROOT, animations, command, page, python, report
 from experiments.pipeline import keys_of
 from experiments.settings import changes, default_settings, from_config, to_flags
 from jaxpref import store
+from jaxpref.types import Trajectory
 
 SIZES, SEEDS = (4, 8), (7, 3, 11)
 HOSTILE = "<script>alert('out')</script> & \"quoted\" {{ 7 * 7 }}"
@@ -404,6 +405,15 @@ def test_equal_policies_draw_equal_noise(tmp_path, policies, summary):
     store.save_pytree(tmp_path / "policies.npz", policies | {"pi1": policies["pi2"]})
     pi2, pi1, *_ = animations.animate(jaxpref.cartpole(), summary, tmp_path)
     assert pi2._replace(path="") == pi1._replace(path="")
+
+
+def test_an_observation_of_no_axis_is_drawn_as_one_number():
+    """FrozenLake shows the number of its field, and nothing else."""
+    task = jaxpref.task("FrozenLake-misc", horizon=3)
+    assert task.obs_shape == ()
+    obs, steps = np.zeros((3, 1), np.float32), np.zeros(3, np.float32)
+    played = animations._animation(task, "policies.pi2", Trajectory(obs, steps, steps, obs, np.ones(3, bool)), 3)
+    assert played.gif.startswith(b"GIF")
 
 
 def test_a_policy_that_is_not_made_of_numbers_does_not_play(tmp_path, policies, summary):

@@ -189,12 +189,14 @@ def test_the_score_is_the_mean_return_of_the_last_episodes():
     np.testing.assert_allclose(rolling, [np.mean(each[max(0, u - 2) : u + 1]) for u in range(9)], rtol=1e-6)
 
 
-def test_a_shaped_score_counts_the_shaping():
+@pytest.mark.parametrize(("score_shaping", "score"), [(False, 21), (True, 16.5)])
+def test_a_shaped_score_counts_the_shaping(score_shaping, score):
     """Six steps of rewards 1 + .. + 6 = 21 and a potential that is the time, at gamma 1/2:
     sum over t = 0..5 of (t + 1)/2 - t = 21/2 - 15, and 21 + 10.5 - 15 = 16.5."""
     task = clock(shortest=6, longest=6, horizon=10).replace(potential=lambda obs: obs[..., 0])
     config = reinforce.Config(num_updates=2, episodes_per_update=3, gamma=0.5, shape_reward=True)
-    np.testing.assert_allclose(train(task, config, jax.random.key(5)).metrics.score, [16.5, 16.5], rtol=1e-6)
+    config = dataclasses.replace(config, score_shaping=score_shaping)
+    np.testing.assert_allclose(train(task, config, jax.random.key(5)).metrics.score, [score, score], rtol=1e-6)
 
 
 # --- seeds and hyperparameters ----------------------------------------------------------------------------------------
