@@ -72,6 +72,7 @@ class Progress:
         self._computed: list[float] = []
         self._waiting: list[str] = []
         self._running: tuple[str, float] | None = None
+        self._started = False
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -79,7 +80,6 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
-            TimeLeft(self),
         )
         hidden = console.quiet or not console.is_terminal
         self._bar = TwoLines(self, *columns, console=console, transient=True, disable=hidden)
@@ -120,14 +120,15 @@ class Progress:
 
     def start(self, stage: str, num_updates: int | None = None) -> None:
         """A stage begins. `num_updates`: of its training; where it is not said, an earlier batch may have told."""
-        self._running = stage, time.perf_counter()
+        self._running, self._started = (stage, time.perf_counter()), True
         if num_updates is not None:
             self._updates[stage] = num_updates
         if stage in self._waiting:
             self._waiting.remove(stage)
         batch = f"batch {self._number} of {self._num_batches}: " if self._num_batches > 1 else ""
         total = len(self._planned) * self._num_batches or None
-        self._bar.update(self._task, description=f"{batch}{stage}", total=total)
+        updates = updates_in_words(self._updates.get(stage))
+        self._bar.update(self._task, description=f"{batch}{stage}{', ' if updates else ''}{updates}", total=total)
 
     def done(self, done: Done) -> None:
         """A stage is done."""
@@ -189,22 +190,22 @@ class Progress:
         return sum(known) if len(known) == len(seconds) else None
 
     def details(self) -> str:
-        """What the bar has no room for: seeds that are through all stages, the running stage's updates, and the mean
-        true return at the end of the last stage that has one.
+        """What the bar has no room for: the time left, seeds that are through all stages, and the mean true return at
+        the end of the last stage that has one.
         """
-        parts, running = [], self._running
+        parts = []
+        left = self.seconds_left() if self._started else None
+        if left:
+            parts.append(f"about {left:.0f} s left" if left < 120 else f"about {left / 60:.0f} min left")
         if self.unit == STAGES and self._seen:
-            through = self._planned and not self._waiting and running is None
+            through = self._planned and not self._waiting and self._running is None
             done = len(self._seen) if through else self._seeds_done
             more = len(self._seeds) * (self._num_batches - self._number)
             # Until the last batch is there nobody knows how many seeds of the first one it is filled up with.
             parts.append(f"{done} of {'up to ' if more else ''}{len(self._seen) + more} seeds done")
-        updates = self._updates.get(running[0]) if running is not None else None
-        if updates is not None:
-            parts.append(f"{updates_in_words(updates)} in this stage")
         if self._last_return is not None:
             stage, value = self._last_return
-            parts.append(f"mean return {return_in_words(value)} after {stage}")
+            parts.append(f"mean return {return_in_words(value)} ({stage})")
         return ", ".join(parts)
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
@@ -223,22 +224,8 @@ class TwoLines(Bar):
     def get_renderables(self) -> Iterator[RenderableType]:
         """What is shown."""
         yield from super().get_renderables()
-        yield Text(f"  {self.progress.details()}", style="dim", no_wrap=True, overflow="ellipsis")
-
-
-class TimeLeft(ProgressColumn):
-    """About how long a run still takes."""
-
-    def __init__(self, progress: Progress):
-        super().__init__()
-        self.progress = progress
-
-    def render(self, task: Any) -> Text:
-        """The column's text."""
-        left = None if task.total is None else self.progress.seconds_left()
-        if not left:
-            return Text("")
-        return Text(f"about {left:.0f} s left" if left < 120 else f"about {left / 60:.0f} min left")
+        if details := self.progress.details():
+            yield Text(f"  {details}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def updates_in_words(number: int | None) -> str:
