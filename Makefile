@@ -33,7 +33,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"jaxpref needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,experiments]'
 	@touch $@
 
 $(EXPERIMENTS): $(STAMP)
@@ -82,13 +82,13 @@ wheel:
 	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	sed -n '/^## Use it as a library/,/^```$$/p' README.md | sed '1,/^```python$$/d; /^```$$/d' > .venv-wheel/example.py
-	cd .venv-wheel && time bin/python -P example.py
+	cd .venv-wheel && bin/python -P example.py
 	rm -rf build .venv-wheel
 
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,experiments]'
 	.venv-lock/bin/python -m pip freeze --exclude jaxpref > constraints.txt
 	rm -rf .venv-lock
 

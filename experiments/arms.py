@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from rich.console import Console
 
 from experiments import checkpoints, pipeline, report
+from experiments.progress import Done, Progress
 from experiments.settings import Policy
 from experiments.stages import Stages
 from jaxpref import annotators, dpo, losses, online, ppo, ranking, reinforce, reward_model, store
@@ -206,29 +207,66 @@ BATCH = 20
 """Seeds that are run at once: as many as have their largest dataset in memory."""
 
 
-def run(task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, console: Console) -> Table:
+def batches_of(seeds: Sequence[int]) -> list[tuple[int, ...]]:
+    """The seeds that are run at once."""
+    return [tuple(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH)]
+
+
+def plan(task: Task, arms: Iterable[str], seeds: Sequence[int], progress: Progress) -> None:
+    """Say what `run` is going to do."""
+    for batch in batches_of(seeds):
+        for name in arms:
+            progress.plan(_title(task, name, batch), None)
+
+
+def run(task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, progress: Progress) -> Table:
     """Run all arms on all seeds; those whose results already lie in `folder`, from the same code, are read."""
-    batches = [tuple(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH)]
     stages = Stages(Console(quiet=True))
-    tables = [_run_batch(task, arms, batch, folder / f"{batch[0]}-{batch[-1]}", stages, console) for batch in batches]
+    tables = [_run_batch(task, arms, batch, folder, stages, progress) for batch in batches_of(seeds)]
     return {name: jax.tree.map(lambda *parts: np.concatenate(parts), *(t[name] for t in tables)) for name in arms}
 
 
 def _run_batch(
-    task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, stages: Stages, console: Console
+    task: Task, arms: dict[str, Arm], seeds: Sequence[int], folder: Path, stages: Stages, progress: Progress
 ) -> Table:
-    kept = {name: _kept(task, arm, seeds, folder / f"{name}.json", console) for name, arm in arms.items()}
+    batch, console = _name_of(seeds), progress.console
+    paths = {name: folder / batch / f"{name}.json" for name in arms}
+    kept = {name: _kept(task, arm, seeds, paths[name], console) for name, arm in arms.items()}
     missing = {name: arm for name, arm in arms.items() if kept[name] is None}
+
+    def note(name: str, result: Result, seconds: float, reused: bool) -> None:
+        known = report.mean_or_none(result.true_return)
+        progress.done(Done(_title(task, name, seeds), len(seeds), None, known, 0.0, seconds, reused))
+
+    def go_through() -> None:
+        run_arm = Runner(task, seeds, stages)
+        for arm in missing.values():
+            run_arm(arm)
+
+    for name, result in kept.items():
+        if result is not None:
+            progress.start(_title(task, name, seeds))
+            note(name, result, 0.0, reused=True)
     if missing:
-        stages.rehearse(lambda: [run_arm(arm) for run_arm in [Runner(task, seeds, stages)] for arm in missing.values()])
+        stages.rehearse(go_through)
         run_arm = Runner(task, seeds, stages)
         for name, arm in missing.items():
             start = time.perf_counter()
+            progress.start(_title(task, name, seeds))
             kept[name] = result = run_arm(arm)
-            save(folder / f"{name}.json", specification(task, arm, seeds), result)
+            save(paths[name], specification(task, arm, seeds), result)
             took = time.perf_counter() - start
-            console.print(f"  {task.name:<9} {name:<26} seeds {folder.name:<9} {took:6.1f} s", highlight=False)
+            console.print(f"  {task.name:<9} {name:<26} seeds {batch:<9} {took:6.1f} s", highlight=False)
+            note(name, result, took, reused=False)
     return {name: result for name, result in kept.items() if result is not None}
+
+
+def _name_of(batch: Sequence[int]) -> str:
+    return f"{batch[0]}-{batch[-1]}"
+
+
+def _title(task: Task, arm: str, batch: Sequence[int]) -> str:
+    return f"{task.name} {arm}, seeds {_name_of(batch)}"
 
 
 def _kept(task: Task, arm: Arm, seeds: Sequence[int], path: Path, console: Console) -> Result | None:

@@ -32,6 +32,7 @@ from experiments.checkpoints import locked
 from experiments.claims import CLAIMS, Claim, Comparison
 from experiments.claims import arms as arms_of
 from experiments.command import DIVERGED, UsageError, check_folder, exit_codes, read
+from experiments.progress import Progress
 from experiments.settings import TaskName
 from jaxpref import plots, statistics, store
 
@@ -376,11 +377,15 @@ def main() -> None:
         console, seeds = Console(), range(settings.num_seeds)
         tables: dict[str, arms.Table] = {}
         astray: dict[str, dict[str, list[int]]] = {}
+        with Progress(console, settings.out, unit="arms") as progress:
+            for task in settings.tasks:
+                arms.plan(jaxpref.task(task), needed(settings, task), seeds, progress)
+            for task in settings.tasks:
+                folder = settings.out / "arms" / task
+                tables[task] = arms.run(jaxpref.task(task), needed(settings, task), seeds, folder, progress)
         for task in settings.tasks:
-            folder = settings.out / "arms" / task
-            table = arms.run(jaxpref.task(task), needed(settings, task), seeds, folder, console)
-            astray[task] = diverged(table, seeds)
-            tables[task] = without(table, seeds, itertools.chain(*astray[task].values()))
+            astray[task] = diverged(tables[task], seeds)
+            tables[task] = without(tables[task], seeds, itertools.chain(*astray[task].values()))
         claims: dict[str, dict[str, list[Numbers]]] = {
             claim.name: {task: [compare(table, pair) for pair in claim.comparisons] for task, table in tables.items()}
             for claim in chosen(settings)

@@ -30,6 +30,7 @@ import jaxpref
 from experiments import START, arms, pipeline, report, stages
 from experiments.checkpoints import CODE, Checkpoints, locked
 from experiments.command import DIVERGED, UsageError, check_folder, exit_codes, read
+from experiments.progress import Done, Progress
 from experiments.settings import Method, TaskName
 from jaxpref import annotators, dpo, plots, ppo, preferences, reinforce, reward_model, statistics, store
 from jaxpref.divergence import is_sound
@@ -252,6 +253,21 @@ def sweep(settings: Settings, task: Task, method: Method, timer: stages.Stages, 
     return not astray.size
 
 
+def sweep_all(settings: Settings, timer: stages.Stages, kept: Checkpoints, progress: Progress) -> bool:
+    """Every sweep that is asked for. Returns whether no run of any diverged."""
+    wanted = [(task, method) for task in settings.tasks for method in settings.methods]
+    all_well = True
+    for task, method in wanted:
+        progress.plan(f"{task} {method}", kept.seconds(f"sweep {task} {method}"))
+    for task, method in wanted:
+        timer.times.clear()
+        progress.start(f"{task} {method}")
+        all_well &= sweep(settings, jaxpref.task(task), method, timer, progress.console)
+        of_sweep = dataclasses.asdict(timer.times["sweep"])
+        progress.done(Done(f"{task} {method}", settings.num_seeds, None, None, **of_sweep))
+    return all_well
+
+
 def check(settings: Settings) -> None:
     """Raise UsageError for a grid that cannot be run."""
     for name in ("tasks", "methods", "num_pairs", "temperatures", "beta", "kl_coef"):
@@ -278,14 +294,11 @@ def main() -> None:
         kept = Checkpoints(settings.out, report.versions(), console, sources=(*CODE, Path(__file__)))
         timer = stages.Stages(Console(quiet=True), kept)
         timer.begin(1, 1, np.arange(settings.num_seeds))
-        all_well = [
-            sweep(settings, jaxpref.task(task_name), method, timer, console)
-            for task_name in settings.tasks
-            for method in settings.methods
-        ]
-        kept.tidy()
+        with Progress(console, settings.out, unit="sweeps") as progress:
+            all_well = sweep_all(settings, timer, kept, progress)
+        kept.join()  # what other tasks and methods keep stays: another sweep may want it
         console.print(f"{time.perf_counter() - START:.0f} s in all", highlight=False)
-        if not all(all_well):
+        if not all_well:
             raise SystemExit(DIVERGED)
 
 

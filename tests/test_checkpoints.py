@@ -486,6 +486,51 @@ def test_progress_on_a_terminal_moves(tmp_path):
     assert "2/4 stages" in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
 
 
+def test_the_bar_names_updates_and_below_it_stand_time_left_seeds_and_the_last_return(monkeypatch):
+    """Five seeds in two batches of three: the last is filled up with a seed of the first. No time goes by."""
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 100.0)
+    shown = progress.Progress(QUIET)
+    assert shown.details() == ""
+    shown.begin(1, 2, np.array([3, 5, 8]))
+    shown.plan("reinforce", None)
+    shown.plan("evaluate", None)
+    shown.start("reinforce", 16)
+    assert shown._bar.tasks[0].description == "batch 1 of 2: reinforce, 16 updates"
+    assert shown.details() == "0 of up to 6 seeds done"
+    shown.done(progress.Done("reinforce", 3, 16, 195.25, 0.5, 1.0, False))
+    shown.start("evaluate")
+    assert shown._bar.tasks[0].description == "batch 1 of 2: evaluate"
+    shown.done(progress.Done("evaluate", 3, None, None, 0.5, 1.0, False))
+    assert shown.details() == "about 2 s left, 3 of up to 6 seeds done, mean return 195.2 (reinforce)"
+    shown.begin(2, 2, np.array([9, 10, 3]))
+    shown.plan("reinforce", 120.0)
+    shown.start("reinforce")  # the number of its updates is known from the first batch
+    assert shown._bar.tasks[0].description == "batch 2 of 2: reinforce, 16 updates"
+    assert shown.details() == "about 1 s left, 3 of 5 seeds done, mean return 195.2 (reinforce)"
+    shown.done(progress.Done("reinforce", 3, 16, -1.256, 0.5, 1.0, False))
+    assert shown.details() == "5 of 5 seeds done, mean return -1.26 (reinforce)"
+
+
+def test_whoever_counts_something_else_prints_its_own_lines_and_guesses_the_time_left(tmp_path, monkeypatch):
+    clock, printed = [100.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    with progress.Progress(Console(file=printed), tmp_path, unit="arms") as shown:
+        for arm in "abcd":
+            shown.plan(arm, None)
+        shown.start("a")
+        shown.done(progress.Done("a", 20, None, 7.5, 0.0, 0.0, True))
+        shown.start("b")
+        assert shown.seconds_left() is None  # a was kept: it says nothing of b, c and d
+        shown.done(progress.Done("b", 20, None, 8.5, 2.0, 4.0, False))
+        shown.start("c")
+        clock[0] += 1
+        assert shown.seconds_left() == 6 - 1 + 6
+        assert shown.details() == "about 11 s left, mean return 8.50 (b)"
+    assert printed.getvalue() == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.jsonl"}
+    assert [line["event"] for line in lines_of(tmp_path / "progress.jsonl")] == ["start", "arm", "arm", "end"]
+
+
 def test_an_interrupted_run_says_so_and_the_next_one_adds_its_lines(tmp_path):
     with pytest.raises(KeyboardInterrupt), progress.Progress(QUIET, tmp_path):
         raise KeyboardInterrupt

@@ -246,6 +246,28 @@ def test_the_changelog_has_a_section_for_the_version():
     assert PROJECT["version"] in headings[:2]  # behind what is not released yet
 
 
+def packages_of(folder):
+    """Packages, by the names of their projects, that the modules of a folder import."""
+    nodes = [node for path in (ROOT / folder).glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    roots = {name.partition(".")[0] for name in names} - {"__future__"} - sys.stdlib_module_names
+    return {{"PIL": "pillow"}.get(root, root.replace("_", "-")) for root in roots}
+
+
+def named_in(requirements):
+    return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+
+
+def test_the_wheel_requires_what_the_library_imports_and_an_extra_what_the_experiments_do():
+    required, extras = named_in(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
+    assert packages_of("jaxpref") - {"jaxpref"} == required - {"six"}  # gymnax imports it
+    beside = packages_of("experiments") - required - {"jaxpref", "experiments"}
+    elsewhere = {"markupsafe", "rejax", "tensorboardX"}  # jinja2's own, a benchmark's peer, an extra of its own
+    assert beside - elsewhere == named_in(extras["experiments"])
+    assert named_in(extras["tensorboard"]) == {"tensorboardX"}
+
+
 def test_the_wheel_holds_the_modules_the_marker_of_types_and_nothing_else(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)

@@ -17,6 +17,7 @@ from rich.console import Console
 import jaxpref
 from experiments import arms, checkpoints, claims, evidence, pipeline, python, stages, sweep
 from experiments.command import UsageError
+from experiments.progress import Progress
 from jaxpref import annotators, dpo, ranking, statistics
 from jaxpref.types import Preferences
 
@@ -131,7 +132,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence")
     rng = np.random.default_rng(0)
 
-    def made_up(task, table, seeds, folder, console):
+    def made_up(task, table, seeds, folder, progress):
         astray = {"dpo": np.arange(len(seeds)) == 3} if task.name == "acrobot" else {}
         return {
             name: result_of(
@@ -254,7 +255,7 @@ def test_an_arm_whose_file_was_damaged_is_run_again_and_the_file_named(tmp_path,
     with pytest.raises(checkpoints.Damaged):
         arms.load(path, arms.specification(task, arm, (1, 2)))
     monkeypatch.setattr(arms, "Runner", lambda *_: lambda arm: result_of([1.0, 2.0]))
-    arms.run(task, {"good": arm}, (1, 2), tmp_path, Console(file=printed, width=300))
+    arms.run(task, {"good": arm}, (1, 2), tmp_path, Progress(Console(file=printed, width=300)))
     assert printed.getvalue().startswith(f"warning: {path} ")
     assert path.read_text() == whole
 
@@ -266,7 +267,9 @@ def ran(tmp_path_factory):
     table = {"pi1": arms.Arm("pi1"), "pi2": arms.Arm("pi2"), "again": arms.Arm("pi2-again")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arms, "BATCH", 2)
-        results = arms.run(jaxpref.cartpole(), table, (5, 6, 7, 8), folder, QUIET)
+        with Progress(QUIET, folder, unit="arms") as progress:
+            arms.plan(jaxpref.cartpole(), table, (5, 6, 7, 8), progress)
+            results = arms.run(jaxpref.cartpole(), table, (5, 6, 7, 8), folder, progress)
     return folder, table, results
 
 
@@ -277,6 +280,15 @@ def test_arms_of_all_batches_come_in_the_order_of_the_seeds(ran):
     kept = json.loads((folder / "7-8" / "pi1.json").read_text())
     assert kept["specification"]["seeds"] == [7, 8]
     assert kept["results"]["true_return"] == results["pi1"].true_return[2:].tolist()
+
+
+def test_every_arm_of_every_batch_is_logged_with_its_mean_return(ran):
+    folder, table, results = ran
+    start, *rows, end = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    titles = [f"cartpole {name}, seeds {batch}" for batch in ("5-6", "7-8") for name in table]
+    assert [(row["event"], row["stage"]) for row in rows] == [("arm", title) for title in titles]
+    assert rows[3]["mean_return"] == pytest.approx(results["pi1"].true_return[2:].mean())
+    assert (start["event"], end["error"]) == ("start", None)
 
 
 def test_a_policy_is_no_distance_from_itself_and_has_no_scores(ran):
@@ -295,10 +307,13 @@ def test_what_is_done_is_not_done_again(ran, monkeypatch):
 
     monkeypatch.setattr(arms, "BATCH", 2)
     monkeypatch.setattr(arms, "Runner", fail)
-    again = arms.run(jaxpref.cartpole(), table, (5, 6, 7, 8), folder, QUIET)
+    progress = Progress(QUIET, unit="arms")
+    arms.plan(jaxpref.cartpole(), table, (5, 6, 7, 8), progress)
+    again = arms.run(jaxpref.cartpole(), table, (5, 6, 7, 8), folder, progress)
+    assert progress.seconds_left() == 0
     jax.tree.map(np.testing.assert_array_equal, again, results)
     with pytest.raises(AssertionError, match="trained again"):
-        arms.run(jaxpref.cartpole(), table, (5, 6, 7, 9), folder, QUIET)
+        arms.run(jaxpref.cartpole(), table, (5, 6, 7, 9), folder, Progress(QUIET))
 
 
 def test_of_a_pool_the_first_pairs_count(monkeypatch):
@@ -426,6 +441,35 @@ def test_a_cell_of_the_sweep_is_a_run_of_its_own(swept):
     run = alone(pi1, pi2)
     for name, value in vars(run).items():
         assert np.array(swept[1]["runs"][name])[1, 1, 1, 1] == pytest.approx(float(value), rel=0.02, abs=0.02)
+
+
+def test_a_sweep_keeps_what_sweeps_of_other_tasks_have_done(tmp_path, monkeypatch, capsys):
+    """Each sweep is a stage that doubles a number: cartpole, then acrobot, then both at once."""
+
+    def double(settings, task, method, timer, console):
+        timer.run("sweep", lambda factor, number: factor * number, 2.0, np.arange(3.0), detail=f"{task.name} {method}")
+        console.print(f"{task.name} {method}")
+        return True
+
+    monkeypatch.setattr(sweep, "sweep", double)
+    monkeypatch.setattr(stages, "set_up_jax", lambda devices: None)
+    for tasks in (["cartpole"], ["acrobot"], ["cartpole", "acrobot"]):
+        monkeypatch.setattr("sys.argv", ["sweep", "--methods", "dpo", "--out", str(tmp_path), "--tasks", *tasks])
+        sweep.main()
+    log = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    rows = [(row["stage"], row["reused"]) for row in log if row["event"] == "sweep"]
+    fresh, kept = ([(f"{task} dpo", reused) for task in ("cartpole", "acrobot")] for reused in (False, True))
+    assert rows == fresh + kept
+    assert sorted(path.name for path in (tmp_path / "stages" / "1").iterdir()) == [
+        f"sweep-{task}-dpo.{suffix}" for task in ("acrobot", "cartpole") for suffix in ("json", "npz")
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "in all" not in line] == [
+        "cartpole dpo",
+        "acrobot dpo",
+        "cartpole dpo",
+        "acrobot dpo",
+    ]
 
 
 @pytest.mark.parametrize(

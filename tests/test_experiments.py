@@ -505,6 +505,44 @@ def test_a_program_of_its_own_gives_the_same_results_and_says_where_they_are(dpo
     assert "\x1b" not in done.stdout
 
 
+RESULTS_PAGE = (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_page_about_results_names_every_file_key_and_array(either):
+    told = {name.removeprefix("rows[].") for name in re.findall(r"`([^`\n]+)`", RESULTS_PAGE)}
+    for path in either.folder.iterdir():
+        name = re.sub(r"(?<=seed)\d+", "<seed>", path.name)
+        assert {name, f"{name}/"} & told, name
+    summary = either.summary
+    row, timing = summary["rows"][0], summary["timing"]
+    for table in (summary, row, row["policy"], timing, timing["stages"]["evaluate"]):
+        assert table.keys() <= told
+    for metrics in store.load_params(either.folder / "metrics.npz").values():
+        assert metrics.keys() <= told
+    for name in ("progress.jsonl", "metrics.jsonl"):
+        for line in (either.folder / name).read_text().splitlines():
+            assert json.loads(line).keys() <= told, name
+
+
+def test_the_example_of_the_page_about_results_loads_the_policy_that_it_names(dpo_run, tmp_path, monkeypatch):
+    """On a run of three seeds: what it exports is the first seed's, trained on the last reference and size."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "cartpole-dpo").symlink_to(dpo_run.folder)
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", RESULTS_PAGE, re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(program, "docs/results.md", "exec"), {})
+    assert re.fullmatch(r"mean return \d+\.\d, in the summary \d+\.\d\n", printed.getvalue())
+    assert float(printed.getvalue().split()[-1]) == pytest.approx(
+        rows_of(dpo_run.summary)["pi2", 8]["policy"]["per_seed"][0], abs=0.05
+    )
+    exported = jaxpref.export.load_policy(tmp_path / "policy.safetensors", jaxpref.cartpole())
+    with np.load(dpo_run.folder / "policies.npz") as policies:
+        for name, leaf in store.named_leaves(exported).items():
+            np.testing.assert_array_equal(leaf, policies[f"trained_pi2/{name}"][0, 1])
+
+
 # --- stopped and started again ----------------------------------------------------------------------------------------
 
 
