@@ -211,7 +211,7 @@ class Stages:
             return result, {"compile_s": ready - start, "run_s": time.perf_counter() - ready}
 
         num_updates = getattr(shared, "num_updates", None)
-        self.progress.start(title)
+        self.progress.start(title, num_updates)
         if self.checkpoints is None:
             result, seconds, reused = *compute(), False
         else:

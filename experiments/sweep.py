@@ -291,7 +291,9 @@ def main() -> None:
         held.enter_context(locked(settings.out))
         stages.set_up_jax(settings.devices)
         console = Console()
-        kept = Checkpoints(settings.out, report.versions(), console, sources=(*CODE, Path(__file__)))
+        kept = held.enter_context(
+            Checkpoints(settings.out, report.versions(), console, sources=(*CODE, Path(__file__)))
+        )
         timer = stages.Stages(Console(quiet=True), kept)
         timer.begin(1, 1, np.arange(settings.num_seeds))
         with Progress(console, settings.out, unit="sweeps") as progress:
