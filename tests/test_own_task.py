@@ -121,7 +121,7 @@ def test_the_list_of_ids_leaves_out_continuous_actions_only():
         (lambda: jaxpref.task("Pendulum-v1"), r"Pendulum-v1 has an action space of type Box; it must be discrete"),
         (lambda: from_gymnax(Continuous()), r"pedal has an action space of type Box"),
         (lambda: from_gymnax(Unlimited()), r"Unlimited needs a horizon of at least 1 step, its time limit; got None"),
-        (lambda: from_gymnax(Board(), horizon=0), r"horizon of at least 1 step.*got 0"),
+        (lambda: from_gymnax(Board(), horizon=0), "horizon must be at least 1, got 0"),
         (lambda: from_gymnax(Two()), r"Two has observations of type dict; they must be arrays"),
     ],
 )
