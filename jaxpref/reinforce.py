@@ -107,7 +107,10 @@ class TrainState:
 
 
 def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> Float[Array, ""]:
-    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes."""
+    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes.
+
+    Raises ValueError for the hand-made baseline of a task that has none.
+    """
     logits, value = apply_policy(params, played.obs)
     # The value head predicts (1 - gamma) * return: about 1 in size, whatever the horizon.
     returns = (1 - config.gamma) * jax.vmap(discounted_returns, (0, None))(played.reward, config.gamma)
@@ -134,7 +137,10 @@ def _of_task(task: Task, name: str) -> Callable[[Float[Array, "*batch O"]], Floa
 
 
 def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
-    """One gradient step on fresh episodes, then the latches."""
+    """One gradient step on fresh episodes, then the latches.
+
+    Raises ValueError for a baseline or a shaping that the task does not have.
+    """
     played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
     if config.shape_reward:
         potential = _of_task(task, "potential")
