@@ -26,12 +26,13 @@ def check_range(config: Any, low: int | float, high: int | float, *names: str) -
     """Raise ValueError for a field of `config` that is not a finite float32 from `low` to `high`, or is declared as an
     int and is none.
 
-    Arrays are let through: a hyperparameter that is swept or traced has no one value to look at.
+    Arrays are let through: a hyperparameter that is swept or traced has no one value to look at. So is what is no
+    number: `check_config` looks at that.
     """
     check_whole(config, *names)
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, int | float | np.number):
+        if _is_number(value):
             _check_bounds(value, f"{_name(config)}: {name}", low, high)
 
 
