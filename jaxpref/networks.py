@@ -300,8 +300,8 @@ def trajectory_kl(params: Params, ref_params: Params, trajectory: Trajectory) ->
     """KL(policy || ref) summed over the visited states of a trajectory, exact in the actions, in nats.
 
     Its mean over the policy's own episodes is the KL divergence of its distribution of trajectories from the
-    reference's: the environment's transition probabilities are the same for both and cancel. Raises ValueError for
-    parameters of another network.
+    reference's: the environment's transition probabilities are the same for both and cancel. Raises TypeError or
+    ValueError for what is no trajectory, and for parameters of another network.
     """
     check_trajectory(trajectory)
     if not isinstance(ref_params, Network):
