@@ -193,7 +193,7 @@ def _check_policy(params: Any, obs: Any, name: str = "params") -> None:
     hidden_size = torso[-1:]
     if torso != obs.shape[-1:] + hidden_size or policy != hidden_size + policy[-1:] or value != (*hidden_size, 1):
         raise ValueError(
-            f"{name} must be a policy's parameters for observations of {obs.shape[-1]} numbers, got kernels "
+            f"{name} must be a policy's parameters for observations of size {obs.shape[-1]}, got kernels "
             f"{list(torso)}, {list(policy)} and {list(value)}"
         )
 
@@ -204,7 +204,7 @@ def _check_reward(params: Any, obs: Any, name: str = "params") -> None:
     members = torso[:-2]
     if len(torso) not in (2, 3) or head != (*members, *torso[-1:], 1) or torso[-2] <= obs.shape[-1]:
         raise ValueError(
-            f"{name} must be a reward model's parameters for observations of {obs.shape[-1]} numbers and at least one "
+            f"{name} must be a reward model's parameters for observations of size {obs.shape[-1]} and at least one "
             f"action, got kernels {list(torso)} and {list(head)}"
         )
 

@@ -58,9 +58,9 @@ class Task:
     reward_network: Any = struct.field(pytree_node=False, default=None)
 
 
-def check_task(task: Any, name: str = "task") -> None:
+def check_task(task: Any) -> None:
     """Raise TypeError for what is no `Task`."""
-    check_kind(task, Task, name)
+    check_kind(task, Task, "task")
 
 
 @functools.cache
@@ -204,7 +204,7 @@ def from_gymnax(
         name=name,
         env=env,
         env_params=env_params,
-        horizon=horizon,
+        horizon=int(horizon),
         obs_size=math.prod(obs.shape),
         obs_shape=obs.shape,
         num_actions=int(space.n),
@@ -231,13 +231,21 @@ def _check_step(env: Any, env_params: Any, name: str, obs: Any, state: Any) -> N
         if structure != jax.tree.structure(following):
             raise ValueError(f"{name}.step_env must return {part} of the same structure as reset_env does")
         for (path, one), other in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(following), strict=True):
-            # Every observation becomes float32; of a state, what a loop can carry on from is let through.
-            same_dtype = part == "obs" or one.weak_type or jnp.promote_types(one.dtype, other.dtype) == one.dtype
-            if one.shape != other.shape or not same_dtype:
+            # Every observation becomes float32, so only its shape counts.
+            if one.shape != other.shape or not (part == "obs" or _carries(one, other)):
                 raise ValueError(
                     f"{name}.step_env must return {part}{jax.tree_util.keystr(path)} as reset_env does, "
                     f"{one.dtype}{list(one.shape)}, got {other.dtype}{list(other.shape)}"
                 )
+
+
+def _carries(one: jax.ShapeDtypeStruct, other: jax.ShapeDtypeStruct) -> bool:
+    """Whether a loop whose state began as `one` goes on from `other`."""
+    if one.dtype == other.dtype or one.weak_type:
+        return True
+    if any(jnp.issubdtype(each.dtype, jax.dtypes.extended) for each in (one, other)):  # a key is nothing else
+        return False
+    return jnp.promote_types(one.dtype, other.dtype) == one.dtype
 
 
 def _values(returned: Any, method: str, names: tuple[str, ...]) -> Any:

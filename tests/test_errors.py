@@ -231,7 +231,7 @@ LIBRARY = {
     "an episode of many policies": (lambda: episode(LEVER, several(POLICY), KEY), "params must be .* task lever"),
     "a policy of other observations": (
         lambda: apply_policy(POLICY, jnp.zeros((3, 4))),
-        r"params must be a policy's parameters for observations of 4 numbers, got kernels \[1, 32\], \[32, 2\]",
+        r"params must be a policy's parameters for observations of size 4, got kernels \[1, 32\], \[32, 2\]",
     ),
     "a reward model to choose actions": (
         lambda: trajectory_log_prob(REWARD, EPISODES),
@@ -239,11 +239,11 @@ LIBRARY = {
     ),
     "another task's policy on a trajectory": (
         lambda: trajectory_log_prob(CARTPOLE, EPISODES),
-        "params must be a policy's parameters for observations of 1 numbers",
+        "params must be a policy's parameters for observations of size 1",
     ),
     "another task's reference on a trajectory": (
         lambda: trajectory_kl(POLICY, CARTPOLE, EPISODES),
-        "ref_params must be a policy's parameters for observations of 1 numbers",
+        "ref_params must be a policy's parameters for observations of size 1",
     ),
     "policies of many seeds": (lambda: apply_policy(several(POLICY), N1), r"got kernels \[2, 1, 32\]"),
     "a list of parameters": (lambda: apply_policy([POLICY], N1), "params must be a network's parameters.*got a list"),
@@ -251,7 +251,7 @@ LIBRARY = {
     "a policy that pays": (lambda: trajectory_reward(POLICY, EPISODES), "params must have the layers torso, reward"),
     "an observation that leaves no room for an action": (  # 1 observed number and 2 actions are 3 inputs
         lambda: apply_reward(REWARD, jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32)),
-        "params must be a reward model's parameters for observations of 3 numbers and at least one action",
+        "params must be a reward model's parameters for observations of size 3 and at least one action",
     ),
     # annotators
     "an annotator's name": (lambda: label("bradley_terry"), "annotator must be a function.*got 'bradley_terry'"),

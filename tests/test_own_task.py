@@ -93,14 +93,22 @@ class Forgetful(Board):
 
 
 class Mixed(Board):
-    """What a loop can carry on from: observations of another type, a whole number where there was a float, info of
-    anything."""
+    """What a loop can carry on from: observations of another type, a whole number where there was a float, a key, info
+    of anything."""
 
     def reset_env(self, key, params):
-        return self._obs(jnp.int32(0)), jnp.float32(0)
+        return self._obs(jnp.int32(0)), (jnp.float32(0), key)
 
     def step_env(self, key, state, action, params):
-        return 1.0 * self._obs(state + 1), jnp.int32(state + 1), 1, False, {"note": "anything"}
+        time = jnp.int32(state[0] + 1)
+        return 1.0 * self._obs(time), (time, state[1]), 1, False, {"note": "anything"}
+
+
+class Unlocked(Mixed):
+    """A key that is the words of one after a step."""
+
+    def step_env(self, key, state, action, params):
+        return self._obs(jnp.int32(0)), (state[0], jnp.uint32(0)), 1, False, {}
 
 
 # --- from an environment to a task ------------------------------------------------------------------------------------
@@ -183,6 +191,10 @@ def test_the_list_of_ids_leaves_out_continuous_actions_only():
         (
             lambda: from_gymnax(Drifting()),
             r"Drifting.step_env must return state as reset_env does, int32\[\], got float32\[\]",
+        ),
+        (
+            lambda: from_gymnax(Unlocked()),
+            r"Unlocked.step_env must return state\[1\] as reset_env does, key<fry>\[\], got uint32\[\]",
         ),
         (lambda: from_gymnax(Forgetful()), "Forgetful.step_env must return state of the same structure as reset_env"),
     ],
