@@ -53,12 +53,22 @@ def test_ranking_accuracy_leaves_out_pairs_of_equal_return():
     assert np.isnan(accuracy(jnp.ones(2), jnp.zeros(2), pairs_of_returns([1, 1], [1, 1])))
 
 
+def with_unknown_rewards(chosen, rejected):
+    """Returns 5 > 3, 1 < 2, 9 > 8, 4 > 0, but for those that a file does not know."""
+    some = pairs_of_returns([5, 1, 9, 4], [3, 2, 8, 0])
+
+    def unknown(trajectory, where):
+        return trajectory.replace(reward=jnp.where(jnp.array(where)[:, None], jnp.nan, trajectory.reward))
+
+    return some.replace(chosen=unknown(some.chosen, chosen), rejected=unknown(some.rejected, rejected))
+
+
 def test_pairs_of_unknown_return_are_not_ranked():
-    """Right, wrong, and two of which a file does not know the rewards: 1 of 2. Without the first two, nothing."""
-    unknown = pairs_of_returns([5, 1, np.nan, 2], [3, 2, 8, np.nan])
+    """Right, wrong, and two that are not known: 1 of 2. Where all are unknown, NaN."""
+    unknown = with_unknown_rewards([False, False, True, False], [False, False, False, True])
     scores = jnp.array([1.0, 1.0, 1.0, 1.0]), jnp.zeros(4)
     assert accuracy(*scores, unknown) == ranking.quality(*scores, unknown).accuracy == 0.5
-    nothing = pairs_of_returns([np.nan] * 4, [np.nan] * 4)
+    nothing = with_unknown_rewards([True] * 4, [True] * 4)
     found = ranking.quality(*scores, nothing)
     assert np.isnan([accuracy(*scores, nothing), found.accuracy, found.rank_correlation]).all()
     np.testing.assert_allclose(found.negative_log_likelihood, np.log1p(np.exp(-1)), rtol=1e-6)  # needs no returns
