@@ -73,8 +73,8 @@ class Outcome:
 def task_of(settings: Settings) -> Task:
     """The task that the settings name, with what they change about it.
 
-    Raises ValueError for a task that is none, for targets that are in the wrong order, and for a convolution of
-    observations that are no images.
+    Raises ValueError for a task that is none or lacks what REINFORCE is to use, for targets that are in the wrong order,
+    and for a convolution of observations that are no images.
     """
     task = tasks.task(settings.task, settings.horizon)
     names = ("pi1_target", "pi2_target", "return_range")
@@ -87,6 +87,12 @@ def task_of(settings: Settings) -> Task:
     task = dataclasses.replace(task, **given)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
+    for wanted, words, name in (
+        (settings.reinforce.baseline == "handmade", "--reinforce.baseline handmade", "baseline"),
+        (settings.reinforce.shape_reward, "--reinforce.shape-reward", "potential"),
+    ):
+        if wanted and getattr(task, name) is None:
+            raise ValueError(f"{words} needs a task with a {name} of its own, which {task.name} is not")
     return task
 
 

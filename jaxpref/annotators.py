@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxpref.checks import check_range
-from jaxpref.tasks import Task
+from jaxpref.checks import check_config, check_range, check_return_range
+from jaxpref.tasks import Task, check_task
 from jaxpref.types import Scalar
 
 
@@ -77,7 +77,10 @@ def teacher(
 
     B-Pref's myopic teacher discounts from the end of a segment; episodes have no common end, so this one discounts
     from their beginning. `return_range` is the task's (lowest, highest) return, the unit of both thresholds.
+    Raises TypeError for a config that is none or holds what is no number, ValueError for a range that is none.
     """
+    check_config(config, Config)
+    check_return_range(return_range)
     weights = config.discount ** jnp.arange(first_reward.shape[-1])
     first, second = (weights * first_reward).sum(), (weights * second_reward).sum()
     gap, (lowest, highest) = first - second, return_range
@@ -107,6 +110,8 @@ def teacher_of(task: Task, config: Config) -> Annotator:
     Raises ValueError for a threshold where the task does not know its range. (A traced one is let through, and then
     nothing is a tie and nothing is skipped.)
     """
+    check_task(task)
+    check_config(config, Config)
     if task.return_range is not None:
         return functools.partial(teacher, config=config, return_range=task.return_range)
     for name in ("tie_threshold", "skip_threshold"):

@@ -26,17 +26,21 @@ def check_range(config: Any, low: int | float, high: int | float, *names: str) -
     """Raise ValueError for a field of `config` that is not a finite float32 from `low` to `high`, or is declared as an
     int and is none.
 
-    Arrays are let through: a hyperparameter that is swept or traced has no one value to look at.
+    Arrays are let through: a hyperparameter that is swept or traced has no one value to look at. So is what is no
+    number: `check_config` looks at that.
     """
     check_whole(config, *names)
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, int | float | np.number) and not low <= value <= min(high, LARGEST):
-            too_large = math.isfinite(value) and value > LARGEST
-            wanted = (
-                f"between {low:g} and {min(high, LARGEST):g}" if high < math.inf or too_large else f"at least {low:g}"
-            )
-            raise ValueError(f"{_name(config)}: {name} must be {wanted}, got {value}")
+        if _is_number(value):
+            _check_bounds(value, f"{_name(config)}: {name}", low, high)
+
+
+def _check_bounds(value: Any, name: str, low: int | float, high: int | float) -> None:
+    if not low <= value <= min(high, LARGEST):
+        too_large = math.isfinite(value) and value > LARGEST
+        wanted = f"between {low:g} and {min(high, LARGEST):g}" if high < math.inf or too_large else f"at least {low:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def check_whole(config: Any, *names: str) -> None:
@@ -45,6 +49,13 @@ def check_whole(config: Any, *names: str) -> None:
     for name in names:
         if kinds[name] == "int" and not _is_int(getattr(config, name)):
             raise ValueError(f"{_name(config)}: {name} must be a whole number, got {getattr(config, name)!r}")
+
+
+def check_flag(config: Any, *names: str) -> None:
+    """Raise ValueError for a field of `config` that is neither True nor False."""
+    for name in names:
+        if not isinstance(getattr(config, name), bool | np.bool_):
+            raise ValueError(f"{_name(config)}: {name} must be True or False, got {getattr(config, name)!r}")
 
 
 def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -64,12 +75,27 @@ def check_schedule(config: Any) -> None:
         )
 
 
-def check_config(config: Any, kind: type) -> None:
-    """Raise TypeError for a config of another function."""
+def check_config(config: Any, kind: type, name: str = "config") -> None:
+    """Raise TypeError for a config of another function, and for a hyperparameter that is no number, ValueError for one
+    that is several.
+
+    Hyperparameters are leaves, and jax rebuilds a config with whatever it likes in their place: so their kind is looked
+    at here, where the config is used, and not in `__post_init__`.
+    """
     if not isinstance(config, kind):
         wanted = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
         got = _name(config) if dataclasses.is_dataclass(config) else repr(config)
-        raise TypeError(f"config must be a {wanted}, got {got}")
+        raise TypeError(f"{name} must be a {wanted}, got {got}")
+    for field in dataclasses.fields(kind):
+        value = getattr(config, field.name)
+        if field.type == "Scalar":
+            if not (_is_number(value) or _is_array_of_numbers(value)):
+                raise TypeError(f"{_name(config)}: {field.name} must be a number, got {_describe(value)}")
+            if np.shape(value) != ():
+                raise ValueError(
+                    f"{_name(config)}: {field.name} must be a single number, got {_shape(value)} of them: use jax.vmap "
+                    "to sweep them"
+                )
 
 
 def _name(config: Any) -> str:
@@ -78,6 +104,16 @@ def _name(config: Any) -> str:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_array_of_numbers(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray) and (
+        jnp.issubdtype(value.dtype, np.integer) or jnp.issubdtype(value.dtype, np.floating)
+    )
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -89,6 +125,39 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise TypeError(f"{name} must be a whole number, got {_describe(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number(value: Any, name: str, low: int | float, high: int | float = math.inf) -> None:
+    """Raise TypeError for what is no number, ValueError for one that is not finite or not from `low` to `high`.
+
+    Arrays are let through, as in `check_range`.
+    """
+    if _is_array_of_numbers(value):
+        return
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number, got {_describe(value)}")
+    _check_bounds(value, name, low, high)
+
+
+def check_return_range(value: Any, name: str = "return_range") -> None:
+    """Raise TypeError for what is no pair, ValueError for one that is not (lowest, highest). Arrays are let through."""
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"{name} must be a pair, (lowest, highest), got {_describe(value)}")
+    lowest, highest = value
+    if _is_number(lowest) and _is_number(highest) and lowest >= highest:
+        raise ValueError(f"{name} must be (lowest, highest), got {value}")
+
+
+def check_kind(value: Any, kind: type, name: str) -> None:
+    """Raise TypeError for what is no instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {_describe(value)}")
+
+
+def check_callable(function: Any, name: str, signature: str) -> None:
+    """Raise TypeError for what cannot be called; `signature` says how it would be."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, {signature}, got {_describe(function)}")
 
 
 def check_key(key: Any, name: str = "key") -> None:

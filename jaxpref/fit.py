@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from jaxpref.checks import check_preferences
 from jaxpref.networks import apply_policy, apply_reward
-from jaxpref.tasks import Task
+from jaxpref.tasks import Task, check_task
 
 
 def check_policy(task: Task, params: Any, name: str = "params") -> None:
     """Raise ValueError unless `params` give logits over the task's actions, and a value, at its observations."""
+    check_task(task)
     try:
         logits, value = jax.eval_shape(apply_policy, params, _obs(task))
     except Exception as error:  # whatever a network raises that meets other parameters or inputs
@@ -30,6 +31,7 @@ def check_policy(task: Task, params: Any, name: str = "params") -> None:
 
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Raise ValueError unless `params`, of a reward model or an ensemble, give a reward for the task's steps."""
+    check_task(task)
     try:
         reward = jax.eval_shape(apply_reward, params, _obs(task), _action())
     except Exception as error:
@@ -49,6 +51,7 @@ def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
 
 def check_pairs(task: Task, preferences: Any) -> None:
     """Raise TypeError or ValueError unless `preferences` are [N] pairs of the task's episodes."""
+    check_task(task)
     check_preferences(preferences)
     obs_size = preferences.chosen.obs.shape[-1]
     if obs_size != task.obs_size:

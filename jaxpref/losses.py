@@ -1,7 +1,8 @@
 """Every loss, as a function of arrays: no network, no config, one value per pair or per step.
 
 The caller averages, because only it knows the weights and the masks. Arrays of different shapes raise ValueError:
-[N] beside [N, 1] would be broadcast to [N, N], and its mean would look like a loss.
+[N] beside [N, 1] would be broadcast to [N, N], and its mean would look like a loss. So do coefficients that are out of
+range.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpref.checks import check_same_shape
+from jaxpref.checks import check_number, check_same_shape
 from jaxpref.types import Scalar
 
 
@@ -48,6 +49,7 @@ def conservative_dpo(
     at the finite ln((1 - label_smoothing) / label_smoothing), where plain DPO (label_smoothing 0) pushes the margin
     of a pair that it already ranks right towards infinity.
     """
+    check_number(label_smoothing, "label_smoothing", 0, 1)
     right = dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
     wrong = dpo(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, beta)
     return (1 - label_smoothing) * right + label_smoothing * wrong
@@ -68,6 +70,7 @@ def robust_dpo(
     Its expectation over labels flipped with probability label_smoothing, below 0.5, is `dpo` of the clean label. It
     has no lower bound: as the margin grows, so does what the second term takes off.
     """
+    check_number(label_smoothing, "label_smoothing", 0, 0.499999)
     right = dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
     wrong = dpo(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, beta)
     return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
@@ -83,6 +86,7 @@ def hinge_dpo(
     """max(0, 1 - beta * margin): SLiC's rank calibration (Zhao et al., 2023, https://arxiv.org/abs/2305.10425) on
     DPO's margin, as in Liu et al., 2024, https://arxiv.org/abs/2309.06657, section 3.2.
     """
+    check_number(beta, "beta", 0)
     return jax.nn.relu(1 - beta * dpo_margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
 
 
@@ -100,6 +104,7 @@ def ipo(
     A margin to aim at, in nats, where DPO's has no end. With per-step means of log-probabilities (`per_step`) the aim
     is one of nats per step.
     """
+    check_number(beta, "beta", 1e-6)  # the aim is 1 / (2 * beta)
     return (dpo_margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp) - 1 / (2 * beta)) ** 2
 
 
@@ -137,6 +142,7 @@ def dpo_margin(
 def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
     """DPO's implicit reward of a trajectory, beta * (logp - ref_logp), up to a constant of the initial state."""
     check_same_shape(logp=logp, ref_logp=ref_logp)
+    check_number(beta, "beta", 0)
     return beta * (logp - ref_logp)
 
 
@@ -165,6 +171,7 @@ def clipped_surrogate(
     -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A), with ratio = pi(a|s) / pi_old(a|s).
     """
     check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    check_number(clip_eps, "clip_eps", 0)
     ratio = jnp.exp(log_prob - old_log_prob)
     clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
     return -jnp.minimum(ratio * advantage, clipped * advantage)

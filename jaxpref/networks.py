@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref.checks import check_trajectory
-from jaxpref.tasks import Task
+from jaxpref.checks import check_key, check_trajectory
+from jaxpref.tasks import Task, check_task
 from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
 HIDDEN_SIZE = 32
@@ -169,8 +170,11 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     """Fresh parameters of an `ActorCritic` for `task`, weights and biases U(+-1/sqrt(fan_in)), the policy head's times
     `policy_scale`; or a `Network` of the task's own `policy_network`.
 
-    Raises ValueError if that has no submodules "policy" and "value".
+    Raises ValueError if that has no submodules "policy" and "value", and TypeError or ValueError for what is
+    no task or not one typed key.
     """
+    check_key(key)
+    check_task(task)
     if task.policy_network is None:
         module = ActorCritic(task.num_actions, policy_scale=policy_scale)
         return module.init(key, jnp.zeros(task.obs_size))
@@ -183,19 +187,65 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     return replace_layer(network, "policy", lambda leaf: policy_scale * leaf)
 
 
+def _check_policy(params: Any, obs: Any, name: str = "params") -> None:
+    """Raise ValueError for what are no parameters of an `ActorCritic` of these observations."""
+    torso, policy, value = _kernels(params, obs, name, "torso", "policy", "value")
+    hidden_size = torso[-1:]
+    if torso != obs.shape[-1:] + hidden_size or policy != hidden_size + policy[-1:] or value != (*hidden_size, 1):
+        raise ValueError(
+            f"{name} must be a policy's parameters for observations of size {obs.shape[-1]}, got kernels "
+            f"{list(torso)}, {list(policy)} and {list(value)}"
+        )
+
+
+def _check_reward(params: Any, obs: Any, name: str = "params") -> None:
+    """Raise ValueError for what are no parameters of a `RewardModel`, or an ensemble, of these observations."""
+    torso, head = _kernels(params, obs, name, "torso", "reward")
+    members = torso[:-2]
+    if len(torso) not in (2, 3) or head != (*members, *torso[-1:], 1) or torso[-2] <= obs.shape[-1]:
+        raise ValueError(
+            f"{name} must be a reward model's parameters for observations of size {obs.shape[-1]} and at least one "
+            f"action, got kernels {list(torso)} and {list(head)}"
+        )
+
+
+def _kernels(params: Any, obs: Any, name: str, *layers: str) -> list[tuple[int, ...]]:
+    """Shapes of the kernels of these layers. Raises ValueError where there are others, TypeError for other things."""
+    if not hasattr(obs, "shape") or len(obs.shape) == 0:
+        raise TypeError("obs must be an array whose last axis is that of the observed numbers")
+    found = params.get("params") if isinstance(params, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"{name} must be a network's parameters, as init_policy and init_reward make, got a {type(params).__name__}"
+        )
+    each = [found[layer] for layer in layers if isinstance(found.get(layer), Mapping)]
+    if len(each) < len(layers):
+        raise ValueError(f"{name} must have the layers {', '.join(layers)}, got {', '.join(found)}")
+    return [np.shape(layer.get("kernel")) for layer in each]
+
+
 def apply_policy(
     params: Params, obs: Float[Array, "*batch O"]
 ) -> tuple[Float[Array, "*batch A"], Float[Array, "*batch"]]:
-    """Logits over actions and state value at each observation."""
+    """Logits over actions and state value at each observation.
+
+    Raises TypeError or ValueError for parameters of another network than an `ActorCritic` of such observations.
+    """
     if isinstance(params, Network):
         return params.apply(obs)
+    _check_policy(params, obs)
     hidden_size, num_actions = params["params"]["policy"]["kernel"].shape
     module: Any = ActorCritic(num_actions, hidden_size)
     return module.apply(params, obs)
 
 
 def init_reward(key: Key[Array, ""], task: Task) -> Params:
-    """Fresh parameters of a `RewardModel` for `task`, or a `Network` of the task's own `reward_network`."""
+    """Fresh parameters of a `RewardModel` for `task`, or a `Network` of the task's own `reward_network`.
+
+    Raises TypeError or ValueError for what is no task or not one typed key.
+    """
+    check_key(key)
+    check_task(task)
     inputs = jnp.zeros(task.obs_size), jnp.int32(0)
     if task.reward_network is None:
         return RewardModel(task.num_actions).init(key, *inputs)
@@ -203,8 +253,14 @@ def init_reward(key: Key[Array, ""], task: Task) -> Params:
 
 
 def apply_reward(params: Params, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Learned reward of each step; of an ensemble, whose parameters have one leading axis more, its members' mean."""
+    """Learned reward of each step; of an ensemble, whose parameters have one leading axis more, its members' mean.
+
+    What a `RewardModel` takes in beside the observation are its actions. Raises TypeError or ValueError for parameters
+    of another network, and for observations that leave no room for an action.
+    """
     own = isinstance(params, Network)
+    if not own:
+        _check_reward(params, obs)
     if params.is_ensemble if own else params["params"]["torso"]["kernel"].ndim == 3:
         return jax.vmap(apply_reward, in_axes=(0, None, None))(params, obs, action).mean(0)
     if own:
@@ -244,9 +300,12 @@ def trajectory_kl(params: Params, ref_params: Params, trajectory: Trajectory) ->
     """KL(policy || ref) summed over the visited states of a trajectory, exact in the actions, in nats.
 
     Its mean over the policy's own episodes is the KL divergence of its distribution of trajectories from the
-    reference's: the environment's transition probabilities are the same for both and cancel.
+    reference's: the environment's transition probabilities are the same for both and cancel. Raises TypeError or
+    ValueError for what is no trajectory, and for parameters of another network.
     """
     check_trajectory(trajectory)
+    if not isinstance(ref_params, Network):
+        _check_policy(ref_params, trajectory.obs, "ref_params")
     played = zero_beyond_mask(trajectory)
     kl = categorical_kl(apply_policy(params, played.obs)[0], apply_policy(ref_params, played.obs)[0])
     return jnp.where(played.mask, kl, 0.0).sum(-1)

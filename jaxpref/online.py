@@ -96,6 +96,8 @@ def train_rlhf(
     divides the questions, and the updates into multiples of `ppo_config.eval_every`, and TypeError or ValueError for
     arguments that do not belong to the task.
     """
+    check_config(reward_config, reward_model.Config, "reward_config")
+    check_config(ppo_config, ppo.Config, "ppo_config")
     _check(task, config, key, num_pairs, init_params)
     key_init, key_rounds = jax.random.split(key)
     # Later rounds keep the value head of earlier ones: it was trained on a learned reward.
@@ -129,6 +131,7 @@ def train_dpo(
     divides the questions, and the updates into multiples of `dpo_config.eval_every`, and TypeError or ValueError for
     arguments that do not belong to the task.
     """
+    check_config(dpo_config, dpo.Config, "dpo_config")
     _check(task, config, key, num_pairs, init_params)
     config_of_round = _one_round(dpo_config, config)
 

@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
+from jaxpref.checks import check_choice, check_config, check_flag, check_key, check_range, check_schedule
 from jaxpref.divergence import Divergence, find_divergence, param_size
 from jaxpref.fit import check_policy, check_reward
 from jaxpref.networks import (
@@ -101,6 +101,7 @@ class Config:
     def __post_init__(self):
         check_schedule(self)
         check_choice(self, "kl_penalty", KL_PENALTIES)
+        check_flag(self, "reset_value")
         check_range(self, 1, math.inf, "num_envs", "num_steps", "num_epochs", "num_minibatches", "eval_episodes")
         check_range(self, 0, math.inf, "learning_rate", "clip_eps", "vf_coef", "ent_coef", "kl_coef", "max_grad_norm")
         check_range(self, 0, 1, "gamma", "gae_lambda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import annotators
 from jaxpref.checks import (
+    check_callable,
     check_count,
     check_dtype,
     check_key,
+    check_kind,
     check_preferences,
     check_same_shape,
     check_trajectory,
@@ -53,15 +56,38 @@ def label_pairs(
 ) -> Preferences:
     """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N].
 
-    Raises TypeError or ValueError for trajectories that are not of this shape, or not of the same.
+    Raises TypeError or ValueError for trajectories that are not of this shape, or not of the same, and for an annotator
+    that does not answer with a `Label` of single values.
     """
     check_key(key)
+    check_callable(annotator, "annotator", "(key, first_reward, second_reward) -> Label")
     check_trajectory(first, "first", num_axes=1)
     check_trajectory(second, "second", num_axes=1)
     check_same_shape(first=first.obs, second=second.obs)
     check_count(first.reward.shape[0], "the number of pairs")
     keys = jax.random.split(key, first.reward.shape[0])
-    return apply_labels(first, second, jax.vmap(annotator)(keys, first.reward, second.reward))
+
+    def ask(key: Key[Array, ""], first_reward: Float[Array, " T"], second_reward: Float[Array, " T"]):
+        return _checked(annotator(key, first_reward, second_reward))
+
+    return apply_labels(first, second, jax.vmap(ask)(keys, first.reward, second.reward))
+
+
+def _checked(label: Any) -> annotators.Label:
+    """The answer about one pair, if it is one."""
+    check_kind(label, annotators.Label, "annotator's answer")
+    for field, kind, words in (
+        ("first_preferred", np.bool_, "boolean"),
+        ("prob", np.floating, "float"),
+        ("weight", np.floating, "float"),
+        ("target", np.floating, "float"),
+    ):
+        value = getattr(label, field)
+        number = isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array)
+        if not number or not jnp.issubdtype(jnp.result_type(value), kind) or np.shape(value) != ():
+            got = f"{jnp.result_type(value)}{list(np.shape(value))}" if number else f"a {type(value).__name__}"
+            raise TypeError(f"annotator's answer must be a Label whose {field} is a single {words}, got {got}")
+    return label
 
 
 def apply_labels(first: Trajectory, second: Trajectory, label: annotators.Label) -> Preferences:
@@ -82,17 +108,20 @@ def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajec
 def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
     """The pairs at `index`: an array of indices, a slice, or a single number, which drops the axis.
 
-    Raises TypeError for indices that are no integers, and IndexError for a number that is not one of a pair.
+    Raises TypeError for indices that are no integers, and IndexError for a number that is not one of a pair. (A traced
+    one is let through.)
     """
-    if isinstance(index, int):
-        num_pairs = preferences.weight.shape[0]
-        if not -num_pairs <= index < num_pairs:
-            raise IndexError(
-                f"index must lie between {-num_pairs} and {num_pairs - 1} for {num_pairs} pairs, got {index}"
-            )
-    elif not isinstance(index, slice):
-        check_dtype(index, "index", np.integer, "integers")
+    if not isinstance(index, slice):
+        if isinstance(index, bool) or not isinstance(index, int):
+            check_dtype(index, "index", np.integer, "integers")
+        if not isinstance(index, jax.core.Tracer):
+            _check_places(np.asarray(index), preferences.weight.shape[0])
     return jax.tree.map(lambda leaf: leaf[index], preferences)
+
+
+def _check_places(index: np.ndarray, num_pairs: int) -> None:
+    for place in index[(index < -num_pairs) | (index >= num_pairs)].flat:
+        raise IndexError(f"index must lie between {-num_pairs} and {num_pairs - 1} for {num_pairs} pairs, got {place}")
 
 
 def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Preferences]:
@@ -109,13 +138,17 @@ def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Prefere
     """Only the first `num_pairs` pairs count: the others keep their place with weight zero.
 
     Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap. Raises
-    TypeError or ValueError for a number of pairs that is no whole number, or negative.
+    TypeError or ValueError for a number of pairs that is no whole number, negative, or more than there are. (An array
+    is let through.)
     """
+    size = preferences.weight.shape[0]
     if isinstance(num_pairs, jax.Array):
         check_dtype(num_pairs, "num_pairs", np.integer, "integers")
     else:
         check_count(num_pairs, "num_pairs", least=0)
-    counts = jnp.arange(preferences.weight.shape[0]) < num_pairs
+        if num_pairs > size:
+            raise ValueError(f"num_pairs must be at most the number of pairs, {size}, got {num_pairs}")
+    counts = jnp.arange(size) < num_pairs
     return dataclasses.replace(preferences, weight=jnp.where(counts, preferences.weight, 0.0))
 
 
@@ -129,6 +162,9 @@ def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int)
     cumulative = jnp.cumsum(weight)
     strata = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
     index = jnp.searchsorted(cumulative, strata * cumulative[-1], side="right")
-    # Rounding can carry the last stratum to the very end: the last pair that has weight is meant.
-    last = jnp.max(jnp.where(weight > 0, jnp.arange(weight.shape[0]), 0))
-    return jnp.minimum(index, last)
+    # Rounding can carry a draw to a pair without weight, or beyond the last: the next one that has weight is meant, and
+    # at the very end the last.
+    place = jnp.arange(weight.shape[0])
+    last = jnp.max(jnp.where(weight > 0, place, 0))
+    following = jax.lax.cummin(jnp.where(weight > 0, place, last), reverse=True)
+    return following[jnp.minimum(index, last)]

@@ -46,14 +46,14 @@ def accuracy(
 ) -> Float[Array, ""]:
     """Share of pairs that the scores rank as the true returns do.
 
-    Pairs of equal return have no true ranking and are left out (NaN if there are no others); equal scores count as
-    half right.
+    Pairs of equal return, or of one that is not known (NaN), have no true ranking and are left out (NaN if there are no
+    others); equal scores count as half right.
     """
     _check_scores(chosen_score, rejected_score, preferences)
     score_gap = chosen_score - rejected_score
     return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)
     agree = jnp.where(score_gap == 0, 0.5, jnp.sign(score_gap) == jnp.sign(return_gap))
-    ranked = return_gap != 0
+    ranked = (return_gap != 0) & ~jnp.isnan(return_gap)
     return jnp.where(ranked, agree, 0.0).sum() / ranked.sum()
 
 
@@ -87,7 +87,9 @@ def calibration_error(
 
 
 def rank_correlation(score: Float[Array, " N"], value: Float[Array, " N"]) -> Float[Array, ""]:
-    """Spearman's: Pearson's correlation of the ranks, equal numbers sharing the mean of theirs; NaN for a constant."""
+    """Spearman's: Pearson's correlation of the ranks, equal numbers sharing the mean of theirs; NaN for a constant, and
+    where a number is NaN.
+    """
     check_sequence(score=score, value=value)
     return jnp.corrcoef(_ranks(score), _ranks(value))[0, 1]
 
@@ -95,7 +97,7 @@ def rank_correlation(score: Float[Array, " N"], value: Float[Array, " N"]) -> Fl
 def _ranks(values: Float[Array, " N"]) -> Float[Array, " N"]:
     below = (values < values[:, None]).sum(-1)
     equal = (values == values[:, None]).sum(-1)
-    return below + (equal + 1) / 2
+    return jnp.where(jnp.isnan(values), jnp.nan, below + (equal + 1) / 2)
 
 
 def label_entropy(preferences: Preferences) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_config, check_key, check_range
+from jaxpref.checks import check_choice, check_config, check_flag, check_key, check_range
 from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
 from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
 from jaxpref.returns import discounted_returns
 from jaxpref.rollout import any_lane, episodes
-from jaxpref.tasks import Task
+from jaxpref.tasks import Task, check_task
 from jaxpref.types import Params, Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
@@ -62,6 +63,7 @@ class Config:
 
     def __post_init__(self):
         check_choice(self, "baseline", BASELINES)
+        check_flag(self, "normalise_advantage", "shape_reward")
         check_range(self, 1, math.inf, "num_updates", "episodes_per_update", "score_window")
         check_range(self, 0, math.inf, "learning_rate", "ent_coef", "vf_coef", "policy_scale")
         check_range(self, 0, 1, "gamma")
@@ -107,7 +109,10 @@ class TrainState:
 
 
 def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> Float[Array, ""]:
-    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes."""
+    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes.
+
+    Raises ValueError for the hand-made baseline of a task that has none.
+    """
     logits, value = apply_policy(params, played.obs)
     # The value head predicts (1 - gamma) * return: about 1 in size, whatever the horizon.
     returns = (1 - config.gamma) * jax.vmap(discounted_returns, (0, None))(played.reward, config.gamma)
@@ -115,7 +120,7 @@ def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> F
         advantage = returns - value
         value_loss = config.vf_coef * losses.value(value, returns)
     else:
-        advantage = returns - (1 - config.gamma) * task.baseline(played.next_obs)
+        advantage = returns - (1 - config.gamma) * _of_task(task, "baseline")(played.next_obs)
         value_loss = jnp.zeros_like(value)
     if config.normalise_advantage:
         mean = jnp.mean(advantage, where=played.mask)
@@ -125,12 +130,24 @@ def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> F
     return jnp.where(played.mask, per_step, 0.0).sum(-1).mean()
 
 
+def _of_task(task: Task, name: str) -> Callable[[Float[Array, "*batch O"]], Float[Array, "*batch"]]:
+    """One of the task's own functions of observations. Raises ValueError where it has none."""
+    function = getattr(task, name)
+    if function is None:
+        raise ValueError(f"config asks for the task's {name}, and {task.name} has none")
+    return function
+
+
 def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
-    """One gradient step on fresh episodes, then the latches."""
+    """One gradient step on fresh episodes, then the latches.
+
+    Raises ValueError for a baseline or a shaping that the task does not have.
+    """
     played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
     shaped = played
     if config.shape_reward:
-        shaping = config.gamma * task.potential(played.next_obs) - task.potential(played.obs)
+        potential = _of_task(task, "potential")
+        shaping = config.gamma * potential(played.next_obs) - potential(played.obs)
         shaped = dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
@@ -165,8 +182,10 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
 
     Where the task lacks a target, a first run of all updates shows how far training comes, and a second one, the same
     update by update, takes the snapshots on the way (`targets_of_curve`). Raises TypeError for a config of another
-    trainer, and TypeError or ValueError for what is not one typed key.
+    trainer, TypeError or ValueError for what is not one typed key, and ValueError for a baseline or a shaping that the
+    task does not have.
     """
+    check_task(task)
     check_config(config, Config)
     check_key(key)
     if task.pi1_target is not None and task.pi2_target is not None:

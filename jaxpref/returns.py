@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxpref.checks import check_sequence
+from jaxpref.checks import check_number, check_sequence
 from jaxpref.types import Scalar
 
 
 def discounted_returns(reward: Float[Array, " T"], gamma: Scalar) -> Float[Array, " T"]:
     """Rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards beyond the end of an episode must be zero.
 
-    Raises ValueError for rewards with more axes than that of time.
+    Raises ValueError for rewards with more axes than that of time, and for a discount that is not between 0 and 1.
     """
     check_sequence(reward=reward)
+    check_number(gamma, "gamma", 0, 1)
 
     def backward(following, reward):
         current = reward + gamma * following
@@ -42,9 +43,11 @@ def gae(
     bootstrapped from, on termination it is not. Steps after the last are taken to have no advantage.
 
     Returns the advantages and the value targets A_t + V(obs_t). Raises ValueError for arrays of different shapes, or
-    with more axes than that of time.
+    with more axes than that of time, and for `gamma` or `gae_lambda` that are not between 0 and 1.
     """
     check_sequence(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
+    check_number(gamma, "gamma", 0, 1)
+    check_number(gae_lambda, "gae_lambda", 0, 1)
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
     def backward(following, step):

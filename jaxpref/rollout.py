@@ -89,8 +89,11 @@ class Record:
 def episode(task: Task, params: Params, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy. vmap over `key` for a batch.
 
-    Returns a `Trajectory` of the task's horizon, zero beyond its mask.
+    Returns a `Trajectory` of the task's horizon, zero beyond its mask. Raises TypeError or ValueError for parameters
+    that are no policy of the task, and for what is not one typed key.
     """
+    check_policy(task, params)
+    check_key(key)
     key_reset, key_play = jax.random.split(key)
     num_chunks = -(-task.horizon // CHUNK)
     first = reset(task, key_reset)

@@ -13,13 +13,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxpref.checks import check_count, check_kind, check_return_range
 from jaxpref.types import Scalar
 
 Observation = Float[Array, "*batch O"]
-
-
-def _zero(obs: Observation) -> Float[Array, "*batch"]:
-    return jnp.zeros(obs.shape[:-1])
 
 
 @struct.dataclass
@@ -33,8 +30,9 @@ class Task:
     pi2_target:  mean return, lower, at which it keeps the less good one; None likewise.
     return_range: (lowest, highest) return an episode can have, the unit of an annotator's thresholds; None: unknown.
     stochastic:  False promises that `step_env` ignores its key, which saves drawing one per step.
-    potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
-    baseline:    obs -> hand-made baseline of the original study, read at the next observation.
+    potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study; None:
+        the task has none.
+    baseline:    obs -> hand-made baseline of the original study, read at the next observation; None likewise.
     obs_shape:   shape of an observation before it was made flat, as a convolution reads it; None: [obs_size].
     observe:     what the environment shows -> an observation, in scales that a network can learn from; None: as it is.
     policy_network:  flax module, obs[..., O] -> (logits[..., A], value[...]), in place of `networks.ActorCritic`; its
@@ -52,12 +50,17 @@ class Task:
     pi2_target: Scalar | None
     return_range: tuple[float, float] | None = None
     stochastic: bool = struct.field(pytree_node=False, default=True)
-    potential: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
-    baseline: Callable[[Observation], Float[Array, "*batch"]] = struct.field(pytree_node=False, default=_zero)
+    potential: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
+    baseline: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
     obs_shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     observe: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
     policy_network: Any = struct.field(pytree_node=False, default=None)
     reward_network: Any = struct.field(pytree_node=False, default=None)
+
+
+def check_task(task: Any) -> None:
+    """Raise TypeError for what is no `Task`."""
+    check_kind(task, Task, "task")
 
 
 @functools.cache
@@ -95,11 +98,10 @@ def _acrobot_baseline(obs: Observation) -> Float[Array, "*batch"]:
 def cartpole(horizon: int = 200) -> Task:
     """CartPole: +1 for every step until the pole falls. 200 steps are v0, the study's; 500 are v1.
 
-    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons. Raises ValueError for a
-    horizon below one step.
+    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons. Raises TypeError for a
+    horizon that is no whole number, ValueError for one below one step.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    check_count(horizon, "horizon")
     env, env_params = _make("CartPole-v1")
     return Task(
         name="cartpole",
@@ -120,10 +122,9 @@ def acrobot(horizon: int = 500) -> Task:
     """Acrobot-v1: -1 for every step until the tip swings over the bar, at most 500 steps.
 
     The targets are the study's. At other horizons they would mean something else, and are left to be found in training.
-    Raises ValueError for a horizon below one step.
+    Raises TypeError for a horizon that is no whole number, ValueError for one below one step.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    check_count(horizon, "horizon")
     env, env_params = _make("Acrobot-v1")
     return Task(
         name="acrobot",
@@ -150,7 +151,7 @@ def from_gymnax(
     pi1_target: float | None = None,
     pi2_target: float | None = None,
     return_range: tuple[float, float] | None = None,
-    potential: Callable[[Observation], Float[Array, "*batch"]] = _zero,
+    potential: Callable[[Observation], Float[Array, "*batch"]] | None = None,
     observe: Callable[[Array], Array] | None = None,
     policy_network: Any = None,
     reward_network: Any = None,
@@ -162,8 +163,10 @@ def from_gymnax(
     parameters' `max_steps_in_episode` and `name` the environment's; the others are fields of `Task`. `step_env` must
     report the end of an episode by the game's own rules only: `horizon` is the time limit.
 
-    Raises ValueError for an unknown id, an action space that is not discrete, observations that are not one array, and
-    where there is no time limit to be found.
+    One step is traced, and nothing is played. Raises TypeError for an environment of another interface; ValueError for
+    an unknown id, an action space that is not discrete, observations that are not one array, steps that show or
+    remember something else than a reset does, numbers that are out of range, and where there is no time limit to be
+    found.
     """
     if isinstance(env, str):
         name = name or env
@@ -178,16 +181,30 @@ def from_gymnax(
         name = name or str(getattr(env, "name", type(env).__name__))
         default_params = getattr(env, "default_params", None)
     env_params = default_params if env_params is None else env_params
+    for method in ("reset_env", "step_env", "action_space"):
+        if not callable(getattr(env, method, None)):
+            raise TypeError(f"env must have gymnax's method {method}, which {name} has not")
+    if pi1_target is not None and pi2_target is not None and pi1_target < pi2_target:
+        raise ValueError(f"pi1_target must not be below pi2_target, got {pi1_target} and {pi2_target}")
+    if return_range is not None:
+        check_return_range(return_range)
 
     space = env.action_space(env_params)
     if not hasattr(space, "n"):
         raise ValueError(f"{name} has an action space of type {type(space).__name__}; it must be discrete")
-    horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
-    if horizon is None or horizon < 1:
-        raise ValueError(f"{name} needs a horizon of at least 1 step, its time limit; got {horizon}")
-    obs = jax.eval_shape(lambda: (observe or (lambda obs: obs))(env.reset_env(jax.random.key(0), env_params)[0]))
+    if horizon is None:
+        limit = getattr(env_params, "max_steps_in_episode", None)
+        if limit is None or limit < 1:
+            raise ValueError(f"{name} needs a horizon of at least 1 step, its time limit; got {limit}")
+        horizon = int(limit)
+    check_count(horizon, "horizon")
+    shown, state = jax.eval_shape(
+        lambda: tuple(_values(env.reset_env(jax.random.key(0), env_params), f"{name}.reset_env", ("obs", "state")))
+    )
+    obs = shown if observe is None else jax.eval_shape(observe, shown)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{name} has observations of type {type(obs).__name__}; they must be arrays")
+    _check_step(env, env_params, name, shown, state)
     return Task(
         name=name,
         env=env,
@@ -204,6 +221,44 @@ def from_gymnax(
         policy_network=policy_network,
         reward_network=reward_network,
     )
+
+
+def _check_step(env: Any, env_params: Any, name: str, obs: Any, state: Any) -> None:
+    """Raise ValueError unless a step shows and remembers what a reset does, `obs` and `state` by their shapes."""
+
+    def step(state):
+        returned = env.step_env(jax.random.key(0), state, jnp.int32(0), env_params)
+        return _values(returned, f"{name}.step_env", ("obs", "state", "reward", "terminated", "info"))[:2]
+
+    next_obs, next_state = jax.eval_shape(step, state)
+    for part, first, following in (("obs", obs, next_obs), ("state", state, next_state)):
+        structure: Any = jax.tree.structure(first)
+        if structure != jax.tree.structure(following):
+            raise ValueError(f"{name}.step_env must return {part} of the same structure as reset_env does")
+        for (path, one), other in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(following), strict=True):
+            # Every observation becomes float32, so only its shape counts.
+            if one.shape != other.shape or not (part == "obs" or _carries(one, other)):
+                raise ValueError(
+                    f"{name}.step_env must return {part}{jax.tree_util.keystr(path)} as reset_env does, "
+                    f"{one.dtype}{list(one.shape)}, got {other.dtype}{list(other.shape)}"
+                )
+
+
+def _carries(one: jax.ShapeDtypeStruct, other: jax.ShapeDtypeStruct) -> bool:
+    """Whether a loop whose state began as `one` goes on from `other`."""
+    if one.dtype == other.dtype or one.weak_type:
+        return True
+    if any(jnp.issubdtype(each.dtype, jax.dtypes.extended) for each in (one, other)):  # a key is nothing else
+        return False
+    return jnp.promote_types(one.dtype, other.dtype) == one.dtype
+
+
+def _values(returned: Any, method: str, names: tuple[str, ...]) -> Any:
+    """What a method returned, if it is as many values as there are names."""
+    if not (isinstance(returned, tuple | list) and len(returned) == len(names)):
+        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
+        raise ValueError(f"{method} must return {len(names)} values, {', '.join(names)}, got {got}")
+    return returned
 
 
 def mountain_car_observe(obs: Observation) -> Observation:
@@ -282,8 +337,12 @@ _NO_ENVIRONMENT = _NoEnvironment()
 def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
     """The sizes of recorded episodes whose environment is not at hand: enough to train on preferences from a file.
 
-    To play it, as evaluations do, raises ValueError.
+    To play it, as evaluations do, raises ValueError. Raises TypeError or ValueError for sizes that are no whole
+    numbers, or below 1.
     """
+    check_count(obs_size, "obs_size")
+    check_count(num_actions, "num_actions")
+    check_count(horizon, "horizon")
     return Task(
         name="offline",
         env=_NO_ENVIRONMENT,
@@ -304,8 +363,11 @@ def task(name: str, horizon: int | None = None) -> Task:
     """The task of that name: one of TASKS, or a gymnax id with discrete actions, as "Catch-bsuite"; `horizon`: its time
     limit, None for its own.
 
-    Raises ValueError for any other name, for a horizon below one step and for what `from_gymnax` refuses.
+    Raises TypeError for what is no name, ValueError for any other name, for a horizon below one step and for what
+    `from_gymnax` refuses.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a word, as 'cartpole', got {name!r}")
     given = {} if horizon is None else {"horizon": horizon}
     if name in TASKS:
         return TASKS[name](**given)

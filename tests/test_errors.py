@@ -5,6 +5,7 @@ The type checker of the other tests is off here: a user has none, and the librar
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import re
@@ -25,13 +26,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import experiments
+import jaxpref
 from experiments import animations, bench, command, evidence, pipeline, report, stages, study, sweep
 from experiments.settings import Settings
 from jaxpref import (
     acrobot,
+    annotators,
+    apply_policy,
+    apply_reward,
     cartpole,
     checks,
     dpo,
+    episode,
     evaluate,
     fit,
     losses,
@@ -45,11 +51,12 @@ from jaxpref import (
     sample_preferences,
     statistics,
     store,
+    tasks,
     trajectory_kl,
     trajectory_log_prob,
     trajectory_reward,
 )
-from jaxpref.annotators import bradley_terry
+from jaxpref.annotators import Label, bradley_terry
 from jaxpref.divergence import LIMIT, WHAT, Divergence, find_divergence, param_size
 from jaxpref.networks import init_policy, init_reward
 
@@ -98,9 +105,15 @@ def train_online(num_pairs=5, init=POLICY, key=KEY, config=online.Config()):  # 
     return online.train_dpo(LEVER, config, QUICK["dpo"], key, bradley_terry, num_pairs, init, POLICY)
 
 
+def label(annotator):
+    return preferences.label_pairs(KEY, PAIRS.chosen, PAIRS.rejected, annotator)
+
+
 def several(params):
     return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
 
+
+catch = functools.partial(tasks.from_gymnax, "Catch-bsuite")
 
 LIBRARY = {
     "an old key": (lambda: evaluate(LEVER, POLICY, jax.random.PRNGKey(0), 2), "key must be a typed key.*uint32"),
@@ -203,6 +216,133 @@ LIBRARY = {
     "no scores": (lambda: statistics.iqm([]), "scores must hold at least one seed"),
     "scores of three axes": (lambda: statistics.bootstrap_interval(np.ones((2, 2, 2))), r"\[tasks, seeds\], got \[2"),
     "no resamples": (lambda: statistics.bootstrap_interval([1.0], num_resamples=0), "num_resamples must be at least 1"),
+    # a task, a key or a network where another is wanted
+    "a name for a task": (lambda: evaluate("cartpole", POLICY, KEY, 2), "task must be a Task, got 'cartpole'"),
+    "no task": (
+        lambda: dpo.train(None, QUICK["dpo"], KEY, PAIRS, POLICY, POLICY),
+        "task must be a Task, got None",
+    ),
+    "no task for REINFORCE": (lambda: reinforce.train(None, reinforce.Config(), KEY), "task must be a Task, got None"),
+    "a task for a key": (lambda: init_policy(LEVER, KEY), "key must be a typed key.*got a Task"),
+    "a number for a policy's key": (lambda: init_policy(0, LEVER), "key must be a typed key.*got 0"),
+    "keys for a reward model": (lambda: init_reward(keys(1, 2), LEVER), r"key must be a single key, got \[2\]"),
+    "a number for a task": (lambda: jaxpref.task(3), "name must be a word, as 'cartpole', got 3"),
+    "an episode of a reward model": (lambda: episode(LEVER, REWARD, KEY), "params must be a policy's parameters"),
+    "an episode of many policies": (lambda: episode(LEVER, several(POLICY), KEY), "params must be .* task lever"),
+    "a policy of other observations": (
+        lambda: apply_policy(POLICY, jnp.zeros((3, 4))),
+        r"params must be a policy's parameters for observations of size 4, got kernels \[1, 32\], \[32, 2\]",
+    ),
+    "a reward model to choose actions": (
+        lambda: trajectory_log_prob(REWARD, EPISODES),
+        "params must have the layers torso, policy, value, got .*reward",
+    ),
+    "another task's policy on a trajectory": (
+        lambda: trajectory_log_prob(CARTPOLE, EPISODES),
+        "params must be a policy's parameters for observations of size 1",
+    ),
+    "another task's reference on a trajectory": (
+        lambda: trajectory_kl(POLICY, CARTPOLE, EPISODES),
+        "ref_params must be a policy's parameters for observations of size 1",
+    ),
+    "policies of many seeds": (lambda: apply_policy(several(POLICY), N1), r"got kernels \[2, 1, 32\]"),
+    "a list of parameters": (lambda: apply_policy([POLICY], N1), "params must be a network's parameters.*got a list"),
+    "an observation without features": (lambda: apply_policy(POLICY, 0.5), "obs must be an array"),
+    "a policy that pays": (lambda: trajectory_reward(POLICY, EPISODES), "params must have the layers torso, reward"),
+    "an observation that leaves no room for an action": (  # 1 observed number and 2 actions are 3 inputs
+        lambda: apply_reward(REWARD, jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32)),
+        "params must be a reward model's parameters for observations of size 3 and at least one action",
+    ),
+    # annotators
+    "an annotator's name": (lambda: label("bradley_terry"), "annotator must be a function.*got 'bradley_terry'"),
+    "an annotator that says yes": (lambda: label(lambda *_: True), "annotator's answer must be a Label, got True"),
+    "an answer for every step": (
+        lambda: label(lambda key, first, second: Label(first > second, 1.0, 1.0)),
+        r"annotator's answer must be a Label whose first_preferred is a single boolean, got bool\[10\]",
+    ),
+    "an answer that is a number": (lambda: label(lambda *_: Label(1, 1.0, 1.0)), "first_preferred is a single boolean"),
+    "an answer without a probability": (
+        lambda: label(lambda *_: Label(True, None, 1.0)),
+        "prob is a single float, got a NoneType",
+    ),
+    "a weight that is whole": (lambda: label(lambda *_: Label(True, 1.0, 1)), r"weight is a single float, got int32"),
+    "a range the wrong way round": (
+        lambda: label(functools.partial(annotators.undecided, threshold=0.1, return_range=(5.0, 1.0))),
+        r"return_range must be \(lowest, highest\), got \(5.0, 1.0\)",
+    ),
+    "a temperature in words": (
+        lambda: label(functools.partial(bradley_terry, temperature="1")),
+        r"annotators\.Config: temperature must be a number, got '1'",
+    ),
+    # numbers out of range
+    "labels that are coin tosses": (lambda: losses.robust_dpo(N, N, N, N, 0.1, 0.5), "label_smoothing must be between"),
+    "two of one label wrong": (lambda: losses.conservative_dpo(N, N, N, N, 0.1, 2), "label_smoothing must be .*got 2"),
+    "a margin without end": (lambda: losses.ipo(N, N, N, N, 0), "beta must be at least 1e-06, got 0"),
+    "a negative beta": (lambda: losses.dpo(N, N, N, N, -0.1), "beta must be at least 0, got -0.1"),
+    "a negative beta for a hinge": (lambda: losses.hinge_dpo(N, N, N, N, -1), "beta must be at least 0, got -1"),
+    "beta in words": (lambda: losses.dpo(N, N, N, N, "0.1"), "beta must be a number, got '0.1'"),
+    "a negative ratio": (lambda: losses.clipped_surrogate(N, N, N, -1), "clip_eps must be at least 0, got -1"),
+    "a return that explodes": (lambda: returns.discounted_returns(N, 2), "gamma must be between 0 and 1, got 2"),
+    "advantages that explode": (lambda: returns.gae(N, N, N, N > 0, N > 0, 2, 0.9), "gamma must be between 0 and 1"),
+    "a lambda beyond 1": (lambda: returns.gae(N, N, N, N > 0, N > 0, 0.9, 1.1), "gae_lambda must be between 0 and 1"),
+    "half a step": (lambda: cartpole(1.5), "horizon must be a whole number, got 1.5"),
+    "half a step of one's own": (lambda: catch(horizon=2.5), "horizon must be a whole number, got 2.5"),
+    "a worse policy that is better": (
+        lambda: catch(pi1_target=1, pi2_target=5),
+        "pi1_target must not be below pi2_target, got 1 and 5",
+    ),
+    "a highest return below the lowest": (
+        lambda: catch(return_range=(5, 1)),
+        r"return_range must be \(lowest, highest\), got \(5, 1\)",
+    ),
+    "a highest return alone": (lambda: catch(return_range=5), r"return_range must be a pair, .* got 5"),
+    "fewer than no observations": (lambda: tasks.offline(-4, 2, 10), "obs_size must be at least 1, got -4"),
+    "no actions": (lambda: tasks.offline(4, 0, 10), "num_actions must be at least 1, got 0"),
+    "no steps": (lambda: tasks.offline(4, 2, 0), "horizon must be at least 1, got 0"),
+    "more pairs than there are": (lambda: preferences.prefix(PAIRS, 500), "at most the number of pairs, 4, got 500"),
+    "NumPy's 4th pair": (lambda: preferences.take(PAIRS, np.int64(4)), "index must lie between -4 and 3.*got 4"),
+    "pairs beyond the last": (lambda: preferences.take(PAIRS, jnp.array([0, 9])), "index must lie between.*got 9"),
+    "True for an index": (lambda: preferences.take(PAIRS, True), "index must be an array of integers, got True"),
+    # configs
+    "a learning rate in words": (
+        lambda: train_dpo(config=QUICK["dpo"].replace(learning_rate="0.1")),
+        r"dpo\.Config: learning_rate must be a number, got '0.1'",
+    ),
+    "no learning rate": (
+        lambda: train_dpo(config=QUICK["dpo"].replace(learning_rate=None)),
+        "must be a number, got None",
+    ),
+    "a list of learning rates": (
+        lambda: fit_reward(config=QUICK["reward_model"].replace(learning_rate=[0.1])),
+        r"reward_model\.Config: learning_rate must be a number, got a list",
+    ),
+    "learning rates without vmap": (
+        lambda: train_ppo(config=QUICK["ppo"].replace(learning_rate=jnp.ones(2))),
+        r"learning_rate must be a single number, got \[2\] of them: use jax.vmap",
+    ),
+    "True for a coefficient": (
+        lambda: train_ppo(config=QUICK["ppo"].replace(kl_coef=True)),
+        "kl_coef must be a number",
+    ),
+    "no for False": (lambda: ppo.Config(reset_value="no"), "reset_value must be True or False, got 'no'"),
+    "1 for True": (lambda: reinforce.Config(shape_reward=1), "shape_reward must be True or False, got 1"),
+    "no normalising": (lambda: reinforce.Config(normalise_advantage="no"), "normalise_advantage must be True or False"),
+    "DPO's config for PPO's": (
+        lambda: online.train_rlhf(
+            LEVER, online.Config(), QUICK["reward_model"], QUICK["dpo"], KEY, bradley_terry, 5, POLICY, POLICY
+        ),
+        r"ppo_config must be a ppo\.Config, got dpo\.Config",
+    ),
+    "PPO's config for a reward model's": (
+        lambda: online.train_rlhf(
+            LEVER, online.Config(), QUICK["ppo"], QUICK["ppo"], KEY, bradley_terry, 5, POLICY, POLICY
+        ),
+        r"reward_config must be a reward_model\.Config, got ppo\.Config",
+    ),
+    "no config for DPO": (
+        lambda: online.train_dpo(LEVER, online.Config(), None, KEY, bradley_terry, 5, POLICY, POLICY),
+        r"dpo_config must be a dpo\.Config, got None",
+    ),
     "a confidence of 95": (lambda: statistics.bootstrap_interval([1.0, 2.0], confidence=95), "confidence must lie"),
 }
 
@@ -222,6 +362,34 @@ def test_arguments_are_checked_when_a_function_is_traced(wrap):
         _ = (lambda key: wrap(lambda key: evaluate(LEVER, POLICY, key, 2), *([key] if wrap is jax.eval_shape else [])))(
             keys(1, 2)
         )(keys(1, 2))
+
+
+@pytest.mark.parametrize("leaf", [None, "0.1", object(), True, np.ones(3), jax.ShapeDtypeStruct((), np.float32)])
+@pytest.mark.parametrize(
+    "config", [annotators.Config(), online.Config(), *QUICK.values(), reinforce.Config()], ids=repr
+)
+def test_a_config_is_a_pytree_of_whatever_jax_puts_in_it(config, leaf):
+    """jax rebuilds it with axes, labels and placeholders: only where it is used must its leaves be numbers."""
+    other = jax.tree.map(lambda _: leaf, config)
+    assert type(other) is type(config)
+    assert jax.tree.structure(jax.tree.map(lambda _: 0.5, config)) == jax.tree.structure(config)
+
+
+def test_a_config_of_arrays_of_no_axis_is_used_as_it_is():
+    for number in (np.float32(0.5), np.array(0.5), jnp.float32(0.5), np.int64(1), 1):
+        checks.check_config(QUICK["dpo"].replace(beta=number), dpo.Config)
+    axes = jax.tree.map(lambda _: None, QUICK["dpo"]).replace(beta=0)
+    swept = jax.vmap(lambda config: checks.check_config(config, dpo.Config) or config.beta, in_axes=(axes,))
+    np.testing.assert_array_equal(swept(QUICK["dpo"].replace(beta=jnp.arange(3.0))), [0, 1, 2])
+
+
+def test_numbers_that_are_traced_are_let_through():
+    """There is nothing to look at: beta 0 and gamma 2 are computed with."""
+    assert jax.jit(losses.dpo)(0.0, 0.0, 0.0, 0.0, -1.0) == np.float32(np.log(2))
+    np.testing.assert_array_equal(jax.jit(returns.discounted_returns)(jnp.ones(3), 2.0), [7, 3, 1])
+    taken = jax.jit(preferences.take)(PAIRS, jnp.array([9]))  # the last, as jax has it
+    assert_same_bytes(taken, preferences.take(PAIRS, np.array([-1])))
+    assert_same_bytes(jax.jit(preferences.prefix)(PAIRS, 9), PAIRS)
 
 
 def test_an_ensemble_is_a_reward_model():

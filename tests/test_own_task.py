@@ -58,6 +58,59 @@ class Two(Board):
         return {"left": jnp.zeros(1), "right": jnp.zeros(1)}, jnp.int32(0)
 
 
+class NoStep:
+    default_params = BoardParams()
+    reset_env, action_space = Board.reset_env, Board.action_space
+
+
+class Gymnasiums(Board):
+    """Six values, as gymnax's own `step` returns."""
+
+    def step_env(self, key, state, action, params):
+        return self._obs(state + 1), state + 1, 1, False, False, {}
+
+
+class OnlyShows(Board):
+    def reset_env(self, key, params):
+        return self._obs(jnp.int32(0))
+
+
+class Shrinking(Board):
+    def step_env(self, key, state, action, params):
+        return self._obs(state + 1)[:1], state + 1, 1, False, {}
+
+
+class Drifting(Board):
+    """A state that was a whole number and is none after a step."""
+
+    def step_env(self, key, state, action, params):
+        return self._obs(state), state + 0.5, 1, False, {}
+
+
+class Forgetful(Board):
+    def step_env(self, key, state, action, params):
+        return self._obs(state), {"time": state}, 1, False, {}
+
+
+class Mixed(Board):
+    """What a loop can carry on from: observations of another type, a whole number where there was a float, a key, info
+    of anything."""
+
+    def reset_env(self, key, params):
+        return self._obs(jnp.int32(0)), (jnp.float32(0), key)
+
+    def step_env(self, key, state, action, params):
+        time = jnp.int32(state[0] + 1)
+        return 1.0 * self._obs(time), (time, state[1]), 1, False, {"note": "anything"}
+
+
+class Unlocked(Mixed):
+    """A key that is the words of one after a step."""
+
+    def step_env(self, key, state, action, params):
+        return self._obs(jnp.int32(0)), (state[0], jnp.uint32(0)), 1, False, {}
+
+
 # --- from an environment to a task ------------------------------------------------------------------------------------
 
 
@@ -121,13 +174,41 @@ def test_the_list_of_ids_leaves_out_continuous_actions_only():
         (lambda: jaxpref.task("Pendulum-v1"), r"Pendulum-v1 has an action space of type Box; it must be discrete"),
         (lambda: from_gymnax(Continuous()), r"pedal has an action space of type Box"),
         (lambda: from_gymnax(Unlimited()), r"Unlimited needs a horizon of at least 1 step, its time limit; got None"),
-        (lambda: from_gymnax(Board(), horizon=0), r"horizon of at least 1 step.*got 0"),
+        (lambda: from_gymnax(Board(), horizon=0), "horizon must be at least 1, got 0"),
         (lambda: from_gymnax(Two()), r"Two has observations of type dict; they must be arrays"),
+        (lambda: from_gymnax(object()), "env must have gymnax's method reset_env, which object has not"),
+        (lambda: from_gymnax(gymnasium.make("CartPole-v1")), "env must have gymnax's method reset_env"),
+        (lambda: from_gymnax(NoStep()), "env must have gymnax's method step_env, which NoStep has not"),
+        (
+            lambda: from_gymnax(Gymnasiums()),
+            "Gymnasiums.step_env must return 5 values, obs, state, reward, terminated, info, got 6",
+        ),
+        (lambda: from_gymnax(OnlyShows()), "OnlyShows.reset_env must return 2 values, obs, state, got a"),
+        (
+            lambda: from_gymnax(Shrinking()),
+            r"Shrinking.step_env must return obs as reset_env does, int32\[2, 3\], got int32\[1, 3\]",
+        ),
+        (
+            lambda: from_gymnax(Drifting()),
+            r"Drifting.step_env must return state as reset_env does, int32\[\], got float32\[\]",
+        ),
+        (
+            lambda: from_gymnax(Unlocked()),
+            r"Unlocked.step_env must return state\[1\] as reset_env does, key<fry>\[\], got uint32\[\]",
+        ),
+        (lambda: from_gymnax(Forgetful()), "Forgetful.step_env must return state of the same structure as reset_env"),
     ],
 )
 def test_what_is_no_task_is_refused_in_one_sentence(make, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint) as caught:
         make()
+    assert "\n" not in str(caught.value)
+
+
+def test_types_that_a_loop_can_carry_on_from_are_played():
+    task = from_gymnax(Mixed())
+    played = play(task, constant_policy(task, [0.5, 0.5]), jax.random.key(0), 1)
+    np.testing.assert_array_equal(played.next_obs[0, :, 0], [10, 20, 30, 40])
 
 
 # --- MountainCar ------------------------------------------------------------------------------------------------------
@@ -246,6 +327,8 @@ def test_flags_change_what_a_task_knows():
         ("--task Catch-bsuite --method dpo --preset original", "--preset original is of cartpole and acrobot, not of"),
         ("--task acrobot --method dpo --horizon 0", "--horizon must be at least 1, got 0"),
         ("--task acrobot --method dpo --pi1-target 1 --pi2-target 1", "--pi1-target must be above --pi2-target"),
+        ("--task Catch-bsuite --method dpo --reinforce.baseline handmade", "handmade needs a task with a baseline"),
+        ("--task Catch-bsuite --method dpo --reinforce.shape-reward", "shape-reward needs a task with a potential"),
         ("--task acrobot --method dpo --return-range 1 0", "--return-range must be LOWEST HIGHEST, got 1.0 0.0"),
         ("--task acrobot --method dpo --network conv", "--network conv needs images of at least 3 x 3"),
         ("--task FourRooms-misc --method dpo --annotator.tie-threshold 0.1", "--annotator.tie-threshold is a share of"),

@@ -53,6 +53,27 @@ def test_ranking_accuracy_leaves_out_pairs_of_equal_return():
     assert np.isnan(accuracy(jnp.ones(2), jnp.zeros(2), pairs_of_returns([1, 1], [1, 1])))
 
 
+def with_unknown_rewards(chosen, rejected):
+    """Returns 5 > 3, 1 < 2, 9 > 8, 4 > 0, but for those that a file does not know."""
+    some = pairs_of_returns([5, 1, 9, 4], [3, 2, 8, 0])
+
+    def unknown(trajectory, where):
+        return trajectory.replace(reward=jnp.where(jnp.array(where)[:, None], jnp.nan, trajectory.reward))
+
+    return some.replace(chosen=unknown(some.chosen, chosen), rejected=unknown(some.rejected, rejected))
+
+
+def test_pairs_of_unknown_return_are_not_ranked():
+    """Right, wrong, and two that are not known: 1 of 2. Where all are unknown, NaN."""
+    unknown = with_unknown_rewards([False, False, True, False], [False, False, False, True])
+    scores = jnp.array([1.0, 1.0, 1.0, 1.0]), jnp.zeros(4)
+    assert accuracy(*scores, unknown) == ranking.quality(*scores, unknown).accuracy == 0.5
+    nothing = with_unknown_rewards([True] * 4, [True] * 4)
+    found = ranking.quality(*scores, nothing)
+    assert np.isnan([accuracy(*scores, nothing), found.accuracy, found.rank_correlation]).all()
+    np.testing.assert_allclose(found.negative_log_likelihood, np.log1p(np.exp(-1)), rtol=1e-6)  # needs no returns
+
+
 def test_ranking_accuracy_of_the_true_return_is_one_and_of_its_opposite_zero():
     some = random_preferences(np.random.default_rng(9), 30, 6)
     chosen, rejected = jaxpref.true_return(some.chosen), jaxpref.true_return(some.rejected)
@@ -182,6 +203,13 @@ def test_rank_correlation_sees_the_order_alone(score, value):
     assert_same_bytes(rank_correlation(jnp.exp(score) + 5, value**3), found)
     np.testing.assert_allclose(rank_correlation(-(score**3), value), -found, atol=1e-6)
     np.testing.assert_allclose(rank_correlation(score, 2 * score - 1), 1, rtol=1e-6)
+
+
+def test_numbers_that_are_not_known_have_no_rank_correlation():
+    """As in scipy."""
+    score, value = np.array([1.0, 2.0, 3.0]), np.array([1.0, np.nan, 2.0])
+    assert np.isnan(scipy.stats.spearmanr(score, value).statistic)
+    assert np.isnan(rank_correlation(jnp.float32(score), jnp.float32(value)))
 
 
 def test_a_constant_has_no_rank_correlation():

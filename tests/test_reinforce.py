@@ -89,12 +89,15 @@ def bandit_batch(actions, reward_of):
     )
 
 
+ZERO_BASELINE = LEVER.replace(baseline=lambda obs: jnp.zeros(obs.shape[:-1]))
+
+
 def test_the_gradient_is_that_of_the_expected_return():
     """A bandit that pays 3 and 7, and a policy of (1/4, 3/4): one episode with the first action and three with the
     second are its exact expectation. The gradient of 3 p0 + 7 p1 in the logits is p0 p1 (3 - 7) (1, -1)."""
     params = constant_policy(LEVER, [0.25, 0.75])
     config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.0)
-    grads = loss_grad(params, LEVER, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
+    grads = loss_grad(params, ZERO_BASELINE, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
     ascent = 0.25 * 0.75 * (3 - 7) * np.array([1, -1])
     np.testing.assert_allclose(grads["params"]["policy"]["bias"], -ascent, rtol=1e-5)
 
@@ -115,7 +118,7 @@ def test_the_entropy_bonus_pulls_towards_the_uniform_policy():
     """With nothing to earn, its gradient is all there is: dH/dlogit_a = -p_a (ln p_a + H)."""
     params = constant_policy(LEVER, [0.25, 0.75])
     config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.1)
-    grads = loss_grad(params, LEVER, config, bandit_batch([0, 1], reward_of=[0, 0]))
+    grads = loss_grad(params, ZERO_BASELINE, config, bandit_batch([0, 1], reward_of=[0, 0]))
     p = np.array([0.25, 0.75])
     entropy = -(p * np.log(p)).sum()
     np.testing.assert_allclose(grads["params"]["policy"]["bias"], 0.1 * p * (np.log(p) + entropy), rtol=1e-5)
@@ -240,3 +243,15 @@ def test_vmap_over_seeds_and_hyperparameters_is_one_run_after_the_other(two_seed
 def test_a_config_that_cannot_work_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         reinforce.Config(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"baseline": "handmade"}, "the task's baseline, and lever has none"),
+        ({"shape_reward": True}, "the task's potential, and lever has none"),
+    ],
+)
+def test_what_the_task_does_not_have_is_no_zero(setting, message):
+    with pytest.raises(ValueError, match=message):
+        reinforce.train(LEVER, dataclasses.replace(CONFIG, **setting), jax.random.key(0))
