@@ -73,8 +73,8 @@ class Outcome:
 def task_of(settings: Settings) -> Task:
     """The task that the settings name, with what they change about it.
 
-    Raises ValueError for a task that is none or lacks what REINFORCE is to use, for targets that are in the wrong order,
-    and for a convolution of observations that are no images.
+    Raises ValueError for a task that is none, for what REINFORCE is to use and the task lacks, for targets that are in
+    the wrong order, and for a convolution of observations that are no images.
     """
     task = tasks.task(settings.task, settings.horizon)
     names = ("pi1_target", "pi2_target", "return_range")
