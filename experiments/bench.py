@@ -35,7 +35,7 @@ from rich.table import Table
 import jaxpref
 from experiments import START, pipeline, report, stages
 from experiments.checkpoints import locked
-from experiments.command import UsageError, check_folder, exit_codes, read
+from experiments.command import NOTHING_KEPT, UsageError, check_folder, exit_codes, read
 from jaxpref import plots, store
 from jaxpref.tasks import Task
 from jaxpref.types import Params
@@ -289,7 +289,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    with exit_codes(), contextlib.ExitStack() as held:
+    with exit_codes(NOTHING_KEPT), contextlib.ExitStack() as held:
         settings = read(Settings, sys.argv[1:], __doc__ or "")
         if not settings.sections:
             raise UsageError(f"--sections needs at least one of {', '.join(SECTIONS)}")

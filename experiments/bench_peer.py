@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments import report, stages
-from experiments.command import UsageError, exit_codes, read
+from experiments.command import NOTHING_KEPT, UsageError, exit_codes, read
 from experiments.settings import flag
 from jaxpref import networks, ppo, rollout, store, tasks
 
@@ -144,7 +144,7 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     """Measure, print the table and write it down."""
-    with exit_codes():
+    with exit_codes(NOTHING_KEPT):
         settings = read(Settings, sys.argv[1:], __doc__ or "")
         check(settings)
         run(settings)

@@ -343,16 +343,23 @@ def set_up(studies: Sequence[Settings]) -> Iterator[Console]:
             raise
 
 
+NOTHING_KEPT = "interrupted: the same command begins anew"
+"""Of programs that measure."""
+
+
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """What the user can put right is one line and exit code 2, so is too little memory; an interruption is 130."""
+def exit_codes(interrupted: str = INTERRUPTED) -> Iterator[None]:
+    """What the user can put right is one line and exit code 2, so is too little memory; an interruption is 130.
+
+    `interrupted`: what it says then, about what is left of the run.
+    """
     try:
         yield
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read what is printed, as in `--help | head`, has gone. Nothing is wrong with that.

@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.checkpoints import LOCK, locked
-from experiments.command import UsageError, check_folder, exit_codes, read
+from experiments.command import NOTHING_KEPT, UsageError, check_folder, exit_codes, read
 from jaxpref import store
 
 RUN = "torture-run"
@@ -167,7 +167,7 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     """Both trials; exit code 1 if any made a difference."""
-    with exit_codes(), contextlib.ExitStack() as held:
+    with exit_codes(NOTHING_KEPT), contextlib.ExitStack() as held:
         settings = read(Settings, sys.argv[1:], __doc__ or "")
         check(settings)
         held.enter_context(locked(settings.out))
