@@ -408,8 +408,8 @@ def finished(folder: Path, of: dict[str, Any], console: Console, strict: bool = 
     except Damaged as error:
         warn(console, folder / MANIFEST, str(error), "it is written again", strict)
         return None
-    whole = True
     paths = [folder / name for name in manifest["sha256"]]
+    whole = True
     for path in paths:
         if not path.exists():
             warn(console, path, "is missing", "it is written again", strict)

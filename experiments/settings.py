@@ -100,8 +100,6 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
                 raise ValueError(f"--{flag(name)} must be finite, got {' '.join(map(str, np.ravel(value)))}")
-        if self.pi1_target is not None and self.pi2_target is not None and not self.pi1_target > self.pi2_target:
-            raise ValueError(f"--pi1-target must be above --pi2-target, got {self.pi1_target} and {self.pi2_target}")
         if self.return_range is not None and not self.return_range[0] < self.return_range[1]:
             raise ValueError(
                 f"--return-range must be LOWEST HIGHEST, got {self.return_range[0]} {self.return_range[1]}"
