@@ -5,6 +5,7 @@ functions used most stand at the top.
 """
 
 import importlib
+import sys
 from typing import Any
 
 from jaxpref import (
@@ -12,27 +13,23 @@ from jaxpref import (
     checks,
     divergence,
     dpo,
-    export,
     fit,
-    labels,
     losses,
     networks,
     online,
-    packed,
     ppo,
     preferences,
-    ranking,
     reinforce,
     returns,
     reward_model,
     rollout,
-    schema,
-    statistics,
-    store,
     tasks,
     training,
     types,
 )
+from jaxpref.analysis import ranking, statistics
+from jaxpref.fast import packed
+from jaxpref.files import export, labels, schema, store
 from jaxpref.networks import (
     apply_policy,
     apply_reward,
@@ -96,7 +93,12 @@ __all__ = [
 ]
 
 
+# A module of a room also has a short name: `from jaxpref.store import save_preferences`.
+for _module in (ranking, statistics, packed, export, labels, schema, store):
+    sys.modules[f"jaxpref.{_module.__name__.rpartition('.')[2]}"] = _module
+
+
 def __getattr__(name: str) -> Any:
     if name in {"plots", "render"}:
-        return importlib.import_module(f"jaxpref.{name}")
+        return importlib.import_module(f"jaxpref.analysis.{name}")
     raise AttributeError(f"module 'jaxpref' has no attribute {name!r}")

@@ -20,9 +20,10 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses, packed
+from jaxpref import losses
 from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
 from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fast import packed
 from jaxpref.fit import check_pairs, check_policy
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task

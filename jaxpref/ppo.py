@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Key
 from jaxpref import losses
 from jaxpref.checks import check_choice, check_config, check_flag, check_key, check_range, check_schedule
 from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fast.shuffle import shuffled
 from jaxpref.fit import check_policy, check_reward
 from jaxpref.networks import (
     apply_policy,
@@ -38,7 +39,7 @@ from jaxpref.networks import (
 from jaxpref.returns import gae
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import scan_updates, shuffled
+from jaxpref.training import scan_updates
 from jaxpref.types import Params, Scalar, Trajectory, true_return
 
 KL_PENALTIES = ("reward", "loss")

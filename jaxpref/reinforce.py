@@ -23,9 +23,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpref import losses
 from jaxpref.checks import check_choice, check_config, check_flag, check_key, check_range
 from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
+from jaxpref.fast.loops import any_lane
 from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
 from jaxpref.returns import discounted_returns
-from jaxpref.rollout import any_lane, episodes
+from jaxpref.rollout import episodes
 from jaxpref.tasks import Task, check_task
 from jaxpref.types import Params, Scalar, Trajectory
 

@@ -25,9 +25,10 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses, packed
+from jaxpref import losses
 from jaxpref.checks import check_config, check_count, check_key, check_range
 from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fast import packed
 from jaxpref.fit import check_pairs
 from jaxpref.networks import init_reward
 from jaxpref.tasks import Task

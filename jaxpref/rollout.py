@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref.checks import check_count, check_key
+from jaxpref.fast.loops import any_lane
 from jaxpref.fit import check_policy
 from jaxpref.networks import apply_policy, categorical_log_prob
 from jaxpref.tasks import Task
@@ -24,22 +24,6 @@ from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
 CHUNK = 50
 """Steps between two looks at whether any episode is still running."""
-
-
-@custom_vmap
-def any_lane(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether `flag` holds here or in any computation vmapped beside this one.
-
-    As a `while_loop`'s condition it keeps the loop a loop: with a condition of its own for each lane, vmap would
-    select between the old and the new carry in every iteration, whole buffers included. The body must leave a
-    lane that has finished as it is.
-    """
-    return flag
-
-
-@any_lane.def_vmap
-def _any_lane_vmap(axis_size, in_batched, flag):
-    return any_lane(flag.any()), False
 
 
 @struct.dataclass

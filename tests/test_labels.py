@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpref.labels import read_labels
+from jaxpref.files.labels import read_labels
 
 NUM_PAIRS = 6
 

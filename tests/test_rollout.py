@@ -20,7 +20,8 @@ from helpers import (
 )
 
 import jaxpref
-from jaxpref.rollout import EnvStep, any_lane, start_stream, step, stream
+from jaxpref.fast.loops import any_lane
+from jaxpref.rollout import EnvStep, start_stream, step, stream
 
 CLOCK = clock(shortest=1, longest=90, horizon=60)
 """Episodes of 1 to 60 steps: some end by themselves, some are cut off, and 60 is no multiple of the loop's chunk."""

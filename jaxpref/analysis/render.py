@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
-from jaxpref.plots import COLOURS, GREY
+from jaxpref.analysis.plots import COLOURS, GREY
 
 SUPERSAMPLING = 2
 """Pictures are drawn this many times as large and then reduced, which smooths their edges."""

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network, apply_policy, apply_reward, categorical_log_prob
-from jaxpref.rollout import any_lane
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
 ROW = 25

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxpref.store import atomic_write, named_leaves
+from jaxpref.files.store import atomic_write, named_leaves
 from jaxpref.tasks import Task
 from jaxpref.types import Params
 

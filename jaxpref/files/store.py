@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from jaxpref.labels import read_labels
+from jaxpref.files.labels import read_labels
+from jaxpref.files.schema import read_numbers, read_sides
 from jaxpref.preferences import apply_labels
-from jaxpref.schema import read_numbers, read_sides
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 

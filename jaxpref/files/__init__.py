@@ -1,0 +1,1 @@
+"""Files that jaxpref writes and reads: npz, JSON, JSON lines and safetensors."""
