@@ -20,7 +20,7 @@ CACHE = ROOT / ".cache" / "jax"
 
 
 def set_up_jax(num_cpu_devices: int) -> None:
-    """Configure JAX before its first use: `num_cpu_devices` CPU devices (0: one for each core), programs kept on disk."""
+    """Configure JAX before its first use. 0 CPU devices are one for each core; compiled programs are kept on disk."""
     if num_cpu_devices < 0:
         raise UsageError(f"--devices must be at least 0, got {num_cpu_devices}")
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))

@@ -1,7 +1,7 @@
 """Stages: pure functions of one seed, run on many seeds, each computed once.
 
-`Stages.run` traces a stage and returns a `Lazy` result at once. Its program compiles in the background, and a thread runs
-the stages in their order, while the caller goes on to the next ones. A result that the memo has is not computed.
+`Stages.run` traces a stage and returns a `Lazy` result at once. Its program compiles in the background, and a thread
+runs the stages in their order, while the caller goes on to the next ones. A result in the memo is not computed.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Stages:
         variants: np.ndarray | None = None,
         detail: str = "",
     ) -> Lazy:
-        """Map `function(config, *inputs)` of one seed over the leading axis of `inputs`, arrays or other stages' results.
+        """Map `function(config, *inputs)` of one seed over the leading axis of `inputs`, arrays or stages' results.
 
         With `variants` [V], `function(config, *inputs, variant)` runs on each seed with each of them; results are
         [S, V, ...]. The floats of `config` are arguments of the program: another value does not compile it again. Runs

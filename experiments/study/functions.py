@@ -21,7 +21,7 @@ from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Preferences, Trajectory, true_return
+from jaxpref.types import Preferences, Trajectory
 
 
 class Keys(NamedTuple):
@@ -284,7 +284,9 @@ def evaluate(
     played = jax.vmap(lambda policy: episodes(task, policy, key, num_episodes))(everyone)
     returns = played.reward.sum(-1).mean(-1)
 
-    ref_params = _join([jax.tree.map(lambda leaf: leaf[None], _reference(experts, jnp.int32(r))) for r in references], 0)
+    ref_params = _join(
+        [jax.tree.map(lambda leaf: leaf[None], _reference(experts, jnp.int32(r))) for r in references], 0
+    )
     ref_params = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_sizes, axis=0), ref_params)
     reward = None
     if fitted:
@@ -296,7 +298,9 @@ def evaluate(
     def measure(run: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         policy, reference, reward, trajectory = run
         if reward is None:
-            learned = config.beta * (trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory))
+            learned = config.beta * (
+                trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
+            )
         else:
             learned = trajectory_reward(reward, trajectory)
         return learned.mean(), trajectory_kl(policy, reference, trajectory).mean()
@@ -310,9 +314,7 @@ def evaluate(
 
 def _labels(pairs: Preferences, num_heldout: int) -> Labels:
     _, heldout = preferences.split(pairs, num_heldout)
-    return Labels(
-        ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout)
-    )
+    return Labels(ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout))
 
 
 def _join(trees: list[Any], axis: int) -> Any:

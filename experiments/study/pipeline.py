@@ -103,7 +103,9 @@ def task_of(settings: Settings) -> Task:
             raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
     for name in ("tie_threshold", "skip_threshold"):
         if getattr(settings.annotator, name) > 0 and task.return_range is None:
-            raise ValueError(f"--annotator.{name.replace('_', '-')} needs --return-range: that of {task.name} is unknown")
+            raise ValueError(
+                f"--annotator.{name.replace('_', '-')} needs --return-range: that of {task.name} is unknown"
+            )
     return task
 
 
@@ -147,7 +149,10 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
 
     stages.progress.log("reinforce", experts.value.metrics)
     returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
-    rows, kept_pairs = rows_of(settings, trained, fitted, evaluation), pairs.value if settings.save_preferences else None
+    rows, kept_pairs = (
+        rows_of(settings, trained, fitted, evaluation),
+        pairs.value if settings.save_preferences else None,
+    )
     outcome = Outcome(experts.value, returns, rows, evaluation.value.labels, kept_pairs)
     for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
         if model.metrics is not None:
@@ -182,9 +187,7 @@ def _train_rlhf(settings: Settings, task: Task, stage: Callable, experts: Lazy, 
             config = _reward_model_config(settings, sizes)
             fitted.append(stage("reward model", fit, config, pairs, lanes=4, detail=detail))
         else:
-            make = functools.partial(
-                functions.control_reward, task, settings.reward, len(sizes), settings.num_heldout
-            )
+            make = functools.partial(functions.control_reward, task, settings.reward, len(sizes), settings.num_heldout)
             fitted.append(stage(f"{settings.reward} reward", make, None, pairs, lanes=4, detail=detail))
         train = functools.partial(functions.train_ppo, task, reward_fn)
         options = {"variants": _places(settings), "detail": detail}
@@ -219,9 +222,7 @@ def _reward_model_config(settings: Settings, sizes: tuple[int, ...]) -> reward_m
     return dataclasses.replace(config, num_updates=max(1, num_updates))
 
 
-def rows_of(
-    settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Lazy
-) -> list[Row]:
+def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Lazy) -> list[Row]:
     """Return a row for each reference, for each dataset size, from runs [S, R, P] in groups of sizes."""
     rows = []
     for place, reference in enumerate(settings.reference):
@@ -232,7 +233,9 @@ def rows_of(
             reward = None
             if fitted:
                 reward = jax.tree.map(lambda leaf, size=size: leaf[:, size], fitted[group].value)
-            ends = (getattr(evaluation.value, name)[:, place, number] for name in ("true_return", "learned_return", "kl"))
+            ends = (
+                getattr(evaluation.value, name)[:, place, number] for name in ("true_return", "learned_return", "kl")
+            )
             judged = run.judged if reward is None else reward.judged
             of_scores = judged.quality, judged.score_per_step
             rows.append(Row(reference, num_pairs, run.params, run.metrics, run.divergence, reward, *of_scores, *ends))
