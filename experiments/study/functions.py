@@ -232,9 +232,9 @@ def train_online(
     pairs: Preferences,
     reference: Int[Array, ""],
 ) -> Trained:
-    """Train in rounds from pi2: DPO for configs (annotator, online, dpo), RLHF for (annotator, online, reward model, ppo).
+    """Train in rounds from pi2, by DPO or by a reward model and PPO.
 
-    pi1 has no part in it, unless it is the reference. Leading axis P = 1, as for the other methods.
+    configs: of the annotator, of the rounds, then dpo's, or those of the reward model and PPO. Leading axis P = 1.
     """
     annotator, online_config, *trainers = configs
     ref_params, teacher = _reference(experts, reference), annotators.teacher_of(task, annotator)
@@ -284,10 +284,8 @@ def evaluate(
     played = jax.vmap(lambda policy: episodes(task, policy, key, num_episodes))(everyone)
     returns = played.reward.sum(-1).mean(-1)
 
-    ref_params = _join(
-        [jax.tree.map(lambda leaf: leaf[None], _reference(experts, jnp.int32(r))) for r in references], 0
-    )
-    ref_params = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_sizes, axis=0), ref_params)
+    each_run = jnp.repeat(jnp.array(references, jnp.int32), num_sizes)
+    ref_params = jax.vmap(functools.partial(_reference, experts))(each_run)
     reward = None
     if fitted:
         of_sizes = _join([each.params for each in fitted], 0)
@@ -298,9 +296,8 @@ def evaluate(
     def measure(run: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         policy, reference, reward, trajectory = run
         if reward is None:
-            learned = config.beta * (
-                trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
-            )
+            log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
+            learned = config.beta * log_ratio
         else:
             learned = trajectory_reward(reward, trajectory)
         return learned.mean(), trajectory_kl(policy, reference, trajectory).mean()

@@ -1,7 +1,7 @@
 """The one pipeline, from seeds to numbers: experts, preferences, training, evaluation.
 
-Each stage is a pure function of one seed (`study/functions.py`). `Stages.run` maps it over the seeds and computes it once,
-whoever asks: an experiment, an arm of the evidence and a point of a sweep are settings that come through here.
+Each stage is a pure function of one seed (`study/functions.py`). `Stages.run` maps it over the seeds and computes it
+once. An experiment, an arm of the evidence and a point of a sweep are all settings that come through here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Row:
     """A policy trained on pairs of one size with one reference, for each of S seeds.
 
     reward:  the reward model that PPO maximised; None for other methods.
-    quality, score_per_step: of the learned score on held-out pairs, which is DPO's implicit reward or the reward model's
-        return; score_per_step is its mean over their steps.
+    quality, score_per_step: of the learned score on held-out pairs: DPO's implicit reward, or the reward model's return.
+        score_per_step is its mean over their steps.
     true_return, learned_return: means over the evaluation's episodes; learned is what training maximised.
     kl:      of the policy from its reference, mean over those episodes, in nats per episode.
     """
@@ -103,9 +103,8 @@ def task_of(settings: Settings) -> Task:
             raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
     for name in ("tie_threshold", "skip_threshold"):
         if getattr(settings.annotator, name) > 0 and task.return_range is None:
-            raise ValueError(
-                f"--annotator.{name.replace('_', '-')} needs --return-range: that of {task.name} is unknown"
-            )
+            flag = f"--annotator.{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is a share of the range of returns, which {task.name} lacks: give --return-range")
     return task
 
 
@@ -149,10 +148,8 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
 
     stages.progress.log("reinforce", experts.value.metrics)
     returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
-    rows, kept_pairs = (
-        rows_of(settings, trained, fitted, evaluation),
-        pairs.value if settings.save_preferences else None,
-    )
+    rows = rows_of(settings, trained, fitted, evaluation)
+    kept_pairs = pairs.value if settings.save_preferences else None
     outcome = Outcome(experts.value, returns, rows, evaluation.value.labels, kept_pairs)
     for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
         if model.metrics is not None:
@@ -233,10 +230,19 @@ def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, .
             reward = None
             if fitted:
                 reward = jax.tree.map(lambda leaf, size=size: leaf[:, size], fitted[group].value)
-            ends = (
-                getattr(evaluation.value, name)[:, place, number] for name in ("true_return", "learned_return", "kl")
-            )
+            ends = evaluation.value.true_return, evaluation.value.learned_return, evaluation.value.kl
             judged = run.judged if reward is None else reward.judged
             of_scores = judged.quality, judged.score_per_step
-            rows.append(Row(reference, num_pairs, run.params, run.metrics, run.divergence, reward, *of_scores, *ends))
+            rows.append(
+                Row(
+                    reference,
+                    num_pairs,
+                    run.params,
+                    run.metrics,
+                    run.divergence,
+                    reward,
+                    *of_scores,
+                    *(end[:, place, number] for end in ends),
+                )
+            )
     return rows

@@ -37,8 +37,8 @@ class Settings:
     horizon: int | None = None
     """Steps after which an episode is cut off; None: the task's own time limit."""
     pi1_target: float | None = None
-    """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the first
-    to the best return of a training run."""
+    """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
+    first to the best return of a training run."""
     pi2_target: float | None = None
     """Mean return at which it keeps pi2, the less good policy; None: the task's own, or half of that way."""
     return_range: tuple[float, float] | None = None
@@ -66,8 +66,8 @@ class Settings:
     batch_seeds: int = 0
     """Seeds in memory at the same time; 0: as many as fit."""
     processes: int = 1
-    """Processes that share the seeds, each started with the same flags except --process; 0: as the launcher says (Slurm,
-    Open MPI). The first one writes the results."""
+    """Processes that share the seeds, each started with the same flags except --process; 0: as the launcher says
+    (Slurm, Open MPI). The first one writes the results."""
     process: int = 0
     """Number of this process, from 0; with --coordinator."""
     coordinator: str = ""
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def size_groups(self) -> list[tuple[int, ...]]:
-        """Dataset sizes that one program trains on. Epochs, full batches and online rounds cost what each size costs."""
+        """Dataset sizes that one program trains on. In epochs, full batches and rounds each size has its own cost."""
         if self.method.startswith("online"):
             one_program = False
         elif self.method == "rlhf":
