@@ -17,7 +17,7 @@ def table(summary: dict[str, Any]) -> Table:
     """Return the summary as a table of at most 100 columns."""
     method, lacking = LABELS[summary["method"]], bool(summary["diverged"])
     title = f"{LABELS.get(summary['task'], summary['task'])}, {method}: true return"
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("policy", "reference"):
         result.add_column(column)
     measures = ("mean", "IQM", interval_name(len(summary["seeds"])), "held-out", "by label", "length")
