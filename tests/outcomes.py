@@ -13,8 +13,6 @@ from jaxpref import dpo, ppo, ranking, reinforce, reward_model
 from jaxpref.divergence import Divergence
 
 SEEDS, SIZES = (7, 3, 11), (4, 8)
-REWARD = {"a": np.ones(1, np.float32)}
-"""In place of a reward model."""
 
 
 def settings_of(method="dpo", **changes):
@@ -51,7 +49,9 @@ def outcome_of(settings, rng):
         return rng.normal(scale=100, size=num_seeds).astype(np.float32)
 
     fitted = {
-        size: Fitted(REWARD, judged(), _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds))
+        size: Fitted(
+            {"scale": returns()}, judged(), _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds)
+        )
         for size in settings.num_pairs
         if settings.method == "rlhf"
     }
@@ -64,9 +64,13 @@ def outcome_of(settings, rng):
             rows.append(Row(reference, size, policy(), metrics, divergence(num_seeds), reward, *ends))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
-    of_experts = dict(pi1_target=targets[0], pi2_target=targets[1], pi1_reached=missed, pi2_reached=missed | True)
     experts = reinforce.Result(
-        **{"pi1": policy(), "pi2": policy(), **of_experts},
+        pi1=policy(),
+        pi2=policy(),
+        pi1_target=targets[0],
+        pi2_target=targets[1],
+        pi1_reached=missed,
+        pi2_reached=missed | True,
         num_updates=np.full(num_seeds, 12),
         metrics=_metrics(reinforce.Metrics, rng, num_seeds),
         divergence=divergence(num_seeds),
