@@ -43,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        for temporary in folder.rglob(store.TEMPORARY):
+        for temporary in folder.glob(store.TEMPORARY):
             temporary.unlink()
         yield
 

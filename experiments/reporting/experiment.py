@@ -18,9 +18,11 @@ from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.harness.memo import Memo
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
+from experiments.study import pipeline
 from experiments.study.command import check_unused, parse
 from experiments.study.settings import Method, Settings, changes, from_config
 from jaxpref.files import store
+from jaxpref.tasks import Task
 
 NOT_RESULTS = {"fresh", "tensorboard", "save-preferences", "devices", "processes", "process", "coordinator", "out"}
 """Settings of how a run goes, not of what comes out."""
@@ -40,14 +42,15 @@ def run_all(runs: Sequence[Settings]) -> None:
     devices.set_up_jax(first.devices)
     if first.processes != 1:
         devices.join_processes(first.coordinator, first.processes, first.process)
+    tasks = [_task(settings) for settings in runs]  # a wrong one leaves no folder behind
     console, all_well, start = Console(quiet=not devices.is_first()), True, START
     with contextlib.ExitStack() as held:
         if devices.is_first():
             for settings in runs:
                 held.enter_context(folder.locked(settings.out))
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
-        for settings in runs:
-            all_well &= run(settings, console, stages, start)
+        for settings, task in zip(runs, tasks, strict=True):
+            all_well &= run(settings, task, console, stages, start)
             start = time.perf_counter()
     if len(runs) > 1:
         console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
@@ -55,14 +58,15 @@ def run_all(runs: Sequence[Settings]) -> None:
         raise SystemExit(DIVERGED)
 
 
-def run(settings: Settings, console: Console, stages: Stages, start: float) -> bool:
-    """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
-    from experiments.study import pipeline
-
+def _task(settings: Settings) -> Task:
     try:
-        task = pipeline.task_of(settings)
+        return pipeline.task_of(settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
+    """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
     import_s = time.perf_counter() - start
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
     if devices.is_first():
@@ -75,7 +79,7 @@ def run(settings: Settings, console: Console, stages: Stages, start: float) -> b
     return write(settings, task, outcome, timing(stages, import_s, start), console)
 
 
-def write(settings: Settings, task: Any, outcome: Any, times: dict[str, Any], console: Console) -> bool:
+def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
     """Write summary, arrays, figures and page, and print the table. Returns whether no training diverged."""
     from experiments.reporting import animations, arrays, figures, page, summary, table
 

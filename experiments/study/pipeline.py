@@ -37,7 +37,7 @@ class Row:
     """A policy trained on pairs of one size with one reference, for each of S seeds.
 
     reward:  the reward model that PPO maximised; None for other methods.
-    quality, score_per_step: of the learned score on held-out pairs: DPO's implicit reward, or the reward model's return.
+    quality, score_per_step: of the learned score on held-out pairs, DPO's or the reward model's;
         score_per_step is its mean over their steps.
     true_return, learned_return: means over the evaluation's episodes; learned is what training maximised.
     kl:      of the policy from its reference, mean over those episodes, in nats per episode.
