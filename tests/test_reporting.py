@@ -154,7 +154,7 @@ def test_the_table_has_the_summarys_numbers():
         assert ["DPO", reference, str(size), *cells(row["policy"]), *accuracies] in lines
     text = " ".join(printed(results).split())
     assert "95 % of 3 seeds" in text
-    assert "held-out: share of 200 fresh pairs ranked as their true returns rank them" in text
+    assert "Held-out: share of 200 fresh pairs ranked as their true returns rank them" in text
     assert f"probabilities reach {outcome.labels.best_accuracy.mean():.3f}" in text
 
 

@@ -28,7 +28,8 @@ from experiments.study import pipeline
 from experiments.study.settings import changes, default_settings, flag, from_config, to_flags
 from jaxpref.files import store
 
-TEMPLATE = "page.html.jinja"
+PIXELS = 1.6
+"""Pixels of a figure for one of the page: figures are sharp on dense screens."""
 FIGURES = {
     "policies": "Every policy: points are seeds, diamonds the IQM with its interval.",
     "returns": "True return during training: the mean over seeds, and the band from their 10th to 90th percentile.",
@@ -40,31 +41,26 @@ FIGURES = {
 
 
 class Policy(NamedTuple):
-    """One line of the table. `path` says where summary.json has the policy, as in `rows.3.policy`."""
+    """One line of the table, with the paths of its score and of its row in summary.json, as in `rows.3.policy`.
+
+    Only trained policies have a reference, a number of pairs, a row, and words for their training.
+    """
 
     path: str
     name: str
     reference: str = ""
     num_pairs: int = 0
-
-    @property
-    def row(self) -> str:
-        """The path of its row; "" for pi1 and pi2."""
-        return self.path.removesuffix(".policy") if self.num_pairs else ""
-
-    @property
-    def training(self) -> str:
-        """What it was trained on; "" for pi1 and pi2."""
-        pairs = f"{self.num_pairs:,} pair{'s' if self.num_pairs > 1 else ''}"
-        return f"{pairs}, reference {self.reference}" if self.num_pairs else ""
+    row: str = ""
+    training: str = ""
 
 
 def policies(summary: dict[str, Any]) -> dict[str, Policy]:
     """Return every policy of a summary by its path, in the order of the table."""
-    method = LABELS[summary["method"]]
     table = [Policy(f"policies.{name}", name) for name in ("pi2", "pi1")]
     for place, row in enumerate(summary["rows"]):
-        table.append(Policy(f"rows.{place}.policy", method, row["reference"], row["num_pairs"]))
+        reference, num_pairs, path = row["reference"], row["num_pairs"], f"rows.{place}"
+        training = f"{num_pairs:,} pair{'s' if num_pairs > 1 else ''}, reference {reference}"
+        table.append(Policy(f"{path}.policy", LABELS[summary["method"]], reference, num_pairs, path, training))
     return {policy.path: policy for policy in table}
 
 
@@ -95,11 +91,12 @@ def headline(summary: dict[str, Any]) -> dict[str, Any]:
     return {"path": f"rows.{place}.policy", "wins": wins, "num_seeds": len(known)}
 
 
-def figures(folder: Path) -> list[tuple[Path, str]]:
-    """Return every PNG file of the folder and what it shows, the known ones first."""
-    paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    ordered = [name for name in FIGURES if name in paths] + [name for name in paths if name not in FIGURES]
-    return [(paths[name], FIGURES.get(name, name)) for name in ordered]
+def figures(folder: Path) -> list[tuple[bytes, int, str]]:
+    """Return every PNG file of the folder, the known ones first: (image, width on the page, what it shows)."""
+    images = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    ordered = [name for name in FIGURES if name in images] + [name for name in images if name not in FIGURES]
+    widths = {name: int.from_bytes(image[16:20], "big") for name, image in images.items()}  # by PNG's header
+    return [(images[name], int(widths[name] / PIXELS), FIGURES.get(name, name)) for name in ordered]
 
 
 def data_uri(image: bytes, kind: str) -> str:
@@ -135,7 +132,7 @@ def html(folder: Path, summary: dict[str, Any], animations: Sequence[Animation])
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template("page.html.jinja").render(
         summary=summary,
         title=f"{LABELS.get(summary['task'], summary['task'])}, {LABELS[summary['method']]}",
         policies=policies(summary),

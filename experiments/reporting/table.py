@@ -70,7 +70,7 @@ def accuracies_explained(summary: dict[str, Any]) -> str:
     best = summary["best_accuracy"]
     ceiling = "" if best is None else f" (the annotator's own probabilities reach {best:.3f})"
     return (
-        f"held-out: share of {summary['config']['num_heldout']} fresh pairs ranked as their true returns rank them; "
+        f"Held-out: share of {summary['config']['num_heldout']} fresh pairs ranked as their true returns rank them; "
         f"by label: as they were labelled{ceiling}; length: by the better of longer and shorter"
     )
 
