@@ -111,7 +111,7 @@ def task_of(settings: Settings) -> Task:
 def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
     """Run this process's share of the seeds, in as many batches as memory needs, and gather all results."""
     seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
-    num_batches = math.ceil(len(seeds) / (settings.batch_seeds or _seeds_that_fit(settings, task)))
+    num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
     outcomes = []
@@ -122,7 +122,7 @@ def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
     return gather(own, len(settings.seeds))
 
 
-def _seeds_that_fit(settings: Settings, task: Task) -> int:
+def seeds_that_fit(settings: Settings, task: Task) -> int:
     num_trajectories = 2 * (max(settings.num_pairs) + settings.num_heldout)
     bytes_per_step = 4 * (2 * task.obs_size + 3)
     return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
