@@ -40,7 +40,7 @@ def margin(
 
 
 def sigmoid(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
-    """Compute -log sigmoid(beta * margin): DPO (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, eq. 7)."""
+    """Compute DPO's -log sigmoid(beta * margin) (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, eq. 7)."""
     return jax.nn.softplus(-beta * margin)
 
 
