@@ -85,10 +85,8 @@ def _save(path: str | os.PathLike, kind: str, network: Network, module_type: typ
     is_ensemble = isinstance(network.module, Ensemble)
     module = network.module.member if is_ensemble else network.module
     if type(module) is not module_type:
-        raise ValueError(
-            f"only a {module_type.__name__} can be exported, got {type(module).__name__}: "
-            "store.save_pytree writes any network"
-        )
+        got, text = type(module).__name__, "store.save_pytree writes any network"
+        raise ValueError(f"a {kind} must be of module {module_type.__name__}, got {got}: {text}")
     leaves = named_leaves(network.params)
     tensors = {name.replace("/", "."): np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     _check(f"this {kind}", kind, tensors, num_axes=(2 + is_ensemble,))
