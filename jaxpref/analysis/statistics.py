@@ -51,7 +51,7 @@ def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Un
 
 
 def paired_difference(
-    scores: Scores, baseline: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]
+    scores: Scores, baseline: Baseline, statistic: Statistic = iqm, **options: Unpack[Bootstrap]
 ) -> tuple[float, float, float]:
     """Compute (difference, low, high): the statistic of the scores minus that of the baseline, and its interval.
 
@@ -103,7 +103,7 @@ def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[B
     return float(low), float(high)
 
 
-def paired_improvement(scores: Scores, baseline: Scores) -> float:
+def paired_improvement(scores: Scores, baseline: Baseline) -> float:
     """Compute the share of seeds on which the scores beat the baseline, ties half, averaged over tasks."""
     scores, baseline = _same_seeds(scores, baseline)
     return float(np.mean((scores > baseline) + 0.5 * (scores == baseline)))
@@ -190,7 +190,7 @@ def _by_task(scores: Scores) -> Float[np.ndarray, "T S"]:
     return scores
 
 
-def _same_seeds(*runs: Scores) -> list[Float[np.ndarray, "T S"]]:
+def _same_seeds(*runs: Any) -> list[Float[np.ndarray, "T S"]]:
     check_same_shape(**{f"scores {number}": np.atleast_2d(each) for number, each in enumerate(runs, start=1)})
     return [_by_task(each) for each in runs]
 
