@@ -1,7 +1,7 @@
 """Preference-based reinforcement learning as pure JAX functions: vmap them over seeds.
 
-`import jaxpref` makes every submodule an attribute (`plots` and `render` when first used: they load matplotlib); the
-functions used most stand at the top.
+`import jaxpref` makes every submodule an attribute. `plots` and `render` load matplotlib when they are first used. The
+functions used most are attributes of `jaxpref` itself.
 """
 
 import importlib
@@ -11,9 +11,10 @@ from typing import Any
 from jaxpref import (
     annotators,
     checks,
+    distributions,
     divergence,
     dpo,
-    fit,
+    gymnax_tasks,
     losses,
     networks,
     online,
@@ -31,6 +32,9 @@ from jaxpref.analysis import ranking, statistics
 from jaxpref.fast import packed
 from jaxpref.files import export, labels, schema, store
 from jaxpref.networks import (
+    ActorCritic,
+    Network,
+    RewardModel,
     apply_policy,
     apply_reward,
     init_policy,
@@ -46,7 +50,10 @@ from jaxpref.types import Preferences, Trajectory, true_return
 
 __all__ = [
     "TASKS",
+    "ActorCritic",
+    "Network",
     "Preferences",
+    "RewardModel",
     "Task",
     "Trajectory",
     "acrobot",
@@ -55,13 +62,14 @@ __all__ = [
     "apply_reward",
     "cartpole",
     "checks",
+    "distributions",
     "divergence",
     "dpo",
     "episode",
     "episodes",
     "evaluate",
     "export",
-    "fit",
+    "gymnax_tasks",
     "init_policy",
     "init_reward",
     "labels",
@@ -93,7 +101,7 @@ __all__ = [
 ]
 
 
-# A module of a room also has a short name: `from jaxpref.store import save_preferences`.
+# A module in a folder also has a short name: `from jaxpref.store import save_preferences`.
 for _module in (ranking, statistics, packed, export, labels, schema, store):
     sys.modules[f"jaxpref.{_module.__name__.rpartition('.')[2]}"] = _module
 

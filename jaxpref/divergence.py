@@ -1,8 +1,8 @@
-"""Training that went astray, found by its numbers.
+"""Detect training that diverged, by its numbers.
 
-A learning rate far too large seldom gives NaN: Adam's steps are as large as the learning rate, whatever the gradients,
-so parameters walk off in even steps and the policy is stuck, one action for ever, with a loss that is a number. So
-divergence is either: a loss that is NaN or infinite, or parameters beyond what any run that works comes near.
+A learning rate that is far too large seldom gives NaN. Adam's steps are as large as the learning rate, whatever the
+gradients: parameters grow in even steps, the policy always takes one action, and the loss stays finite. So a run has
+diverged if its loss is NaN or infinite, or if its parameters are far larger than in any successful run.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from jaxpref.types import Params
 
 LIMIT = 1e3
 """Largest magnitude of a parameter. Fresh ones are below 1, and Adam moves them by about the learning rate in each
-update: a thousand updates with 1e-2 carry them no further than about 10, the first with 1e3 past the limit."""
+update: by about 10 in a thousand updates with 1e-2, and past the limit in the first update with 1e3."""
 
 WHAT = ("nothing", "loss", "parameters")
 
 
 @struct.dataclass
 class Divergence:
-    """Where a run of training went astray, if it did.
+    """Where a run of training diverged.
 
-    update:  number of the first update, counted from 1, whose loss or whose parameters afterwards were astray; 0: none.
-    what:    which of them, as a place in `WHAT`; the loss, which comes first, where both were.
+    update:  number of the first update, counted from 1, that diverged by its loss or by its parameters after it; 0:
+        none did.
+    what:    which of the two, as an index into `WHAT`; the loss where both did.
     """
 
     update: Int[Array, "*batch"]
@@ -34,28 +35,28 @@ class Divergence:
 
 
 def no_divergence() -> Divergence:
-    """That of a run that has not begun."""
+    """Return the value for a run that has not diverged."""
     return Divergence(jnp.int32(0), jnp.int32(0))
 
 
 def param_size(params: Params) -> Float[Array, ""]:
-    """Largest magnitude of all parameters; NaN if one of them is."""
+    """Compute the largest magnitude of all parameters; NaN if one of them is NaN."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
 def is_sound(params: Params) -> Bool[Array, ""]:
-    """Whether all parameters are numbers within `LIMIT`. After a loss that was NaN or infinite they never are again."""
+    """Return whether all parameters are within `LIMIT`. After a loss that was NaN or infinite they never are again."""
     return param_size(params) <= LIMIT
 
 
 def find_divergence(
     loss: Float[Array, " U"], size: Float[Array, " U"], params: Params, num_updates: int | Int[Array, ""]
 ) -> Divergence:
-    """The divergence of one run, from the metrics of its updates and its last parameters. vmap it over runs.
+    """Find the divergence of one run in the metrics of its updates and its last parameters. vmap it over runs.
 
     loss:         of every update.
     size:         `param_size` before every update.
-    num_updates:  how many were made, at least 1; entries behind them are not looked at.
+    num_updates:  how many were made, at least 1; entries after them are ignored.
     """
     made = jnp.arange(loss.shape[0]) < num_updates
     size_after = jnp.roll(size, -1).at[num_updates - 1].set(param_size(params))

@@ -1,18 +1,16 @@
-"""Direct Preference Optimisation on whole trajectories: preferences straight to a policy, no reward model.
+"""Direct Preference Optimisation on whole trajectories: from preferences to a policy, without a reward model.
 
     loss = mean over pairs of -log sigmoid(beta * [log pi/ref (chosen) - log pi/ref (rejected)])
 
-(Rafailov et al., 2023), with log pi of a trajectory the sum over its steps: the environment's own transition
-probabilities are the same for policy and reference and cancel. Labels are smoothed a little by default: without it,
-updates go on to widen the margins of pairs that are ranked right already, and the policy drifts off (see
-`losses.conservative_dpo`).
+(Rafailov et al., 2023). log pi of a trajectory is the sum over its steps. The environment's transition probabilities
+are the same for policy and reference, so they cancel. By default labels are smoothed a little: otherwise updates widen
+the margins of pairs that are already ranked right, and the policy drifts away.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +19,24 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_config, check_key, check_range, check_schedule
+from jaxpref.checks import check_config, check_key, setting
 from jaxpref.divergence import Divergence, find_divergence, param_size
 from jaxpref.fast import packed
-from jaxpref.fit import check_pairs, check_policy
-from jaxpref.rollout import evaluate
+from jaxpref.networks import Network, check_policy
+from jaxpref.preferences import check_pairs
+from jaxpref.rollout import play_episodes
 from jaxpref.tasks import Task
-from jaxpref.training import draw_minibatch, scan_updates, weighted_mean
-from jaxpref.types import Params, Preferences, Scalar, target_of
+from jaxpref.training import draw_minibatch, scan_updates, schedule_problems, weighted_mean
+from jaxpref.types import Preferences, Scalar, target_of
 
 LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
-"""Those of `losses`, by name."""
-PER_STEP = ("sigmoid_per_step", "ipo_per_step")
-"""Those of per-step means of the log-probabilities."""
+"""The names of losses."""
+OF_MARGIN = {"hinge": losses.hinge, "ipo": losses.ipo, "ipo_per_step": losses.ipo}
+"""The losses that are another function of the margin than `losses.sigmoid`."""
 
 LogProbs = Float[Array, " B"]
 PairLoss = Callable[[LogProbs, LogProbs, LogProbs, LogProbs, Scalar], LogProbs]
-"""(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta) -> one value per pair, all of them [B]."""
+"""(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta) -> one value per pair; all are [B]."""
 Loss = str | PairLoss
 
 
@@ -45,39 +44,41 @@ Loss = str | PairLoss
 class Config:
     """How DPO trains a policy on preferences."""
 
-    num_updates: int = struct.field(pytree_node=False, default=150)
+    num_updates: int = setting(150, low=1)
     """Gradient steps, a multiple of eval_every."""
-    batch_size: int = struct.field(pytree_node=False, default=64)
-    """Pairs per update; 0 takes all of them in every update."""
-    eval_every: int = struct.field(pytree_node=False, default=15)
+    batch_size: int = setting(64, low=0)
+    """Pairs per update; 0: all pairs in every update."""
+    eval_every: int = setting(15, low=1)
     """Updates between two evaluations of the true return."""
-    eval_episodes: int = struct.field(pytree_node=False, default=16)
-    """Episodes per evaluation; 0: none, so that nothing is ever played."""
-    loss: Loss = struct.field(pytree_node=False, default="conservative")
-    """What is minimised: "sigmoid" is plain DPO, "conservative" and "robust" allow for wrong labels, "hinge" and "ipo"
-    bound the margin, "sigmoid_per_step" and "ipo_per_step" do not count an episode's length; "cloning", the control,
-    never looks at the rejected trajectory. In Python also a function of one's own, a `PairLoss` of whole trajectories'
+    eval_episodes: int = setting(16, low=0)
+    """Episodes per evaluation; 0: no evaluation, the task is never played."""
+    loss: Loss = setting("conservative", choices=LOSSES)
+    """What is minimised. "sigmoid" is plain DPO. "conservative" and "robust" allow for wrong labels. "hinge" and "ipo"
+    bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cloning", the control,
+    ignores the rejected trajectory. In Python also a custom function, a `PairLoss` of whole trajectories'
     log-probabilities."""
-    learning_rate: Scalar = 5e-3
+    learning_rate: Scalar = setting(5e-3, low=0)
     """Step size of Adam."""
-    beta: Scalar = 0.1
+    beta: Scalar = setting(0.1, low=0)
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
-    label_smoothing: Scalar = 0.05
-    """Probability that a label is taken to be wrong; at 0 "conservative" and "robust" are "sigmoid"."""
+    label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
+    """Assumed probability of a wrong label, for "conservative" and "robust". At 0 both are "sigmoid"."""
 
-    def __post_init__(self):
-        check_schedule(self)
-        if not callable(self.loss):
-            check_choice(self, "loss", LOSSES)
-        check_range(self, 0, math.inf, "eval_episodes", "batch_size", "learning_rate", "beta")
-        if self.loss in ("ipo", "ipo_per_step"):
-            check_range(self, 1e-6, math.inf, "beta")  # its aim is 1 / (2 * beta)
-        check_range(self, 0, 0.49 if self.loss == "robust" else 0.5, "label_smoothing")
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with a combination of settings."""
+        yield from schedule_problems(self)
+        if self.loss in ("ipo", "ipo_per_step") and isinstance(self.beta, int | float) and self.beta < 1e-6:
+            yield "beta", f"must be at least 1e-06 for loss {self.loss}, which aims at 1 / (2 * beta), got {self.beta}"
+        if self.loss == "robust" and isinstance(self.label_smoothing, int | float) and self.label_smoothing > 0.49:
+            yield "label_smoothing", f"must be at most 0.49 for loss robust, got {self.label_smoothing}"
 
 
 @struct.dataclass
 class PairMetrics:
-    """Of the pairs of one update, before the step: means over the pairs; and the largest magnitude of a parameter."""
+    """Means over the pairs of one update, before the step.
+
+    param_size:  largest magnitude of a parameter.
+    """
 
     loss: Float[Array, "*batch"]
     chosen_reward: Float[Array, "*batch"]
@@ -89,31 +90,34 @@ class PairMetrics:
 
 @struct.dataclass
 class Metrics(PairMetrics):
-    """Those of every update [U], and the mean true return every `eval_every` updates [E], None without evaluations."""
+    """The metrics of every update [U].
+
+    true_return:  mean true return after every `eval_every` updates [E]; None without evaluations.
+    """
 
     true_return: Float[Array, "*batch E"] | None
 
 
 @struct.dataclass
 class Result:
-    """The trained policy, and how it came about."""
+    """The trained policy, with its metrics."""
 
-    params: Params
+    params: Network
     metrics: Metrics
     divergence: Divergence
 
 
 @struct.dataclass
 class TrainState:
-    """What one update hands to the next."""
+    """What one update passes to the next."""
 
-    params: Params
+    params: Network
     opt_state: optax.OptState
 
 
 @struct.dataclass
 class Dataset:
-    """N pairs, ready for updates: trajectory i is the i-th chosen, N + i the i-th rejected."""
+    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one."""
 
     rows: packed.Rows
     ref_logp: Float[Array, " 2N"]
@@ -122,8 +126,8 @@ class Dataset:
     target: Float[Array, " N"]
 
 
-def prepare(preferences: Preferences, ref_params: Params) -> Dataset:
-    """Cut the pairs into rows, and compute the reference's log-probabilities once and for all."""
+def prepare(preferences: Preferences, ref_params: Network) -> Dataset:
+    """Cut the pairs into rows, and compute the reference's log-probabilities once for all updates."""
     rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
     everything = jnp.arange(rows.mask.shape[0])
     return Dataset(
@@ -141,53 +145,40 @@ def pair_loss(
     rejected_logp: Float[Array, " B"],
     ref_chosen_logp: Float[Array, " B"],
     ref_rejected_logp: Float[Array, " B"],
+    target: Float[Array, " B"],
 ) -> Float[Array, " B"]:
-    """The config's loss of each pair.
-
-    Raises ValueError if it is a function of the user's own that does not return one value per pair.
-    """
-    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
-    if not isinstance(config.loss, str):
-        values = config.loss(*logps, config.beta)
-        if jnp.shape(values) != chosen_logp.shape:
-            raise ValueError(
-                f"dpo.Config: loss must return one value per pair, {list(chosen_logp.shape)}, and not their mean; "
-                f"got {list(jnp.shape(values))}"
-            )
-        return values
-    match config.loss.removesuffix("_per_step"):
-        case "sigmoid":
-            return losses.dpo(*logps, config.beta)
-        case "conservative":
-            return losses.conservative_dpo(*logps, config.beta, config.label_smoothing)
-        case "robust":
-            return losses.robust_dpo(*logps, config.beta, config.label_smoothing)
-        case "hinge":
-            return losses.hinge_dpo(*logps, config.beta)
-        case "ipo":
-            return losses.ipo(*logps, config.beta)
-        case _:
-            return losses.cloning(chosen_logp)
+    """Compute each pair's loss: target * loss(pair) + (1 - target) * loss(swapped pair)."""
+    if callable(config.loss):
+        as_labelled = config.loss(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta)
+        swapped = config.loss(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, config.beta)
+        if jnp.shape(as_labelled) != target.shape:
+            got = list(jnp.shape(as_labelled))
+            raise ValueError(f"dpo.Config: loss must return one value per pair, {list(target.shape)}, got {got}")
+        return target * as_labelled + (1 - target) * swapped
+    if config.loss == "cloning":
+        return losses.cloning(chosen_logp)
+    if config.loss == "conservative":
+        target = losses.smoothed_target(target, config.label_smoothing)
+    if config.loss == "robust":
+        target = losses.robust_target(target, config.label_smoothing)
+    loss = OF_MARGIN.get(config.loss, losses.sigmoid)
+    margin = losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    return target * loss(margin, config.beta) + (1 - target) * loss(-margin, config.beta)
 
 
 def loss_fn(
-    params: Params, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
+    params: Network, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], PairMetrics]:
-    """Weighted mean loss of the pairs at `index`, and its metrics.
-
-    A pair's target t, 0.5 for a tie, mixes both orders: t * loss(chosen, rejected) + (1 - t) * loss(rejected, chosen).
-    """
+    """Compute the weighted mean loss of the pairs at `index`, and their metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
-    if config.loss in (*PER_STEP, "cloning"):
+    if config.loss in ("sigmoid_per_step", "ipo_per_step"):
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
     chosen_logp, rejected_logp = jnp.split(logp, 2)
     ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
     mean = functools.partial(weighted_mean, weight=weight)
-    as_labelled = pair_loss(config, chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    swapped = pair_loss(config, rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp)
     target = data.target[index]
-    loss = mean(target * as_labelled + (1 - target) * swapped)
+    loss = mean(pair_loss(config, chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, target))
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
     return loss, PairMetrics(
@@ -201,7 +192,7 @@ def loss_fn(
 
 
 def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, PairMetrics]:
-    """One gradient step on a minibatch of pairs."""
+    """Make one gradient step on a minibatch of pairs."""
     index, weight = draw_minibatch(key, data.weight, config.batch_size)
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, data, index, weight)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
@@ -213,14 +204,13 @@ def train(
     config: Config,
     key: Key[Array, ""],
     preferences: Preferences,
-    init_params: Params,
-    ref_params: Params,
+    init_params: Network,
+    ref_params: Network,
 ) -> Result:
-    """Train a policy, from `init_params`, on `preferences` of [N] pairs with `ref_params` as the reference.
+    """Train a policy on `preferences` of [N] pairs, from `init_params`, with `ref_params` as the reference.
 
-    The task is played only to report true returns: with `config.eval_episodes` 0 training is offline, and
-    `tasks.offline` is task enough. Raises TypeError or ValueError for arguments that do not belong to the task or do
-    not fit each other.
+    The task is played only to report true returns. With `config.eval_episodes` 0 it is never played, and an
+    `tasks.offline` task is enough.
     """
     check_config(config, Config)
     check_key(key)
@@ -233,10 +223,10 @@ def train(
     def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""] | None:
         if config.eval_episodes == 0:
             return None
-        return evaluate(task, state.params, key, config.eval_episodes).mean()
+        return play_episodes(task, state.params, key, config.eval_episodes).reward.sum(-1).mean()
 
     state, metrics, true_return = scan_updates(
         functools.partial(update, config, data), mean_return, start, key, config.num_updates, config.eval_every
     )
-    astray = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
-    return Result(state.params, Metrics(**vars(metrics), true_return=true_return), astray)
+    divergence = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
+    return Result(state.params, Metrics(**vars(metrics), true_return=true_return), divergence)

@@ -1,4 +1,4 @@
-"""Preference datasets: sampling pairs, taking part of them, drawing minibatches."""
+"""Preference datasets: sample pairs, label them, take parts of them, draw minibatches."""
 
 from __future__ import annotations
 
@@ -12,86 +12,72 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import annotators
-from jaxpref.checks import (
-    check_callable,
-    check_count,
-    check_dtype,
-    check_key,
-    check_kind,
-    check_preferences,
-    check_same_shape,
-    check_trajectory,
-)
-from jaxpref.fit import check_policy
-from jaxpref.rollout import episodes
-from jaxpref.tasks import Task
-from jaxpref.types import Params, Preferences, Trajectory
+from jaxpref.checks import check_count, check_key, check_kind, check_preferences, check_same_shape, check_trajectory
+from jaxpref.networks import Network, check_policy
+from jaxpref.rollout import play_episodes
+from jaxpref.tasks import Task, check_task
+from jaxpref.types import Preferences, Trajectory
 
 
 def sample_preferences(
     task: Task,
-    pi1_params: Params,
-    pi2_params: Params,
+    pi1_params: Network,
+    pi2_params: Network,
     key: Key[Array, ""],
     num_pairs: int,
     annotator: annotators.Annotator = annotators.bradley_terry,
 ) -> Preferences:
-    """Play `num_pairs` episodes with each policy, every one from its own initial state, and label the pairs.
+    """Play `num_pairs` episodes with each policy, each from its own initial state, and label the pairs.
 
-    The i-th pair is one episode of pi1 and one of pi2, in this order before the annotator. Raises TypeError or
-    ValueError for fewer than one pair, for parameters that are no policy of the task and for what is not one typed key.
+    The i-th pair is one episode of pi1 and one of pi2. The annotator sees them in this order.
     """
     check_count(num_pairs, "num_pairs")
     check_policy(task, pi1_params, "pi1_params")
     check_policy(task, pi2_params, "pi2_params")
     check_key(key)
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
-    first = episodes(task, pi1_params, key_pi1, num_pairs)
-    second = episodes(task, pi2_params, key_pi2, num_pairs)
-    return label_pairs(key_label, first, second, annotator)
+    first = play_episodes(task, pi1_params, key_pi1, num_pairs)
+    second = play_episodes(task, pi2_params, key_pi2, num_pairs)
+    return _label_pairs(key_label, first, second, annotator)
 
 
 def label_pairs(
     key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
 ) -> Preferences:
-    """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N].
-
-    Raises TypeError or ValueError for trajectories that are not of this shape, or not of the same, and for an annotator
-    that does not answer with a `Label` of single values.
-    """
+    """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N]."""
     check_key(key)
-    check_callable(annotator, "annotator", "(key, first_reward, second_reward) -> Label")
     check_trajectory(first, "first", num_axes=1)
     check_trajectory(second, "second", num_axes=1)
     check_same_shape(first=first.obs, second=second.obs)
     check_count(first.reward.shape[0], "the number of pairs")
-    keys = jax.random.split(key, first.reward.shape[0])
+    return _label_pairs(key, first, second, annotator)
 
+
+def _label_pairs(
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
+) -> Preferences:
     def ask(key: Key[Array, ""], first_reward: Float[Array, " T"], second_reward: Float[Array, " T"]):
-        return _checked(annotator(key, first_reward, second_reward))
+        label = annotator(key, first_reward, second_reward)
+        _check_label(label)
+        return label
 
+    keys = jax.random.split(key, first.reward.shape[0])
     return apply_labels(first, second, jax.vmap(ask)(keys, first.reward, second.reward))
 
 
-def _checked(label: Any) -> annotators.Label:
-    """The answer about one pair, if it is one."""
-    check_kind(label, annotators.Label, "annotator's answer")
-    for field, kind, words in (
-        ("first_preferred", np.bool_, "boolean"),
-        ("prob", np.floating, "float"),
-        ("weight", np.floating, "float"),
-        ("target", np.floating, "float"),
-    ):
-        value = getattr(label, field)
-        number = isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array)
-        if not number or not jnp.issubdtype(jnp.result_type(value), kind) or np.shape(value) != ():
-            got = f"{jnp.result_type(value)}{list(np.shape(value))}" if number else f"a {type(value).__name__}"
-            raise TypeError(f"annotator's answer must be a Label whose {field} is a single {words}, got {got}")
-    return label
+def _check_label(label: Any) -> None:
+    """Check an answer about one pair. A custom annotator may return anything."""
+    check_kind(label, annotators.Label, "the annotator's answer")
+    kinds = {"first_preferred": np.bool_, "prob": np.floating, "weight": np.floating, "target": np.floating}
+    for field, kind in kinds.items():
+        value = jnp.asarray(getattr(label, field))
+        if not jnp.issubdtype(value.dtype, kind) or value.shape != ():
+            got = f"{value.dtype}{list(value.shape)}"
+            raise TypeError(f"the annotator's answer must be a Label whose {field} is one {kind.__name__}, got {got}")
 
 
 def apply_labels(first: Trajectory, second: Trajectory, label: annotators.Label) -> Preferences:
-    """The pairs (first[i], second[i]), put in the order that label[i] gave them; all have a leading axis [N]."""
+    """Put each pair (first[i], second[i]) in the order that label[i] gives; all have a leading axis [N]."""
     chosen, rejected = _order(label.first_preferred, first, second)
     return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 
@@ -105,49 +91,44 @@ def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajec
     return chosen, rejected
 
 
-def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
-    """The pairs at `index`: an array of indices, a slice, or a single number, which drops the axis.
+def check_pairs(task: Task, preferences: Any) -> None:
+    """Check that `preferences` are [N] pairs of the task's episodes."""
+    check_task(task)
+    check_preferences(preferences)
+    obs_size = preferences.chosen.obs.shape[-1]
+    if obs_size != task.obs_size:
+        raise ValueError(
+            f"preferences must have observations of {task.obs_size} numbers, as task {task.name} has, got {obs_size}"
+        )
 
-    Raises TypeError for indices that are no integers, and IndexError for a number that is not one of a pair. (A traced
-    one is let through.)
+
+def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
+    """Take the pairs at `index`: an array of indices, a slice, or one number, which drops the axis.
+
+    Raises:
+        IndexError: a pair does not exist. A traced index is not checked.
     """
-    if not isinstance(index, slice):
-        if isinstance(index, bool) or not isinstance(index, int):
-            check_dtype(index, "index", np.integer, "integers")
-        if not isinstance(index, jax.core.Tracer):
-            _check_places(np.asarray(index), preferences.weight.shape[0])
+    if not isinstance(index, slice | jax.core.Tracer):
+        _ = np.arange(preferences.weight.shape[0])[np.asarray(index)]  # NumPy raises where jax would clip the index
     return jax.tree.map(lambda leaf: leaf[index], preferences)
 
 
-def _check_places(index: np.ndarray, num_pairs: int) -> None:
-    for place in index[(index < -num_pairs) | (index >= num_pairs)].flat:
-        raise IndexError(f"index must lie between {-num_pairs} and {num_pairs - 1} for {num_pairs} pairs, got {place}")
-
-
 def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Preferences]:
-    """(the pairs to train on, the last `num_heldout` pairs). Raises ValueError if one side would be empty."""
-    check_preferences(preferences)
+    """Return (the pairs to train on, the last `num_heldout` pairs); neither is empty."""
     num_pairs = preferences.weight.shape[0]
-    check_count(num_heldout, "num_heldout", least=-num_pairs)
     if not 0 < num_heldout < num_pairs:
-        raise ValueError(f"num_heldout must lie between 1 and {num_pairs - 1} for {num_pairs} pairs, got {num_heldout}")
+        raise ValueError(f"num_heldout must be between 1 and {num_pairs - 1} for {num_pairs} pairs, got {num_heldout}")
     return take(preferences, slice(None, -num_heldout)), take(preferences, slice(-num_heldout, None))
 
 
 def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Preferences:
-    """Only the first `num_pairs` pairs count: the others keep their place with weight zero.
+    """Set the weight of all pairs after the first `num_pairs` to zero.
 
-    Shapes stay, so `num_pairs` may be traced, and one program trains on every size of dataset under vmap. Raises
-    TypeError or ValueError for a number of pairs that is no whole number, negative, or more than there are. (An array
-    is let through.)
+    Shapes stay, so `num_pairs` may be traced: one program trains on every size of dataset under vmap.
     """
     size = preferences.weight.shape[0]
-    if isinstance(num_pairs, jax.Array):
-        check_dtype(num_pairs, "num_pairs", np.integer, "integers")
-    else:
-        check_count(num_pairs, "num_pairs", least=0)
-        if num_pairs > size:
-            raise ValueError(f"num_pairs must be at most the number of pairs, {size}, got {num_pairs}")
+    if isinstance(num_pairs, int) and not 0 <= num_pairs <= size:
+        raise ValueError(f"num_pairs must be between 0 and {size}, the number of pairs, got {num_pairs}")
     counts = jnp.arange(size) < num_pairs
     return dataclasses.replace(preferences, weight=jnp.where(counts, preferences.weight, 0.0))
 
@@ -155,16 +136,17 @@ def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Prefere
 def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int) -> Int[Array, " B"]:
     """Draw `batch_size` pairs in proportion to their weight, by stratified sampling.
 
-    The cumulative weight is cut into `batch_size` equal strata and one pair is drawn in each, so a pair of share
-    p appears p * batch_size times, give or take two: a mean over the minibatch estimates the weighted mean without
-    bias, and a dataset smaller than the minibatch is taken (almost) whole. Pairs of weight zero are never drawn.
+    The cumulative weight is cut into `batch_size` equal strata, and one pair is drawn in each. A pair with share p of
+    the weight appears p * batch_size times, give or take two. So a mean over the minibatch estimates the weighted mean
+    without bias, and a dataset smaller than the minibatch is taken (almost) whole. A pair of weight zero is never
+    drawn.
     """
     cumulative = jnp.cumsum(weight)
     strata = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
     index = jnp.searchsorted(cumulative, strata * cumulative[-1], side="right")
-    # Rounding can carry a draw to a pair without weight, or beyond the last: the next one that has weight is meant, and
-    # at the very end the last.
-    place = jnp.arange(weight.shape[0])
-    last = jnp.max(jnp.where(weight > 0, place, 0))
-    following = jax.lax.cummin(jnp.where(weight > 0, place, last), reverse=True)
+    # Rounding can move a draw to a pair without weight, or past the last pair. Take the next pair that has weight, and
+    # at the end the last one.
+    pairs = jnp.arange(weight.shape[0])
+    last = jnp.max(jnp.where(weight > 0, pairs, 0))
+    following = jax.lax.cummin(jnp.where(weight > 0, pairs, last), reverse=True)
     return following[jnp.minimum(index, last)]

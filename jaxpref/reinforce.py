@@ -3,8 +3,8 @@
     gradient = mean over episodes of sum over steps of grad log pi(a_t | s_t) * A_t,
     A_t = rewards-to-go - baseline(s_t)
 
-(Williams, 1992). The defaults make every seed an expert, not the lucky ones: a uniform first policy, several
-episodes per update, a learned baseline, advantages normalised over the batch and a little entropy.
+(Williams, 1992). The defaults are chosen so that every seed becomes an expert, not only the lucky ones: a uniform first
+policy, several episodes per update, a learned baseline, advantages normalised over the batch, and a little entropy.
 """
 
 from __future__ import annotations
@@ -21,58 +21,56 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_choice, check_config, check_flag, check_key, check_range
+from jaxpref.checks import check_config, check_key, setting
 from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
 from jaxpref.fast.loops import any_lane
-from jaxpref.networks import apply_policy, categorical_entropy, categorical_log_prob, init_policy
-from jaxpref.returns import discounted_returns
-from jaxpref.rollout import episodes
+from jaxpref.networks import Network, apply_policy, init_policy
+from jaxpref.returns import discounted_returns, reward_scale
+from jaxpref.rollout import play_episodes
 from jaxpref.tasks import Task, check_task
-from jaxpref.types import Params, Scalar, Trajectory
+from jaxpref.types import Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
 
 
 @struct.dataclass
 class Config:
-    """How REINFORCE trains a policy on the true reward, up to its snapshots pi1 and pi2."""
+    """How REINFORCE trains a policy on the true reward, until it has the snapshots pi1 and pi2."""
 
-    num_updates: int = struct.field(pytree_node=False, default=600)
-    """Gradient steps at most: training ends once both targets are reached."""
-    episodes_per_update: int = struct.field(pytree_node=False, default=8)
+    num_updates: int = setting(600, low=1)
+    """Largest number of gradient steps. Training ends earlier if both targets are reached."""
+    episodes_per_update: int = setting(8, low=1)
     """Episodes averaged in one gradient."""
-    score_window: int = struct.field(pytree_node=False, default=50)
-    """The score, which targets are compared with, is the mean return of this many last episodes."""
-    baseline: str = struct.field(pytree_node=False, default="value")
-    """"value", the value head; "handmade", the task's own, read at the next observation."""
-    normalise_advantage: bool = struct.field(pytree_node=False, default=True)
-    """To mean 0 and deviation 1 over all steps of the update."""
-    shape_reward: bool = struct.field(pytree_node=False, default=False)
-    """Add gamma * potential(next_obs) - potential(obs) to what is learned from."""
-    score_shaping: bool = struct.field(pytree_node=False, default=False)
-    """The score counts that, too, as in the original study; without it, it is the true return."""
-    learning_rate: Scalar = 1e-2
+    score_window: int = setting(50, low=1)
+    """The score is the mean return of this many last episodes. The targets are compared with it."""
+    baseline: str = setting("value", choices=BASELINES)
+    """"value": the value head; "handmade": the task's baseline, read at the next observation."""
+    normalise_advantage: bool = setting(True)
+    """Scale advantages to mean 0 and deviation 1 over all steps of the update."""
+    shape_reward: bool | None = setting(None)
+    """Learn from reward + gamma * potential(next_obs) - potential(obs). None: as the task says."""
+    score_shaping: bool = setting(False)
+    """Compute the score from the shaped rewards, as the original study does; otherwise it is the true return."""
+    learning_rate: Scalar = setting(1e-2, low=0)
     """Step size of Adam."""
-    gamma: Scalar = 0.99
+    gamma: Scalar = setting(0.99, low=0, high=1)
     """Discount per step."""
-    ent_coef: Scalar = 0.04
+    ent_coef: Scalar = setting(0.04, low=0)
     """Weight of the entropy bonus, per step."""
-    vf_coef: Scalar = 0.5
+    vf_coef: Scalar = setting(0.5, low=0)
     """Weight of the value head's loss, per step."""
-    policy_scale: Scalar = 0.01
-    """Of the policy head's initial weights; near 0 the first policy is uniform."""
-
-    def __post_init__(self):
-        check_choice(self, "baseline", BASELINES)
-        check_flag(self, "normalise_advantage", "shape_reward")
-        check_range(self, 1, math.inf, "num_updates", "episodes_per_update", "score_window")
-        check_range(self, 0, math.inf, "learning_rate", "ent_coef", "vf_coef", "policy_scale")
-        check_range(self, 0, 1, "gamma")
+    policy_scale: Scalar = setting(0.01, low=0)
+    """Factor of the policy head's initial weights. Near 0 the first policy is uniform."""
 
 
 @struct.dataclass
 class Metrics:
-    """One entry per update, `param_size` the largest magnitude of a parameter before it; NaN after training ended."""
+    """One entry per update; NaN after training ended.
+
+    loss:        of the update's episodes.
+    score:       after the update.
+    param_size:  largest magnitude of a parameter before the update.
+    """
 
     loss: Float[Array, "*batch U"]
     score: Float[Array, "*batch U"]
@@ -81,14 +79,16 @@ class Metrics:
 
 @struct.dataclass
 class Result:
-    """The snapshots: parameters right after the first update at which the score reached a target.
+    """The snapshots: the policies right after the first update whose score reaches a target.
 
-    Where it never did, `reached` is False and the parameters are the last. The targets are the task's, or were found in
-    place of them. `num_updates` were made.
+    pi1, pi2:        the policies. Where a target was not reached, the policy is the last one.
+    pi1_target, pi2_target:    the task's targets, or those that were found.
+    pi1_reached, pi2_reached:  whether the score reached them.
+    num_updates:     number of updates made.
     """
 
-    pi1: Params
-    pi2: Params
+    pi1: Network
+    pi2: Network
     pi1_target: Float[Array, "*batch"]
     pi2_target: Float[Array, "*batch"]
     pi1_reached: Bool[Array, "*batch"]
@@ -100,56 +100,61 @@ class Result:
 
 @struct.dataclass
 class TrainState:
-    """`update` is the number of the next one; `scores` the last returns, NaN before there are that many."""
+    """What one update passes to the next.
+
+    update:  number of the next update.
+    scores:  returns of the last episodes; NaN before there are enough.
+    """
 
     update: Int[Array, ""]
-    params: Params
+    params: Network
     opt_state: optax.OptState
     scores: Float[Array, " window"]
     result: Result
 
 
-def loss_fn(params: Params, task: Task, config: Config, played: Trajectory) -> Float[Array, ""]:
-    """Policy gradient, value and entropy terms: summed over steps, averaged over episodes.
-
-    Raises ValueError for the hand-made baseline of a task that has none.
-    """
-    logits, value = apply_policy(params, played.obs)
-    # The value head predicts (1 - gamma) * return: about 1 in size, whatever the horizon.
-    returns = (1 - config.gamma) * jax.vmap(discounted_returns, (0, None))(played.reward, config.gamma)
+def loss_fn(params: Network, task: Task, config: Config, played: Trajectory) -> Float[Array, ""]:
+    """Compute policy gradient, value and entropy terms: summed over steps, averaged over episodes."""
+    distribution, value = apply_policy(params, played.obs)
+    # Scaled returns, which the value head predicts, are about 1 in size for every horizon.
+    scale = reward_scale(config.gamma, task.horizon)
+    returns = scale * jax.vmap(discounted_returns, (0, None))(played.reward, config.gamma)
     if config.baseline == "value":
         advantage = returns - value
         value_loss = config.vf_coef * losses.value(value, returns)
     else:
-        advantage = returns - (1 - config.gamma) * _of_task(task, "baseline")(played.next_obs)
+        advantage = returns - scale * _function_of(task, "baseline")(played.next_obs)
         value_loss = jnp.zeros_like(value)
     if config.normalise_advantage:
         mean = jnp.mean(advantage, where=played.mask)
         advantage = (advantage - mean) / (jnp.std(advantage, where=played.mask) + 1e-6)
-    per_step = losses.policy_gradient(categorical_log_prob(logits, played.action), advantage)
-    per_step += value_loss - config.ent_coef * categorical_entropy(logits)
+    per_step = losses.policy_gradient(distribution.log_prob(played.action), advantage)
+    per_step += value_loss - config.ent_coef * distribution.entropy()
     return jnp.where(played.mask, per_step, 0.0).sum(-1).mean()
 
 
-def _of_task(task: Task, name: str) -> Callable[[Float[Array, "*batch O"]], Float[Array, "*batch"]]:
-    """One of the task's own functions of observations. Raises ValueError where it has none."""
+def _function_of(task: Task, name: str) -> Callable[[Float[Array, "*batch O"]], Float[Array, "*batch"]]:
+    """Return the task's potential or baseline."""
     function = getattr(task, name)
     if function is None:
-        raise ValueError(f"config asks for the task's {name}, and {task.name} has none")
+        raise ValueError(f"reinforce.Config uses the task's {name}, and task {task.name} has none")
     return function
 
 
-def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
-    """One gradient step on fresh episodes, then the latches.
+def _shaped(task: Task, config: Config, played: Trajectory) -> Trajectory:
+    """Return the episodes with the rewards that are learned from."""
+    shape_reward = task.shape_reward if config.shape_reward is None else config.shape_reward
+    if not shape_reward:
+        return played
+    potential = _function_of(task, "potential")
+    shaping = config.gamma * potential(played.next_obs) - potential(played.obs)
+    return dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
 
-    Raises ValueError for a baseline or a shaping that the task does not have.
-    """
-    played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
-    shaped = played
-    if config.shape_reward:
-        potential = _of_task(task, "potential")
-        shaping = config.gamma * potential(played.next_obs) - potential(played.obs)
-        shaped = dataclasses.replace(played, reward=jnp.where(played.mask, played.reward + shaping, 0.0))
+
+def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
+    """Make one gradient step on fresh episodes, then take the snapshots that are due."""
+    played = play_episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
+    shaped = _shaped(task, config, played)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
@@ -179,12 +184,10 @@ def _select(condition: Bool[Array, ""], one, other):
 
 
 def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
-    """Train until both snapshots are taken or `config.num_updates` are made.
+    """Train until both snapshots are taken, or until `config.num_updates` updates are made.
 
-    Where the task lacks a target, a first run of all updates shows how far training comes, and a second one, the same
-    update by update, takes the snapshots on the way (`targets_of_curve`). Raises TypeError for a config of another
-    trainer, TypeError or ValueError for what is not one typed key, and ValueError for a baseline or a shaping that the
-    task does not have.
+    Where the task lacks a target, a first run of all updates shows how far training comes (`targets_of_curve`). A
+    second run repeats the same updates and takes the snapshots.
     """
     check_task(task)
     check_config(config, Config)
@@ -201,14 +204,16 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
         result = _train_to_targets(found, config, key)
         return targets_of_curve(config, result.metrics.score), result
 
-    # A scan makes one program of both runs: compiled apart, they could be rounded differently and drift apart.
+    # A scan makes one program of both runs. Two programs could round differently, and the runs would drift apart.
     _, results = jax.lax.scan(run, (jnp.float32(jnp.inf), jnp.float32(jnp.inf)), length=2)
     return jax.tree.map(lambda leaf: leaf[1], results)
 
 
 def targets_of_curve(config: Config, score: Float[Array, " U"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(pi1_target, pi2_target) of a task that has none: 90 % and 50 % of the way from the best score of the first
-    window, while the mean is of few episodes still, to the best of all. Infinite where training never got beyond that.
+    """Find (pi1_target, pi2_target) on a curve of scores: 90 % and 50 % of the way from the start to the best score.
+
+    The start is the best score of the first window, whose means are of few episodes. The targets are infinite where
+    training never got past the start.
     """
     first_window = math.ceil(config.score_window / config.episodes_per_update)
     first, best = jnp.nanmax(score[:first_window]), jnp.nanmax(score)
@@ -218,27 +223,7 @@ def targets_of_curve(config: Config, score: Float[Array, " U"]) -> tuple[Float[A
 
 def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     key_init, key_train = jax.random.split(key)
-    params = init_policy(key_init, task, config.policy_scale)
-    nothing = jnp.full(config.num_updates, jnp.nan)
-    metrics = Metrics(nothing, nothing, nothing)
-    result = Result(
-        pi1=params,
-        pi2=params,
-        pi1_target=jnp.float32(task.pi1_target),
-        pi2_target=jnp.float32(task.pi2_target),
-        pi1_reached=jnp.bool_(False),
-        pi2_reached=jnp.bool_(False),
-        num_updates=jnp.int32(0),
-        metrics=metrics,
-        divergence=no_divergence(),
-    )
-    start = TrainState(
-        jnp.int32(0),
-        params,
-        optax.adam(config.learning_rate).init(params),
-        jnp.full(config.score_window, jnp.nan),
-        result,
-    )
+    start = _start(task, config, init_policy(key_init, task, config.policy_scale))
 
     def training(state: TrainState):
         return ~(state.result.pi1_reached & state.result.pi2_reached)
@@ -252,6 +237,23 @@ def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result
         return any_lane(training(state)) & (state.update < config.num_updates)
 
     result = jax.lax.while_loop(running, guarded_update, start).result
-    last = result.pi1, result.pi2  # one of them is what the last update made
-    astray = find_divergence(result.metrics.loss, result.metrics.param_size, last, result.num_updates)
-    return dataclasses.replace(result, divergence=astray)
+    last = result.pi1, result.pi2  # the last update made one of them
+    divergence = find_divergence(result.metrics.loss, result.metrics.param_size, last, result.num_updates)
+    return dataclasses.replace(result, divergence=divergence)
+
+
+def _start(task: Task, config: Config, params: Network) -> TrainState:
+    nothing = jnp.full(config.num_updates, jnp.nan)
+    result = Result(
+        pi1=params,
+        pi2=params,
+        pi1_target=jnp.float32(task.pi1_target),
+        pi2_target=jnp.float32(task.pi2_target),
+        pi1_reached=jnp.bool_(False),
+        pi2_reached=jnp.bool_(False),
+        num_updates=jnp.int32(0),
+        metrics=Metrics(nothing, nothing, nothing),
+        divergence=no_divergence(),
+    )
+    opt_state = optax.adam(config.learning_rate).init(params)
+    return TrainState(jnp.int32(0), params, opt_state, jnp.full(config.score_window, jnp.nan), result)

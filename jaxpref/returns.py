@@ -11,10 +11,7 @@ from jaxpref.types import Scalar
 
 
 def discounted_returns(reward: Float[Array, " T"], gamma: Scalar) -> Float[Array, " T"]:
-    """Rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards beyond the end of an episode must be zero.
-
-    Raises ValueError for rewards with more axes than that of time, and for a discount that is not between 0 and 1.
-    """
+    """Compute the rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards after the end of an episode must be zero."""
     check_sequence(reward=reward)
     check_number(gamma, "gamma", 0, 1)
 
@@ -34,16 +31,15 @@ def gae(
     gamma: Scalar,
     gae_lambda: Scalar,
 ) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
-    """Generalised advantage estimation (Schulman et al., 2016, https://arxiv.org/abs/1506.02438).
+    """Estimate advantages: GAE (Schulman et al., 2016, https://arxiv.org/abs/1506.02438).
 
         delta_t = r_t + gamma * (0 if terminated_t else V(next_obs_t)) - V(obs_t)
         A_t     = delta_t + gamma * gae_lambda * (0 if done_t else A_{t+1})
 
-    `next_value` is the value of the true next observation: on truncation (done, not terminated) it is
-    bootstrapped from, on termination it is not. Steps after the last are taken to have no advantage.
+    `next_value` is the value of the true next observation. It counts on truncation (done, not terminated), and not on
+    termination. Steps after the last one have no advantage.
 
-    Returns the advantages and the value targets A_t + V(obs_t). Raises ValueError for arrays of different shapes, or
-    with more axes than that of time, and for `gamma` or `gae_lambda` that are not between 0 and 1.
+    Returns the advantages and the value targets A_t + V(obs_t).
     """
     check_sequence(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
     check_number(gamma, "gamma", 0, 1)
@@ -57,3 +53,11 @@ def gae(
 
     advantage = jax.lax.scan(backward, jnp.zeros(()), (delta, done), reverse=True)[1]
     return advantage, advantage + value
+
+
+def reward_scale(gamma: Scalar, horizon: int) -> Float[Array, ""]:
+    """Compute the factor that makes returns of rewards of size 1 about 1 in size: 1 / min(horizon, 1 / (1 - gamma)).
+
+    A discounted return counts about 1 / (1 - gamma) steps, and an episode has at most `horizon`.
+    """
+    return jnp.maximum(1 - gamma, 1 / horizon)

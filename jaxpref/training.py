@@ -1,9 +1,9 @@
-"""What the trainers share: minibatches of pairs, and updates in a scan with evaluations between."""
+"""What the trainers share: minibatches of pairs, and updates in a scan with evaluations between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ def scan_updates(
     num_updates: int,
     eval_every: int,
 ) -> tuple[State, Metrics, Evaluation]:
-    """`num_updates` updates, with an evaluation after every `eval_every` of them.
+    """Make `num_updates` updates, with an evaluation after every `eval_every` of them.
 
-    Returns the last state, the metrics of every update [U, ...] and the evaluations [U / eval_every, ...]. The
-    last evaluation is of the last state.
+    Returns the last state, the metrics of every update [U, ...] and the evaluations [U / eval_every, ...]. The last
+    evaluation is of the last state.
     """
 
     def block(state, key):
@@ -39,13 +39,19 @@ def scan_updates(
     return state, jax.tree.map(lambda leaf: leaf.reshape(num_updates, *leaf.shape[2:]), metrics), evaluation
 
 
+def schedule_problems(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield the problem of a config whose `eval_every` does not divide its `num_updates`."""
+    if config.num_updates % config.eval_every:
+        yield "num_updates", f"must be a multiple of eval_every, got {config.num_updates} and {config.eval_every}"
+
+
 def draw_minibatch(
     key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """(index, weight) of the pairs of one update.
+    """Draw (index, weight) of the pairs of one update.
 
-    `batch_size` pairs drawn in proportion to their weight, which then count alike; or, for `batch_size` 0, all
-    pairs with their own weights. Where no pair has weight, none of the minibatch has.
+    `batch_size` pairs are drawn in proportion to their weight and then count alike. `batch_size` 0 takes all pairs
+    with their own weights. Where no pair has weight, the minibatch has none either.
     """
     if batch_size == 0:
         return jnp.arange(weight.shape[0]), weight
@@ -54,6 +60,6 @@ def draw_minibatch(
 
 
 def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Float[Array, ""]:
-    """Mean sum(w x) / sum(w); 0 where there is no weight at all: from no answers nothing is learned."""
+    """Compute sum(w x) / sum(w). It is 0 where there is no weight: nothing is learned from no answers."""
     total = weight.sum()
     return jnp.where(weight > 0, weight * values, 0.0).sum() / jnp.where(total > 0, total, 1.0)

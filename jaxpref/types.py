@@ -1,31 +1,90 @@
-"""The two kinds of data that every stage hands to the next.
+"""The data that stages hand to each other: a task, trajectories, preferences.
 
-Shapes below are those of one trajectory or one dataset; `*batch` stands for whatever axes the caller adds
-(episodes, pairs, seeds).
+Shapes are those of one trajectory or one dataset; `*batch` stands for the axes that the caller adds (episodes, pairs,
+seeds).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar = int | float | Float[Array, ""]
-"""A hyperparameter: a Python number, or a traced array where it is swept by vmap."""
+"""A hyperparameter: a Python number, or a traced array where vmap sweeps it."""
 
 Params = Any
-"""A pytree of arrays: what a flax module's `init` returns."""
+"""A pytree of arrays: a module's parameters."""
+
+Observation = Float[Array, "*batch O"]
+Config = TypeVar("Config")
+
+
+@struct.dataclass
+class Task:
+    """An environment of gymnax's interface, and what the study needs to know of it.
+
+    Environment parameters, targets and the range of returns are leaves, the rest is static. So a task can be an
+    argument of a jitted function, or a constant in it.
+
+    horizon:     steps after which an episode is cut off (truncated, not terminated).
+    obs_size:    numbers in an observation; policies, reward models and trajectories have one flat axis for them.
+    pi1_target:  mean return at which REINFORCE keeps the good policy; None: `reinforce.train` finds one.
+    pi2_target:  lower mean return, at which it keeps the less good policy; None likewise.
+    return_range: (lowest, highest) return of an episode, the unit of an annotator's thresholds; None: unknown.
+    stochastic:  False says that `step_env` ignores its key; then no keys are drawn for it.
+    potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study; None:
+        there is none.
+    shape_reward: whether REINFORCE learns from the shaped reward where its config leaves this to the task.
+    baseline:    obs -> hand-made baseline of the original study, read at the next observation; None: there is none.
+    obs_shape:   shape of an observation before it was made flat, which a convolution needs; None: [obs_size].
+    observe:     the environment's observation -> one in scales that a network can learn from; None: as it is.
+    policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]), in place of
+        `networks.ActorCritic`. Its last, linear layers are named "policy" and "value": `init_policy` scales the one,
+        PPO resets the other.
+    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...], in place of `networks.RewardModel`.
+    configs:     {trainer: {field: value}}, the numbers that this task needs and a trainer's defaults do not have.
+    """
+
+    name: str = struct.field(pytree_node=False)
+    env: Any = struct.field(pytree_node=False)
+    env_params: Any
+    horizon: int = struct.field(pytree_node=False)
+    obs_size: int = struct.field(pytree_node=False)
+    num_actions: int = struct.field(pytree_node=False)
+    pi1_target: Scalar | None
+    pi2_target: Scalar | None
+    return_range: tuple[float, float] | None = None
+    stochastic: bool = struct.field(pytree_node=False, default=True)
+    potential: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
+    shape_reward: bool = struct.field(pytree_node=False, default=False)
+    baseline: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
+    obs_shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+    observe: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
+    policy_network: Any = struct.field(pytree_node=False, default=None)
+    reward_network: Any = struct.field(pytree_node=False, default=None)
+    configs: Mapping[str, Mapping[str, Any]] = struct.field(pytree_node=False, default=FrozenDict())  # hashable
+
+    def config(self, kind: type[Config], **changes: Any) -> Config:
+        """Return a trainer's default config with this task's own numbers, then `changes`.
+
+        `task.config(dpo.Config, num_updates=50)`.
+        """
+        trainer = kind.__module__.rpartition(".")[2]
+        return kind(**{**self.configs.get(trainer, {}), **changes})
 
 
 @struct.dataclass
 class Trajectory:
     """One episode of at most T steps, padded to the task's horizon T.
 
-    `mask` is True on the steps that were played and False after the end. Consumers select with
-    `jnp.where(mask, ...)`; what lies beyond the mask never reaches a result (rollouts leave zeros there).
+    `mask` is True on the steps that were played and False after the end. Values beyond the mask never reach a result:
+    select with `jnp.where(mask, ...)`. Rollouts leave zeros there.
 
     obs:       observation before each step.
     action:    action taken, int32.
@@ -42,10 +101,10 @@ class Trajectory:
 
 
 def zero_beyond_mask(trajectory: Trajectory) -> Trajectory:
-    """The same trajectory with zeros beyond its mask.
+    """Return the trajectory with zeros beyond its mask.
 
-    Garbage there must not even enter a network: `where` after it keeps the value clean, but the gradient of a
-    NaN that was not selected is still NaN.
+    NaN there must not enter a network. A `where` after the network keeps the value clean, but the gradient of a NaN
+    that was not selected is still NaN.
     """
 
     def select(leaf):
@@ -56,7 +115,7 @@ def zero_beyond_mask(trajectory: Trajectory) -> Trajectory:
 
 
 def true_return(trajectory: Trajectory) -> Float[Array, "*batch"]:
-    """Undiscounted sum of the environment's rewards over the mask."""
+    """Return the undiscounted sum of the environment's rewards over the mask."""
     return jnp.where(trajectory.mask, trajectory.reward, 0.0).sum(-1)
 
 
@@ -64,11 +123,11 @@ def true_return(trajectory: Trajectory) -> Float[Array, "*batch"]:
 class Preferences:
     """N labelled pairs of trajectories.
 
-    chosen, rejected:  what the annotator preferred, and what it did not.
+    chosen, rejected:  the trajectory that the annotator preferred, and the other one.
     weight:  how much a pair counts in a loss, >= 0; 0 takes the pair out without changing a shape.
-    prob:    the annotator's probability of this very label, P(chosen preferred to rejected).
-    target:  probability that a loss takes for "chosen is preferred": 1 for an answer, 0.5 for a tie, where the order
-             of the two means nothing. None is 1 for every pair.
+    prob:    the annotator's probability of this label, P(chosen preferred to rejected).
+    target:  the probability of "chosen is preferred" that a loss learns: 1 for an answer; 0.5 for a tie, where the
+             order of the two means nothing. None: 1 for every pair.
     """
 
     chosen: Trajectory
@@ -79,5 +138,5 @@ class Preferences:
 
 
 def target_of(preferences: Preferences) -> Float[Array, "*batch N"]:
-    """The pairs' targets, 1 where none are given."""
+    """Return the pairs' targets, 1 where none are given."""
     return jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target

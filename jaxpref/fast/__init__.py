@@ -1,1 +1,1 @@
-"""The same values as the plain functions, computed faster."""
+"""Faster versions of plain functions, with the same values."""

@@ -8,11 +8,10 @@ from jaxtyping import Array, Bool
 
 @custom_vmap
 def any_lane(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether `flag` holds here or in any computation vmapped beside this one.
+    """Return whether `flag` holds in this lane or in any other lane of the vmap.
 
-    As a `while_loop`'s condition it keeps the loop a loop: with a condition of its own for each lane, vmap would
-    select between the old and the new carry in every iteration, whole buffers included. The body must leave a
-    lane that has finished as it is.
+    Use it as the condition of a `while_loop`. With one condition for each lane, vmap selects between the old and the
+    new carry in every iteration, whole buffers included. The body must not change a lane that has finished.
     """
     return flag
 

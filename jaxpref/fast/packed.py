@@ -1,10 +1,9 @@
-"""Sums over episodes of different length, without paying for the padding.
+"""Sums over episodes of different lengths, without the cost of padding.
 
-Training on preferences means summing log-probabilities, or rewards, over whole episodes and following the
-gradient of that sum. Done plainly (`networks.trajectory_log_prob`, `networks.trajectory_reward`) most of the work
-is padding, and the activations of a minibatch do not fit a cache. Here episodes are cut into short rows once, and
-each sum runs over the rows that hold steps, a few thousand steps at a time, features first. The values and the
-gradients are those of the plain functions; tests hold them to it.
+Training on preferences sums log-probabilities, or rewards, over whole episodes, and needs the gradient of that sum. In
+the plain functions (`networks.trajectory_log_prob`, `networks.trajectory_reward`) most of the work is padding, and the
+activations of a minibatch do not fit a cache. Here episodes are cut into short rows once. Each sum runs over the rows
+that hold steps, a few hundred steps at a time, features first. Values and gradients are those of the plain functions.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpref.fast.loops import any_lane
-from jaxpref.networks import Network, apply_policy, apply_reward, categorical_log_prob
+from jaxpref.networks import ActorCritic, Network, RewardModel, apply_policy, apply_reward
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
 ROW = 25
-"""Steps in a row: an episode wastes half a row on average."""
+"""Steps in a row. An episode wastes half a row on average."""
 CHUNK = 32
-"""Rows in one pass of the loop: 800 steps, whose activations stay in a core's cache, also those of a few runs."""
+"""Rows in one pass of the loop: 800 steps, whose activations fit a core's cache, also for a few runs."""
 
-StepFn = Callable[[Params, Float[Array, "O M"], Int[Array, " M"]], Float[Array, " M"]]
-"""(params, obs, action) -> what is summed, per step; observations with features first."""
+StepFn = Callable[[Network, Float[Array, "O M"], Array], Float[Array, " M"]]
+"""(network, obs, action) -> what is summed, per step. Observations have features first."""
 
 
 @struct.dataclass
@@ -35,12 +34,12 @@ class Rows:
     """N trajectories cut into K rows of L steps each, features before steps."""
 
     obs: Float[Array, "N K O L"]
-    action: Int[Array, "N K L"]
+    action: Array
     mask: Bool[Array, "N K L"]
 
 
 def pack(trajectory: Trajectory) -> Rows:
-    """Cut trajectories [N, T, ...] into rows. Done once for a dataset."""
+    """Cut trajectories [N, T, ...] into rows, once for a dataset."""
     played = zero_beyond_mask(trajectory)
     num, horizon, _ = played.obs.shape
     num_rows = -(-horizon // ROW)
@@ -53,47 +52,47 @@ def pack(trajectory: Trajectory) -> Rows:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sum_over_steps(step_fn: StepFn, params: Params, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
-    """sum_t step_fn(params, obs_t, action_t) over the mask of each trajectory named by `index`.
+def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`.
 
-    Differentiable in `params`, in reverse mode.
+    Differentiable in the network's parameters, in reverse mode.
     """
 
     def add_chunk(sums, steps, row_ids):
-        return sums.at[row_ids].add(_row_sums(step_fn, params, steps), mode="drop")
+        return sums.at[row_ids].add(_row_sums(step_fn, network, steps), mode="drop")
 
     num_rows = index.shape[0] * rows.mask.shape[1]
     return _over_live_rows(add_chunk, jnp.zeros(num_rows), rows, index).reshape(index.shape[0], -1).sum(-1)
 
 
-def _forward(step_fn, params, rows, index):
-    return sum_over_steps(step_fn, params, rows, index), (params, rows, index)
+def _forward(step_fn, network, rows, index):
+    return sum_over_steps(step_fn, network, rows, index), (network, rows, index)
 
 
 def _backward(step_fn, residuals, cotangent):
     # The activations were not kept: computing them again, a cached chunk at a time, costs less than storing them.
-    params, rows, index = residuals
+    network, rows, index = residuals
     row_cotangent = jnp.repeat(cotangent, rows.mask.shape[1])
 
     def add_chunk(grads, steps, row_ids):
         weight = row_cotangent.at[row_ids].get(mode="fill", fill_value=0.0)
-        chunk_grads = jax.grad(lambda params: jnp.vdot(weight, _row_sums(step_fn, params, steps)))(params)
+        chunk_grads = jax.grad(lambda network: jnp.vdot(weight, _row_sums(step_fn, network, steps)))(network)
         return jax.tree.map(jnp.add, grads, chunk_grads)
 
-    return _over_live_rows(add_chunk, jax.tree.map(jnp.zeros_like, params), rows, index), None, None
+    return _over_live_rows(add_chunk, jax.tree.map(jnp.zeros_like, network), rows, index), None, None
 
 
 sum_over_steps.defvjp(_forward, _backward)
 
 
-def _row_sums(step_fn: StepFn, params: Params, steps: Rows) -> Float[Array, " C"]:
+def _row_sums(step_fn: StepFn, network: Network, steps: Rows) -> Float[Array, " C"]:
     obs = steps.obs.swapaxes(0, 1).reshape(steps.obs.shape[1], -1)
-    per_step = step_fn(params, obs, steps.action.reshape(-1)).reshape(steps.mask.shape)
+    per_step = step_fn(network, obs, steps.action.reshape(-1)).reshape(steps.mask.shape)
     return jnp.where(steps.mask, per_step, 0.0).sum(-1)
 
 
 def _over_live_rows(add_chunk, total, rows: Rows, index: Int[Array, " B"]):
-    """Fold `add_chunk(total, rows of one chunk, their places among the [B * K] rows)` over the rows with steps."""
+    """Fold `add_chunk(total, rows of one chunk, their indices among the [B * K] rows)` over the rows with steps."""
     rows_each = rows.mask.shape[1]
     num_rows = index.shape[0] * rows_each
     live = rows.mask.any(-1)[index].reshape(-1)
@@ -114,31 +113,31 @@ def _over_live_rows(add_chunk, total, rows: Rows, index: Int[Array, " B"]):
 
 
 def _torso(params: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
-    layer = params["params"]["torso"]
+    layer = params["torso"]
     return jax.nn.relu(layer["kernel"].T @ inputs + layer["bias"][:, None])
 
 
-def _log_prob(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]) -> Float[Array, " M"]:
-    if isinstance(params, Network):
-        return categorical_log_prob(apply_policy(params, obs.T)[0], action)
-    head = params["params"]["policy"]
-    log_probs = jax.nn.log_softmax(head["kernel"].T @ _torso(params, obs) + head["bias"][:, None], axis=0)
+def _log_prob(policy: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
+    if type(policy.module) is not ActorCritic:
+        distribution, _ = apply_policy(policy, obs.T)
+        return distribution.log_prob(action)
+    head = policy.params["policy"]
+    log_probs = jax.nn.log_softmax(head["kernel"].T @ _torso(policy.params, obs) + head["bias"][:, None], axis=0)
     taken = action == jnp.arange(log_probs.shape[0])[:, None]
     return jnp.where(taken, log_probs, 0.0).sum(0)
 
 
-def _reward(params: Params, obs: Float[Array, "O M"], action: Int[Array, " M"]) -> Float[Array, " M"]:
-    if isinstance(params, Network):
-        return apply_reward(params, obs.T, action)
-    head = params["params"]["reward"]
-    num_actions = params["params"]["torso"]["kernel"].shape[0] - obs.shape[0]
-    one_hot = jnp.where(action == jnp.arange(num_actions)[:, None], 1.0, 0.0)
-    features = _torso(params, jnp.concatenate([obs, one_hot]))
+def _reward(reward: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
+    if type(reward.module) is not RewardModel:
+        return apply_reward(reward, obs.T, action)
+    head = reward.params["reward"]
+    one_hot = jnp.where(action == jnp.arange(reward.module.num_actions)[:, None], 1.0, 0.0)
+    features = _torso(reward.params, jnp.concatenate([obs, one_hot]))
     return (head["kernel"].T @ features + head["bias"][:, None]).squeeze(0)
 
 
 log_prob = functools.partial(sum_over_steps, _log_prob)
-"""(params, rows, index) -> [B]: `networks.trajectory_log_prob`."""
+"""(policy, rows, index) -> [B]: `networks.trajectory_log_prob`."""
 
 reward = functools.partial(sum_over_steps, _reward)
-"""(params, rows, index) -> [B]: `networks.trajectory_reward`, not of an ensemble."""
+"""(reward, rows, index) -> [B]: `networks.trajectory_reward`."""
