@@ -34,10 +34,11 @@ def _stack(trees: Sequence[Any]) -> Any:
     """[S, ...] of each size -> [S, sizes, ...]. Metrics of sizes with fewer updates end in NaN."""
 
     def join(*leaves):
-        length = max(leaf.shape[1:] for leaf in leaves)
-        ends = [[(0, 0)] + [(0, n - m) for n, m in zip(length, leaf.shape[1:], strict=True)] for leaf in leaves]
-        padded = [np.pad(leaf, end, constant_values=np.nan) if np.any(end) else leaf for leaf, end in zip(leaves, ends)]
-        return np.stack(padded, axis=1)
+        shape = np.max([leaf.shape for leaf in leaves], axis=0)
+        joined = np.full((shape[0], len(leaves), *shape[1:]), np.nan, leaves[0].dtype)
+        for place, leaf in enumerate(leaves):
+            joined[(slice(None), place, *map(slice, leaf.shape[1:]))] = leaf
+        return joined
 
     return jax.tree.map(join, *trees)
 

@@ -21,7 +21,6 @@ from jaxpref.files import store
 
 PANEL_WIDTH, PANEL_HEIGHT, MIN_WIDTH = 4.6, 3.1, 6.4
 """Inches."""
-BAND = "mean and 10-90 % of seeds"
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def panels(num_columns: int, num_rows: int = 1, **options: Any) -> tuple[Figure,
 def finish(figure: Figure, title: str) -> Figure:
     """Give a figure its title, in lines that fit its width, and one legend with each label once."""
     width = figure.get_figwidth()
-    figure.suptitle(fill(title, int(10 * width)), fontsize=11)
+    figure.suptitle(fill(title.replace(" %", "\N{NO-BREAK SPACE}%"), int(11 * width)), fontsize=11)
     entries: dict[str, Any] = {}
     for axes in figure.axes:  # a panel lacks the lines of which every seed diverged
         handles, labels = axes.get_legend_handles_labels()
@@ -79,10 +78,14 @@ class Results(NamedTuple):
     summary: dict[str, Any]
 
     def title(self, text: str) -> str:
-        """Return a figure's title."""
+        """Return a figure's title: task and method, what is drawn, and of which seeds."""
         task, num_seeds = self.summary["task"], len(self.summary["seeds"])
-        seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
-        return f"{LABELS.get(task, task)}, {LABELS[self.summary['method']]}: {text} ({seeds})"
+        seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
+        return f"{LABELS.get(task, task)}, {LABELS[self.summary['method']]}, {seeds}: {text}"
+
+    def curves_title(self, text: str) -> str:
+        """Return the title of curves, which have a band if there is more than one seed."""
+        return self.title(text + (", mean and 10-90 % of seeds" if len(self.summary["seeds"]) > 1 else ""))
 
 
 def draw_all(outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Path]:
@@ -117,8 +120,8 @@ def draw_policies(results: Results) -> Figure:
         )
         axes.set_title(f"reference {reference}")
     axes_of[0, 0].set_ylabel("true return")
-    interval = {1: "", 2: " with their range"}.get(len(summary["seeds"]), " with 95 % interval")
-    return finish(figure, results.title(f"policies, points are seeds, diamonds IQM{interval}"))
+    interval = {1: "", 2: " with the range"}.get(len(summary["seeds"]), " with 95 % interval")
+    return finish(figure, results.title(f"points are seeds, diamonds IQM{interval}"))
 
 
 def draw_returns(results: Results) -> Figure:
@@ -135,7 +138,7 @@ def draw_returns(results: Results) -> Figure:
                 plots.level(axes, level, name, linestyle)
         axes.set(title=f"reference {reference}", xlabel="update")
     axes_of[0, 0].set_ylabel("true return")
-    return finish(figure, results.title(f"return during training, {BAND}"))
+    return finish(figure, results.curves_title("return during training"))
 
 
 def _draw(axes: Axes, line: Line, x: Any, values: Any, smooth: int = 1) -> None:
@@ -163,7 +166,7 @@ def draw_loss(results: Results) -> Figure:
     ylabel = "DPO loss" if summary["method"].endswith("dpo") else "PPO loss"
     for axes, (reference, lines) in zip(axes_of[0, bool(fitted) :], results.lines.items(), strict=True):
         _draw_metric(axes, f"reference {reference}", ylabel, lines, "loss", smooth=5)
-    return finish(figure, results.title(f"loss, running mean of 5 updates, {BAND}"))
+    return finish(figure, results.curves_title("loss, running mean of 5 updates"))
 
 
 def _fitted_lines(results: Results) -> list[Line]:
@@ -180,16 +183,15 @@ def draw_margins(results: Results) -> Figure:
     """Draw for DPO the margin of the implicit rewards and the share of a minibatch that they rank as labelled."""
     figure, axes_of = panels(len(results.lines), 2, sharey="row")
     for column, (reference, lines) in zip(axes_of.T, results.lines.items(), strict=True):
-        for axes, name, ylabel in zip(column, ("margin", "accuracy"), ("margin", "accuracy"), strict=True):
-            _draw_metric(axes, f"reference {reference}", ylabel, lines, name, smooth=5)
-    return finish(figure, results.title(f"implicit rewards, running mean of 5 updates, {BAND}"))
+        _draw_metric(column[0], f"reference {reference}", "margin", lines, "margin", smooth=5)
+        _draw_metric(column[1], "", "accuracy", lines, "accuracy", smooth=5)
+    return finish(figure, results.curves_title("implicit rewards, running mean of 5 updates"))
 
 
 def draw_kl(results: Results) -> Figure:
     """Draw for PPO the exact KL to the reference and the learned return."""
     figure, axes_of = panels(len(results.lines), 2, sharey="row")
     for column, (reference, lines) in zip(axes_of.T, results.lines.items(), strict=True):
-        title = f"reference {reference}"
-        _draw_metric(column[0], title, "KL(policy || ref), nats per step", lines, "kl")
-        _draw_metric(column[1], title, "learned return", lines, "learned_return")
-    return finish(figure, results.title(f"distance and learned return, {BAND}"))
+        _draw_metric(column[0], f"reference {reference}", "KL(policy || ref), nats per step", lines, "kl")
+        _draw_metric(column[1], "", "learned return", lines, "learned_return")
+    return finish(figure, results.curves_title("distance and learned return"))

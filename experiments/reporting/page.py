@@ -1,7 +1,7 @@
 """A page to look at: `report.html` in the folder of a run's results, one file that needs nothing else.
 
-Every run writes it. `python -m experiments.reporting.page [FOLDER ...]` writes it again from the files of finished runs,
-without training; by default in each folder of `results`.
+Every run writes it. `python -m experiments.reporting.page [FOLDER ...]` writes it again from the files of finished
+runs, by default in each folder of `results`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ def table(summary: dict[str, Any]) -> Table:
     """Return the summary as a table of at most 100 columns."""
     method, lacking = LABELS[summary["method"]], bool(summary["diverged"])
     title = f"{LABELS.get(summary['task'], summary['task'])}, {method}: true return"
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    result = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1)
+    )
     for column in ("policy", "reference"):
         result.add_column(column)
     measures = ("mean", "IQM", interval_name(len(summary["seeds"])), "held-out", "by label", "length")
@@ -28,8 +30,7 @@ def table(summary: dict[str, Any]) -> Table:
     def add(policy: dict[str, Any], *cells: str, accuracies: tuple[str, ...] = ("", "", ""), last: bool) -> None:
         known = num_seeds - policy["per_seed"].count(None)
         scores = number(policy["mean"], digits), number(policy["iqm"], digits), _interval(policy, digits, num_seeds)
-        counted = [f"{known} of {num_seeds}"] if lacking else []
-        result.add_row(*cells, *scores, *accuracies, *counted, end_section=last)
+        result.add_row(*cells, *scores, *accuracies, *([str(known)] if lacking else []), end_section=last)
 
     for name in ("pi2", "pi1"):
         add(summary["policies"][name], name, "", "", last=name == "pi1")
