@@ -6,7 +6,9 @@ An arm's name is its method and what differs from the plain case: 200 pairs, ref
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,11 +16,17 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from experiments.claims.running import run_reported
+from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
-from experiments.study import pipeline
-from experiments.study.settings import Policy, Settings, StudyTask, default_settings, original_ppo
+from experiments.reporting import summary
+from experiments.study import functions, pipeline
+from experiments.study.settings import Settings, StudyTask, default_settings, original_ppo
 from jaxpref import annotators, dpo, online, reward_model
 from jaxpref.analysis import ranking
+from jaxpref.networks import Network, trajectory_kl
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
 
 BATCH = 20
 """Seeds that run at the same time: their largest dataset fits in memory."""
@@ -33,8 +41,8 @@ LOSSES = {
 }
 """The losses other than the default one, conservative DPO."""
 MISTAKES = 0.2
-NO_DECAY = {"reward_model": reward_model.Config(weight_decay=0.0)}
-ENSEMBLE = {"reward_model": reward_model.Config(holdout_every=5), "num_members": 3}
+NO_DECAY: dict[str, Any] = {"reward_model": reward_model.Config(weight_decay=0.0)}
+ENSEMBLE: dict[str, Any] = {"reward_model": reward_model.Config(holdout_every=5), "num_members": 3}
 """Three reward models with bootstrap weights and early stopping."""
 
 
@@ -53,16 +61,16 @@ class Result:
 
     true_return, kl, quality, score_per_step: as in `pipeline.Row`.
     label_entropy, best_accuracy: of the held-out pairs' annotator, as in `functions.Labels`.
-    diverged:  whether the training of the experts, of the reward model or of the policy diverged.
+    diverged:  whether the experts, the reward model or the policy diverged.
     """
 
-    true_return: Float[Array, " S"]
-    kl: Float[Array, " S"]
+    true_return: Float[np.ndarray, " S"]
+    kl: Float[np.ndarray, " S"]
     quality: ranking.Quality
-    score_per_step: Float[Array, " S"]
-    label_entropy: Float[Array, " S"]
-    best_accuracy: Float[Array, " S"]
-    diverged: Bool[Array, " S"]
+    score_per_step: Float[np.ndarray, " S"]
+    label_entropy: Float[np.ndarray, " S"]
+    best_accuracy: Float[np.ndarray, " S"]
+    diverged: Bool[np.ndarray, " S"]
 
 
 Table = dict[str, Result]
@@ -85,9 +93,9 @@ def teachers(task: StudyTask) -> dict[str, annotators.Config]:
 def arms(task: StudyTask) -> dict[str, Arm]:
     """Return every arm by its name. Arms with the same pairs follow each other: their pairs are played once."""
 
-    def arm(method: Any, reference: Policy = "pi2", **changes: Any) -> Arm:
+    def arm(method: Any, reference: Any = "pi2", **changes: Any) -> Arm:
         settings = default_settings(task, method)
-        changes = {"num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100, "batch_seeds": BATCH} | changes
+        changes = {"num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100} | changes
         return Arm(dataclasses.replace(settings, reference=(reference,), **changes))
 
     plain, again = arm("dpo"), arm("dpo", evaluation=1)
@@ -130,32 +138,59 @@ def _informed(config: dpo.Config) -> dpo.Config:
 
 
 def result_of(arm: Arm, outcome: pipeline.Outcome) -> Result:
-    """Take an arm's numbers from the outcome of its settings."""
+    """Take an arm's numbers from the outcome of its settings. The distance of pi1 from pi2 is not among them."""
     row = next(row for row in outcome.rows if row.num_pairs == arm.num_pairs)
-    unknown = np.full(row.kl.shape, np.nan)
-    quality, score_per_step = row.quality, row.score_per_step
+    numbers: Any = row.quality, row.score_per_step, row.true_return, row.kl
+    quality, score_per_step, true_return, kl = numbers
+    of_run: Any = {"reference": row.reference, "num_pairs": row.num_pairs}
+    unknown = np.full(kl.shape, np.nan)
     if arm.policy != "trained" or arm.settings.reward == "true":
         quality, score_per_step = jax.tree.map(lambda leaf: unknown, quality), unknown
-    kl = row.kl if arm.policy == "trained" else outcome.kl[arm.policy]
-    true_return = row.true_return if arm.policy == "trained" else outcome.returns[arm.policy]
-    trained = [outcome.experts.divergence, row.divergence, row.reward and row.reward.divergence]
     if arm.policy != "trained":
-        trained = trained[:1]
-    diverged = np.any([part.update > 0 for part in trained if part is not None], axis=0) | ~np.isfinite(true_return)
-    labels = outcome.labels
-    return Result(true_return, kl, quality, score_per_step, labels.entropy, labels.best_accuracy, diverged)
+        true_return, kl = outcome.returns[arm.policy], np.zeros_like(kl) if arm.policy == "pi2" else unknown
+        of_run = {}
+    lost = ~summary.sound(summary.diverged(arm.settings, outcome), arm.settings.seeds, **of_run)
+    labels: Any = outcome.labels
+    return Result(true_return, kl, quality, score_per_step, labels.entropy, labels.best_accuracy, lost)
 
 
-def run(table: dict[str, Arm], seeds: Sequence[int], stages: Stages) -> Iterator[tuple[Sequence[int], str, Result]]:
-    """Run all arms on all seeds; yield (seeds of the batch, name, result) when an arm is done on a batch.
+def distance(task: Task, num_episodes: int, config: None, keys: functions.Keys, pi1: Network, pi2: Network) -> Array:
+    """Return KL(pi1 || pi2), mean over episodes of pi1, in nats per episode: a stage of one seed."""
+    return trajectory_kl(pi1, pi2, episodes(task, pi1, keys.evaluate, num_episodes)).mean()
 
-    All arms run on one batch before the next batch starts: the pairs of a batch stay in memory from arm to arm.
+
+def batches_of(seeds: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the seeds that run at the same time."""
+    return [tuple(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH)]
+
+
+def run_all(
+    by_task: Mapping[StudyTask, dict[str, Arm]], seeds: Sequence[int], stages: Stages, progress: Progress
+) -> dict[str, Table]:
+    """Run the arms of each task on all seeds; return the results by task.
+
+    All arms run on one batch of seeds before the next batch starts, so that its pairs stay in memory. Arms that follow
+    each other with the same settings are one run of the pipeline.
     """
-    for start in range(0, len(seeds), BATCH):
-        batch = tuple(seeds[start : start + BATCH])
-        last, outcome = None, None
-        for name, arm in table.items():
-            settings = dataclasses.replace(arm.settings, seeds=batch)
-            if settings != last:
-                last, outcome = settings, pipeline.run(settings, pipeline.task_of(settings), stages)
-            yield batch, name, result_of(arm, outcome)
+    tables: dict[str, Table] = {}
+    for task, table in by_task.items():
+        parts = [_run_batch(task, table, batch, stages, progress) for batch in batches_of(seeds)]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        tables[task] = {name: joined[name] for name in table}
+    return tables
+
+
+def _run_batch(task: str, table: dict[str, Arm], seeds: tuple[int, ...], stages: Stages, progress: Progress) -> Table:
+    results = {}
+    for settings, group in itertools.groupby(table, lambda name: table[name].settings):
+        names, settings = list(group), dataclasses.replace(settings, seeds=seeds)
+        title = f"{task} {', '.join(names)}, seeds {seeds[0]}-{seeds[-1]}"
+        outcome = run_reported(title, settings, stages, progress)
+        for name in names:
+            results[name] = result_of(dataclasses.replace(table[name], settings=settings), outcome)
+        if "pi1" in names:
+            part = functools.partial(distance, pipeline.task_of(settings), settings.eval_episodes)
+            stage, experts = functools.partial(functions.with_keys, part), outcome.experts
+            kl = stages.run("distance", stage, None, np.asarray(seeds, np.uint32), experts.pi1, experts.pi2)
+            results["pi1"] = dataclasses.replace(results["pi1"], kl=kl.value)
+    return results
