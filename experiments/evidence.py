@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from rich.markdown import Markdown
-
 from experiments import START
 from experiments.claims import arms, claims, figures, page, verdicts
 from experiments.claims.running import opened
@@ -49,12 +47,10 @@ def main() -> None:
     summary, sound = verdicts.summarise(tables, seeds, chosen)
     summary["total_s"] = time.perf_counter() - START
     figures.draw_all(chosen, summary, sound, settings.out)
-    text = page.page(chosen, summary, sound)
-    with store.atomic_write(settings.out / "evidence.md") as file:
-        file.write(text.encode())
+    page.write(page.page(chosen, summary, sound), settings.out, progress.console)
     store.save_json(settings.out / "summary.json", summary)
-    progress.console.print(Markdown(page.without_pictures(text)))
-    progress.console.print(f"{summary['total_s']:.0f} s; written to {settings.out}: evidence.md, summary.json, figures")
+    files = "evidence.md, summary.json, figures"
+    progress.console.print(f"{summary['total_s']:.0f} s; written to {settings.out}: {files}", highlight=False)
     if any(summary["diverged"].values()):
         raise SystemExit(DIVERGED)
 

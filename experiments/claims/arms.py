@@ -95,12 +95,11 @@ def arms(task: StudyTask) -> dict[str, Arm]:
 
     def arm(method: Any, reference: Any = "pi2", **changes: Any) -> Arm:
         settings = default_settings(task, method)
-        changes = {"num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100} | changes
-        return Arm(dataclasses.replace(settings, reference=(reference,), **changes))
+        plain: dict[str, Any] = {"num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
+        return Arm(dataclasses.replace(settings, reference=(reference,), **plain | changes))
 
-    plain, again = arm("dpo"), arm("dpo", evaluation=1)
-    table = {name: dataclasses.replace(plain, policy=name) for name in ("pi1", "pi2")}
-    table["pi2-again"] = dataclasses.replace(again, policy="pi2")
+    table = {name: dataclasses.replace(arm("dpo"), policy=name) for name in ("pi1", "pi2")}
+    table["pi2-again"] = dataclasses.replace(arm("dpo", evaluation=1), policy="pi2")
     for reference, suffix in (("pi1", "-pi1"), ("pi2", "")):
         table |= {f"{method}{suffix}": arm(method, reference) for method in ("dpo", "rlhf")}
         for kind in ("zero", "random", "true"):
@@ -159,6 +158,12 @@ def distance(task: Task, num_episodes: int, config: None, keys: functions.Keys, 
     return trajectory_kl(pi1, pi2, episodes(task, pi1, keys.evaluate, num_episodes)).mean()
 
 
+def _distance_of(settings: Settings, outcome: pipeline.Outcome, stages: Stages) -> Float[np.ndarray, " S"]:
+    part = functools.partial(distance, pipeline.task_of(settings), settings.eval_episodes)
+    stage, seeds = functools.partial(functions.with_keys, part), np.asarray(settings.seeds, np.uint32)
+    return stages.run("distance", stage, None, seeds, outcome.experts.pi1, outcome.experts.pi2).value
+
+
 def batches_of(seeds: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the seeds that run at the same time."""
     return [tuple(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH)]
@@ -189,8 +194,5 @@ def _run_batch(task: str, table: dict[str, Arm], seeds: tuple[int, ...], stages:
         for name in names:
             results[name] = result_of(dataclasses.replace(table[name], settings=settings), outcome)
         if "pi1" in names:
-            part = functools.partial(distance, pipeline.task_of(settings), settings.eval_episodes)
-            stage, experts = functools.partial(functions.with_keys, part), outcome.experts
-            kl = stages.run("distance", stage, None, np.asarray(seeds, np.uint32), experts.pi1, experts.pi2)
-            results["pi1"] = dataclasses.replace(results["pi1"], kl=kl.value)
+            results["pi1"] = dataclasses.replace(results["pi1"], kl=_distance_of(settings, outcome, stages))
     return results

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
 
 from experiments import python
 from experiments.claims.arms import Table
 from experiments.claims.claims import Claim
 from experiments.claims.verdicts import Numbers, explained
 from experiments.reporting.summary import LABELS
+from jaxpref.files import store
 
 EXPECTED = {"above": "above", "not below": "not below", "no gain": "to gain nothing on"}
 
@@ -85,8 +90,8 @@ def page(claims: Sequence[Claim], summary: Numbers, tables: dict[str, Table]) ->
         "arms of a seed share its experts, its initial states and, where annotator and size are the same, its pairs. A "
         "score is the mean true return of 100 episodes. Held-out pairs are 200 fresh pairs of the same annotator. "
         "Intervals are 95 % bootstraps over seeds. An interval of a difference resamples the seeds of both arms "
-        "together. They are not corrected for the number of comparisons. A comparison is borne out if its interval lies "
-        "on the expected side of zero.",
+        "together. They are not corrected for the number of comparisons. A comparison is borne out if its interval "
+        "lies on the expected side of zero.",
         outcome(summary),
         *(f"**{line}**" for line in warnings(summary)),
     ]
@@ -133,6 +138,8 @@ def warnings(summary: Numbers) -> list[str]:
     ]
 
 
-def without_pictures(text: str) -> str:
-    """Return a page as a terminal can show it."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+def write(text: str, folder: Path, console: Console) -> None:
+    """Write the page into a folder, and show it on the terminal without its pictures."""
+    with store.atomic_write(folder / "evidence.md") as file:
+        file.write(text.encode())
+    console.print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
