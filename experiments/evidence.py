@@ -16,7 +16,7 @@ from experiments.claims import arms, claims, figures, page, verdicts
 from experiments.claims.running import opened
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
-from experiments.study.settings import StudyTask
+from experiments.pipeline.settings import StudyTask
 from jaxpref.files import store
 
 

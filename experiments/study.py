@@ -13,9 +13,9 @@ from typing import get_args
 
 from experiments.harness.cli import given
 from experiments.harness.errors import exit_codes
+from experiments.pipeline.command import parse
+from experiments.pipeline.settings import Settings, StudyTask
 from experiments.reporting.experiment import run_all
-from experiments.study.command import parse
-from experiments.study.settings import Settings, StudyTask
 
 
 def settings_of(argv: list[str]) -> list[Settings]:

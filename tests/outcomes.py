@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 import jaxpref
-from experiments.study.functions import Fitted, Judged, Labels
-from experiments.study.pipeline import Outcome, Row
-from experiments.study.settings import default_settings
+from experiments.pipeline.functions import Fitted, Judged, Labels
+from experiments.pipeline.pipeline import Outcome, Row
+from experiments.pipeline.settings import default_settings
 from jaxpref import dpo, ppo, ranking, reinforce, reward_model
 from jaxpref.divergence import Divergence
 

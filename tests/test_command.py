@@ -11,10 +11,10 @@ import jaxpref
 from experiments import study as study_script
 from experiments.harness import cli
 from experiments.harness.errors import UsageError
-from experiments.study.command import check_unused
-from experiments.study.command import parse as parse_words
-from experiments.study.pipeline import task_of
-from experiments.study.settings import default_settings, from_config, to_flags
+from experiments.pipeline.command import check_unused
+from experiments.pipeline.command import parse as parse_words
+from experiments.pipeline.pipeline import task_of
+from experiments.pipeline.settings import default_settings, from_config, to_flags
 
 
 def parse(line, task="cartpole", method="dpo"):
@@ -243,4 +243,9 @@ def test_help_shows_the_defaults_of_the_preset(capsys):
 
 def test_a_flags_value_is_found_before_the_words_are_read():
     words = shlex.split("--seeds 1 2 --task acrobot --preset=original --out")
-    assert [cli.given(words, name) for name in ("task", "preset", "out", "method")] == ["acrobot", "original", None, None]
+    assert [cli.given(words, name) for name in ("task", "preset", "out", "method")] == [
+        "acrobot",
+        "original",
+        None,
+        None,
+    ]

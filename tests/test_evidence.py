@@ -15,7 +15,7 @@ from experiments.claims import arms, claims, grid, heat_maps, page, running, ver
 from experiments.harness import memo
 from experiments.harness.errors import UsageError
 from experiments.harness.progress import Progress
-from experiments.study import functions, pipeline
+from experiments.pipeline import functions, pipeline
 from jaxpref import statistics
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence

@@ -244,7 +244,13 @@ def test_only_what_a_killed_run_left_half_written_is_removed(tmp_path):
     with store.atomic_write(tmp_path / "other.npz"):
         assert len(list(tmp_path.glob(store.TEMPORARY))) == 2
     with folder.locked(tmp_path):
-        assert {path.name for path in tmp_path.iterdir()} == {"policies.npz", "other.npz", ".mine", "notes.tmp", ".lock"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "policies.npz",
+            "other.npz",
+            ".mine",
+            "notes.tmp",
+            ".lock",
+        }
 
 
 def test_results_that_are_set_aside_are_whole_and_elsewhere(tmp_path):

@@ -22,8 +22,8 @@ from PIL import Image
 
 import jaxpref
 from experiments import python
+from experiments.pipeline.settings import changes, default_settings, flag
 from experiments.reporting import animations, arrays, page, summary, table
-from experiments.study.settings import changes, default_settings, flag
 from jaxpref import dpo, store
 from jaxpref.types import Trajectory
 

@@ -15,7 +15,7 @@ import numpy as np
 import jaxpref
 from experiments.benchmarks.timing import Row, Settings, compiled, in_turns
 from experiments.harness.devices import over_runs, padded_size
-from experiments.study import functions
+from experiments.pipeline import functions
 from jaxpref import annotators, dpo, ppo, reinforce, reward_model
 from jaxpref.tasks import Task
 

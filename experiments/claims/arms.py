@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float
 from experiments.claims.running import run_reported
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
+from experiments.pipeline import functions, pipeline
+from experiments.pipeline.settings import Settings, StudyTask, default_settings, original_ppo
 from experiments.reporting import summary
-from experiments.study import functions, pipeline
-from experiments.study.settings import Settings, StudyTask, default_settings, original_ppo
 from jaxpref import annotators, dpo, online, reward_model
 from jaxpref.analysis import ranking
 from jaxpref.networks import Network, trajectory_kl

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from experiments.claims.arms import LOSSES, Arm, arms, teachers
-from experiments.study.settings import StudyTask
+from experiments.pipeline.settings import StudyTask
 
 ClaimName = Literal["gain", "controls", "pairs", "annotators", "online", "losses", "rewards"]
 

@@ -18,8 +18,8 @@ from experiments.claims.running import run_reported
 from experiments.harness.errors import UsageError
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
+from experiments.pipeline.settings import Settings, StudyTask, default_settings, flag
 from experiments.reporting.summary import LABELS, diverged, null_for_nan, score, sound, versions
-from experiments.study.settings import Settings, StudyTask, default_settings, flag
 from jaxpref import annotators, tasks
 
 Trainer = Literal["dpo", "rlhf"]

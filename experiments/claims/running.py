@@ -13,9 +13,9 @@ from experiments.harness.folder import locked
 from experiments.harness.memo import Memo
 from experiments.harness.progress import Done, Progress
 from experiments.harness.stages import Stages
+from experiments.pipeline import pipeline
+from experiments.pipeline.settings import Settings
 from experiments.reporting.summary import mean_or_none
-from experiments.study import pipeline
-from experiments.study.settings import Settings
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.study.functions import Keys, with_keys
+from experiments.pipeline.functions import Keys, with_keys
 from jaxpref import rollout
 from jaxpref.analysis import render
 from jaxpref.networks import Network

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.study.pipeline import Outcome
-from experiments.study.settings import Settings
+from experiments.pipeline.pipeline import Outcome
+from experiments.pipeline.settings import Settings
 from jaxpref.files import store
 from jaxpref.networks import init_policy
 from jaxpref.preferences import take

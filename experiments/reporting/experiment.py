@@ -18,9 +18,9 @@ from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.harness.memo import Memo
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
-from experiments.study import pipeline
-from experiments.study.command import check_unused, parse
-from experiments.study.settings import Method, Settings, changes, from_config
+from experiments.pipeline import pipeline
+from experiments.pipeline.command import check_unused, parse
+from experiments.pipeline.settings import Method, Settings, changes, from_config
 from jaxpref.files import store
 from jaxpref.tasks import Task
 

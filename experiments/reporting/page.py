@@ -20,12 +20,12 @@ from markupsafe import Markup
 
 from experiments import python
 from experiments.harness.errors import UsageError, exit_codes
+from experiments.pipeline import pipeline
+from experiments.pipeline.settings import changes, default_settings, flag, from_config, to_flags
 from experiments.reporting import arrays
 from experiments.reporting.animations import Animation, animate
 from experiments.reporting.summary import LABELS
 from experiments.reporting.table import accuracies_explained, decimals, interval_name, warnings
-from experiments.study import pipeline
-from experiments.study.settings import changes, default_settings, flag, from_config, to_flags
 from jaxpref.files import store
 
 PIXELS = 1.6

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from experiments.study.pipeline import Outcome
-from experiments.study.settings import Settings
+from experiments.pipeline.pipeline import Outcome
+from experiments.pipeline.settings import Settings
 from jaxpref.analysis import statistics
 from jaxpref.divergence import WHAT, Divergence
 

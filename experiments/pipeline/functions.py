@@ -125,7 +125,7 @@ def _judge(score: Callable[[Trajectory], Float[Array, " N"]], heldout: Preferenc
 def implicit_reward(config: dpo.Config, policy: Network, reference: Network, trajectory: Trajectory) -> Any:
     """Score a trajectory by DPO: beta times the log-ratio, or its mean per step for a loss that takes that."""
     log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
-    if config.loss in dpo.PER_STEP:
+    if str(config.loss).endswith("_per_step"):
         log_ratio = losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1))
     return config.beta * log_ratio
 

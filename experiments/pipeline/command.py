@@ -13,7 +13,7 @@ import tyro
 
 from experiments.harness import cli
 from experiments.harness.errors import UsageError
-from experiments.study.settings import PRESETS, Method, Settings, changes, flag, preset_of
+from experiments.pipeline.settings import PRESETS, Method, Settings, changes, flag, preset_of
 from jaxpref import checks
 
 MOST, MOST_DEVICES = 10**6, 1024

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model, tasks
+from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model
+from jaxpref.gymnax_tasks import KNOWN
 
 StudyTask = Literal["cartpole", "acrobot"]
 """The study's own tasks. A run may also have any gymnax environment with discrete actions."""
@@ -100,12 +101,12 @@ class Settings:
 
 def default_settings(task: str, method: Method) -> Settings:
     """The library's own defaults: one set of numbers for all tasks, with what a task of gymnax needs."""
-    configs = {kind.__module__.rpartition(".")[2]: tasks.config(task, kind) for kind in TRAINERS}
-    own: Any = configs
-    return Settings(task, method, Path("results") / f"{task}-{method}", **own)
+    own = KNOWN.get(task, dict)().get("configs", {})
+    configs: Any = {name: module.Config(**own.get(name, {})) for name, module in TRAINERS.items()}
+    return Settings(task, method, Path("results") / f"{task}-{method}", **configs)
 
 
-TRAINERS: tuple[Any, ...] = (reinforce.Config, dpo.Config, reward_model.Config, ppo.Config)
+TRAINERS = {"reinforce": reinforce, "dpo": dpo, "reward_model": reward_model, "ppo": ppo}
 
 
 def original_settings(task: str, method: Method) -> Settings:

@@ -1,6 +1,6 @@
 """The one pipeline, from seeds to numbers: experts, preferences, training, evaluation.
 
-Each stage is a pure function of one seed (`study/functions.py`). `Stages.run` maps it over the seeds and computes it
+Each stage is a pure function of one seed (`functions.py`). `Stages.run` maps it over the seeds and computes it
 once. An experiment, an arm of the evidence and a point of a sweep are all settings that come through here.
 """
 
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from experiments.harness.devices import gather, share
 from experiments.harness.stages import Lazy, Stages
-from experiments.study import functions
-from experiments.study.settings import Policy, Settings
+from experiments.pipeline import functions
+from experiments.pipeline.settings import Policy, Settings
 from jaxpref import networks, ppo, reinforce, reward_model, tasks
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
@@ -97,7 +97,7 @@ def task_of(settings: Settings) -> Task:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
     for used, flag, name in (
         (settings.reinforce.baseline == "handmade", "--reinforce.baseline handmade", "baseline"),
-        (settings.reinforce.shape_reward, "--reinforce.shape-reward", "potential"),
+        (bool(settings.reinforce.shape_reward), "--reinforce.shape-reward", "potential"),
     ):
         if used and getattr(task, name) is None:
             raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
