@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pipeline.pipeline import Outcome, Row
-from experiments.reporting.summary import LABELS, sound
 from experiments.pipeline.pipeline import Outcome
+from experiments.reporting.summary import LABELS, sound
 from jaxpref.analysis import plots
 from jaxpref.files import store
 
