@@ -97,7 +97,7 @@ def pushing_with_its_velocity():
 
 
 def test_the_page_plays_mountain_car_as_the_library_does(tmp_path, monkeypatch):
-    """In gymnasium. Episodes have a deviation of 27 steps: the means of 30 and of 1000 agree within 4 of its errors, 20.
+    """In gymnasium. Episodes have a deviation of 27 steps: the means of 30 and 1000 agree within 4 of its errors, 20.
     Without `observe` the same policy hardly ever gets to the flag."""
     task = jaxpref.task("MountainCar-v0")
     monkeypatch.chdir(tmp_path)
