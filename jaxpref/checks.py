@@ -22,7 +22,9 @@ LARGEST = float(np.finfo(np.float32).max)
 """Larger numbers become infinite as float32."""
 
 
-def setting(default: Any, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()) -> Any:
+def setting(
+    default: Any, *, low: int | float = -math.inf, high: int | float = math.inf, choices: Sequence[str] = ()
+) -> Any:
     """Declare a field of a Config with its range, or with its choices.
 
     A float is a leaf, so that `vmap` can sweep it. Everything else is static. `check_config` does the checks.
@@ -76,7 +78,7 @@ def _problem(field: dataclasses.Field, value: Any) -> str | None:
     return _out_of_range(value, field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf))
 
 
-def _out_of_range(value: Any, low: float, high: float) -> str | None:
+def _out_of_range(value: Any, low: int | float, high: int | float) -> str | None:
     if not _is_number(value) or max(low, -LARGEST) <= value <= min(high, LARGEST):
         return None
     if not math.isfinite(value) or abs(value) > LARGEST:
@@ -114,7 +116,7 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_number(value: Any, name: str, low: float, high: float = math.inf) -> None:
+def check_number(value: Any, name: str, low: int | float, high: int | float = math.inf) -> None:
     """Check that `value` is a number from `low` to `high`. An array of numbers passes, whatever its values."""
     if not (_is_number(value) or _is_array_of_numbers(value)):
         raise TypeError(f"{name} must be a number, got {_describe(value)}")
