@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from rich import box
 from rich.table import Table
 
 from experiments.benchmarks.timing import Row
+from experiments.reporting import figures
 from jaxpref.analysis import plots
 
 
@@ -25,20 +25,18 @@ def table(title: str, rows: list[Row]) -> Table:
     return result
 
 
-@matplotlib.rc_context(plots.STYLE)
+@figures.style()
 def draw(rows: list[Row]) -> Figure:
     """Draw seconds per seed against seeds, a line for each trainer."""
-    figure = Figure(figsize=(5.2, 3.6))
-    axes = figure.subplots()
+    figure, ((axes,),) = figures.panels(1)
     names = list(dict.fromkeys(row["trainer"] for row in rows))
     for name, colour, marker in zip(names, plots.COLOURS, "osD^", strict=False):
         points = [(row["seeds"], 1000 * row["s_per_seed"]) for row in rows if row["trainer"] == name]
         axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name.replace("_", " "))
-    axes.set(xlabel="seeds in one call", ylabel="milliseconds per seed", title="Shortened trainers, CartPole, compiled")
+    axes.set(xlabel="seeds in one call", ylabel="milliseconds per seed")
     measured = sorted({row["seeds"] for row in rows})
     axes.set_xticks(measured, [str(number) for number in measured])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
+    return figures.finish(figure, "Shortened trainers, CartPole, compiled")
