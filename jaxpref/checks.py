@@ -21,10 +21,10 @@ from jaxpref.types import Preferences, Trajectory
 LARGEST = float(np.finfo(np.float32).max)
 """Larger numbers become infinite as float32."""
 
-# --- configs ----------------------------------------------------------------------------------------------------------
 
-
-def setting(default: Any, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()) -> Any:
+def setting(
+    default: Any, *, low: int | float = -math.inf, high: int | float = math.inf, choices: Sequence[str] = ()
+) -> Any:
     """Declare a field of a Config with its range, or with its choices.
 
     A float is a leaf, so that `vmap` can sweep it. Everything else is static. `check_config` does the checks.
@@ -74,11 +74,11 @@ def _problem(field: dataclasses.Field, value: Any) -> str | None:
     if field.type == "Scalar" and not (_is_number(value) or _is_array_of_numbers(value)):
         return f"must be a number, got {_describe(value)}"
     if field.type == "Scalar" and np.shape(value) != ():
-        return f"must be one number, got {_shape(value)} of them: use jax.vmap to sweep them"
+        return f"must be one number, got {list(np.shape(value))} of them: use jax.vmap to sweep them"
     return _out_of_range(value, field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf))
 
 
-def _out_of_range(value: Any, low: float, high: float) -> str | None:
+def _out_of_range(value: Any, low: int | float, high: int | float) -> str | None:
     if not _is_number(value) or max(low, -LARGEST) <= value <= min(high, LARGEST):
         return None
     if not math.isfinite(value) or abs(value) > LARGEST:
@@ -108,9 +108,6 @@ def _is_array_of_numbers(value: Any) -> bool:
     )
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
 def check_count(value: Any, name: str, least: int = 1) -> None:
     """Check that `value` is a whole number of at least `least`."""
     if not _is_int(value):
@@ -119,7 +116,7 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_number(value: Any, name: str, low: float, high: float = math.inf) -> None:
+def check_number(value: Any, name: str, low: int | float, high: int | float = math.inf) -> None:
     """Check that `value` is a number from `low` to `high`. An array of numbers passes, whatever its values."""
     if not (_is_number(value) or _is_array_of_numbers(value)):
         raise TypeError(f"{name} must be a number, got {_describe(value)}")
@@ -148,7 +145,7 @@ def check_key(key: Any, name: str = "key") -> None:
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"{name} must be a typed key, such as jax.random.key(0), got {_describe(key)}")
     if key.shape != ():
-        raise ValueError(f"{name} must be one key, got {_shape(key)} of them: use jax.vmap to map over keys")
+        raise ValueError(f"{name} must be one key, got {list(key.shape)} of them: use jax.vmap to map over keys")
 
 
 def check_same_shape(**arrays: Any) -> None:
@@ -164,13 +161,7 @@ def check_sequence(**arrays: Any) -> None:
     check_same_shape(**arrays)
     for name, array in arrays.items():
         if np.ndim(array) != 1:
-            raise ValueError(f"{name} must have one axis, time, got {_shape(array)}: use jax.vmap for more")
-
-
-def check_dtype(array: Any, name: str, kind: type, words: str) -> None:
-    """Check that `array` is an array of `kind`, an abstract NumPy dtype that `words` name."""
-    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, kind):
-        raise TypeError(f"{name} must be an array of {words}, got {_describe(array)}")
+            raise ValueError(f"{name} must have one axis, time, got {list(np.shape(array))}: use jax.vmap for more")
 
 
 def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | None = None) -> None:
@@ -179,20 +170,16 @@ def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | 
     num_axes: axes before time; None: any number.
     """
     check_kind(trajectory, Trajectory, name)
-    check_dtype(trajectory.mask, f"{name}.mask", np.bool_, "booleans")
-    check_dtype(trajectory.action, f"{name}.action", np.integer, "integers")
-    for field in ("reward", "obs", "next_obs"):
-        check_dtype(getattr(trajectory, field), f"{name}.{field}", np.floating, "floats")
-    shape = trajectory.mask.shape
+    shape = np.shape(trajectory.mask)
     if len(shape) == 0 or (num_axes is not None and len(shape) != num_axes + 1):
         expected = "a time axis" if num_axes is None else f"the shape {['[T]', '[N, T]'][num_axes]}"
-        raise ValueError(f"{name}.mask must have {expected}, got {_shape(trajectory.mask)}")
-    shapes = {"action": shape, "reward": shape, "obs": (*shape, *trajectory.obs.shape[-1:])}
-    shapes["next_obs"] = shapes["obs"]
-    for field, expected in shapes.items():
-        array = getattr(trajectory, field)
-        if array.shape != expected:
-            raise ValueError(f"{name}.{field} must have the shape {list(expected)}, as the mask, got {_shape(array)}")
+        raise ValueError(f"{name}.mask must have {expected}, got {list(shape)}")
+    kinds = {"mask": np.bool_, "action": np.integer, "reward": np.floating, "obs": np.floating, "next_obs": np.floating}
+    for field, kind in kinds.items():
+        features = np.shape(trajectory.obs)[len(shape) :][:1] if field in ("obs", "next_obs") else ()
+        _check_array(getattr(trajectory, field), f"{name}.{field}", kind, (*shape, *features))
+    if trajectory.obs.ndim == len(shape):
+        raise ValueError(f"{name}.obs must have a last axis of features, got {list(shape)}")
 
 
 def check_preferences(preferences: Any, name: str = "preferences", num_axes: int | None = 1) -> None:
@@ -206,23 +193,22 @@ def check_preferences(preferences: Any, name: str = "preferences", num_axes: int
     check_trajectory(rejected, f"{name}.rejected", num_axes)
     check_same_shape(**{f"{name}.chosen": chosen.obs, f"{name}.rejected": rejected.obs})
     pairs = chosen.mask.shape[:-1]
-    for field in ("weight", "prob", "target"):
-        array = getattr(preferences, field)
-        if field == "target" and array is None:
-            continue
-        check_dtype(array, f"{name}.{field}", np.floating, "floats")
-        if array.shape != pairs:
-            raise ValueError(f"{name}.{field} must have one number for each pair, {list(pairs)}, got {_shape(array)}")
+    for field in ("weight", "prob") if preferences.target is None else ("weight", "prob", "target"):
+        _check_array(getattr(preferences, field), f"{name}.{field}", np.floating, pairs)
     if 0 in pairs:
         raise ValueError(f"{name} must hold at least one pair, got none")
 
 
-def _shape(array: Any) -> str:
-    return str(list(np.shape(array)))
+def _check_array(array: Any, name: str, kind: type, shape: tuple[int, ...]) -> None:
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, kind):
+        words = {np.bool_: "booleans", np.integer: "integers", np.floating: "floats"}[kind]
+        raise TypeError(f"{name} must be an array of {words}, got {_describe(array)}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}, got {list(array.shape)}")
 
 
 def _describe(value: Any) -> str:
     """Describe an array by its dtype and shape, a number or a word by itself, anything else by its type."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}{_shape(value)}"
+        return f"{value.dtype}{list(value.shape)}"
     return repr(value) if isinstance(value, int | float | str) or value is None else f"a {type(value).__name__}"

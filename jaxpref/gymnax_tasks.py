@@ -16,31 +16,14 @@ from jaxtyping import Array, Float
 from jaxpref.checks import check_count, check_return_range
 from jaxpref.types import Observation, Task
 
-# --- what gymnax has, known without loading it ------------------------------------------------------------------------
-
+# fmt: off
 GYMNAX = (
-    "Acrobot-v1",
-    "Asterix-MinAtar",
-    "BernoulliBandit-misc",
-    "Breakout-MinAtar",
-    "CartPole-v1",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "DiscountingChain-bsuite",
-    "FourRooms-misc",
-    "Freeway-MinAtar",
-    "FrozenLake-misc",
-    "GaussianBandit-misc",
-    "MNISTBandit-bsuite",
-    "MemoryChain-bsuite",
-    "MetaMaze-misc",
-    "MountainCar-v0",
-    "Pong-misc",
-    "Seaquest-MinAtar",
-    "SimpleBandit-bsuite",
-    "SpaceInvaders-MinAtar",
-    "UmbrellaChain-bsuite",
+    "Acrobot-v1", "Asterix-MinAtar", "BernoulliBandit-misc", "Breakout-MinAtar", "CartPole-v1", "Catch-bsuite",
+    "DeepSea-bsuite", "DiscountingChain-bsuite", "FourRooms-misc", "Freeway-MinAtar", "FrozenLake-misc",
+    "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite", "MetaMaze-misc", "MountainCar-v0", "Pong-misc",
+    "Seaquest-MinAtar", "SimpleBandit-bsuite", "SpaceInvaders-MinAtar", "UmbrellaChain-bsuite",
 )
+# fmt: on
 """The ids of gymnax's environments with discrete actions."""
 
 CONTINUOUS = ("MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
@@ -72,9 +55,6 @@ def make(name: str) -> tuple[Any, Any]:
         return gymnax.make(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
         raise ValueError(f"gymnax cannot make {name}: {error}") from error
-
-
-# --- what some of them need -------------------------------------------------------------------------------------------
 
 
 def mountain_car_observe(obs: Observation) -> Observation:
@@ -132,9 +112,6 @@ KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
 """Fields of `Task` that gymnax's environments do not have themselves, as functions of the horizon."""
 
 
-# --- from an environment to a task ------------------------------------------------------------------------------------
-
-
 def from_gymnax(
     env: Any, env_params: Any = None, *, name: str | None = None, horizon: int | None = None, **fields: Any
 ) -> Task:
@@ -165,7 +142,11 @@ def from_gymnax(
     obs_shape = _obs_shape(env, env_params, name, given.get("observe"))
     horizon = _horizon(env_params, name) if horizon is None else horizon
     check_count(horizon, "horizon")
-    _check_fields(**given)
+    pi1_target, pi2_target = given.pop("pi1_target", None), given.pop("pi2_target", None)
+    if pi1_target is not None and pi2_target is not None and pi1_target <= pi2_target:
+        raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
+    if "return_range" in given:
+        check_return_range(given["return_range"])
     return Task(
         name=name,
         env=env,
@@ -174,17 +155,11 @@ def from_gymnax(
         obs_size=math.prod(obs_shape),
         obs_shape=obs_shape,
         num_actions=num_actions,
-        **{"pi1_target": None, "pi2_target": None, **given, "configs": freeze(given.get("configs", {}))},
+        pi1_target=pi1_target,
+        pi2_target=pi2_target,
+        configs=freeze(given.pop("configs", {})),
+        **given,
     )
-
-
-def _check_fields(
-    pi1_target: Any = None, pi2_target: Any = None, return_range: tuple[float, float] | None = None, **_: Any
-) -> None:
-    if pi1_target is not None and pi2_target is not None and pi1_target <= pi2_target:
-        raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
-    if return_range is not None:
-        check_return_range(return_range)
 
 
 def _horizon(env_params: Any, name: str) -> int:
@@ -242,7 +217,7 @@ def _carries(one: jax.ShapeDtypeStruct, other: jax.ShapeDtypeStruct) -> bool:
 
 
 def _values(returned: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
-    if not (isinstance(returned, tuple | list) and len(returned) == len(names)):
-        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
+    if not isinstance(returned, tuple) or len(returned) != len(names):
+        got = len(returned) if isinstance(returned, tuple) else f"a {type(returned).__name__}"
         raise ValueError(f"{method} must return {len(names)} values, {', '.join(names)}, got {got}")
-    return tuple(returned)
+    return returned

@@ -40,22 +40,25 @@ def margin(
 
 
 def sigmoid(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
-    """Compute DPO's -log sigmoid(beta * margin) (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, eq. 7)."""
+    """Compute DPO's loss (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, equation 7).
+
+    -log sigmoid(beta * margin)
+    """
     return jax.nn.softplus(-beta * margin)
 
 
 def hinge(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
-    """Compute max(0, 1 - beta * margin): SLiC (Zhao et al., 2023, https://arxiv.org/abs/2305.10425) on DPO's margin.
+    """Compute SLiC's loss (Zhao et al., 2023, https://arxiv.org/abs/2305.10425) of DPO's margin.
 
-    Liu et al. (2024, https://arxiv.org/abs/2309.06657, section 3.2) combine the two in this way.
+    max(0, 1 - beta * margin), as in Liu et al., 2024, https://arxiv.org/abs/2309.06657, section 3.2.
     """
     return jax.nn.relu(1 - beta * margin)
 
 
 def ipo(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
-    """Compute (margin - 1 / (2 * beta)) ** 2: IPO (Azar et al., 2023, https://arxiv.org/abs/2310.12036, eq. 17).
+    """Compute IPO's loss (Azar et al., 2023, https://arxiv.org/abs/2310.12036, equation 17).
 
-    IPO aims at a finite margin. DPO's loss falls for ever as the margin grows.
+    (margin - 1 / (2 * beta)) ** 2. IPO aims at a finite margin. DPO's loss falls for ever as the margin grows.
     """
     return (margin - 1 / (2 * beta)) ** 2
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
 from jaxpref.distributions import Categorical, Distribution, as_distribution
@@ -25,22 +25,21 @@ from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 HIDDEN_SIZE = 32
 REWARD_HIDDEN_SIZE = 64
 
-# --- modules ----------------------------------------------------------------------------------------------------------
 
-
-def fan_in_uniform(fan_in: int, scale: Scalar = 1.0) -> nn.initializers.Initializer:
-    """Initialise with U(-b, b), b = scale / sqrt(fan_in): PyTorch's default for a linear layer's weights and biases."""
+def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0) -> nn.Dense:
+    """Make a layer with weights and biases from U(-b, b), b = scale / sqrt(fan_in): PyTorch's default, times scale."""
     bound = scale / math.sqrt(fan_in)
 
     def init(key: Key[Array, ""], shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return init
-
-
-def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0) -> nn.Dense:
-    init = fan_in_uniform(fan_in, scale)
     return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+
+
+def _actor_critic(inputs, num_actions: int, hidden_size: int, policy_scale: Scalar = 1.0):
+    features = nn.relu(_dense(hidden_size, inputs.shape[-1], "torso")(inputs))
+    logits = _dense(num_actions, hidden_size, "policy", policy_scale)(features)
+    return Categorical(logits), _dense(1, hidden_size, "value")(features).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
@@ -55,10 +54,7 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
-        features = nn.relu(_dense(self.hidden_size, obs.shape[-1], "torso")(obs))
-        logits = _dense(self.num_actions, self.hidden_size, "policy", self.policy_scale)(features)
-        value = _dense(1, self.hidden_size, "value")(features)
-        return Categorical(logits), value.squeeze(-1)
+        return _actor_critic(obs, self.num_actions, self.hidden_size, self.policy_scale)
 
 
 class RewardModel(nn.Module):
@@ -111,10 +107,7 @@ class ConvActorCritic(nn.Module):
     @nn.compact
     def __call__(self, obs):
         features = Convolution(self.obs_shape, name="convolution")(obs)
-        features = nn.relu(_dense(self.hidden_size, features.shape[-1], "torso")(features))
-        logits = _dense(self.num_actions, self.hidden_size, "policy")(features)
-        value = _dense(1, self.hidden_size, "value")(features)
-        return Categorical(logits), value.squeeze(-1)
+        return _actor_critic(features, self.num_actions, self.hidden_size)
 
 
 class ConvRewardModel(nn.Module):
@@ -128,9 +121,6 @@ class ConvRewardModel(nn.Module):
     def __call__(self, obs, action):
         features = Convolution(self.obs_shape, name="convolution")(obs)
         return RewardModel(self.num_actions, self.hidden_size, name="model")(features, action)
-
-
-# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 @struct.dataclass
@@ -205,30 +195,26 @@ def _init_params(module: Any, key: Key[Array, ""], *inputs: Array) -> Params:
 
 def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) -> Network:
     """Return the policy with `change` applied to every array of one of its layers, "policy" or "value"."""
-    return policy.replace(params={**policy.params, name: jax.tree.map(change, policy.params[name])})
+    layer = jax.tree.map(change, policy.params[name])
+    return dataclasses.replace(policy, params={**policy.params, name: layer})
 
 
 def apply_policy(policy: Network, obs: Float[Array, "*batch O"]) -> tuple[Distribution, Float[Array, "*batch"]]:
     """Return the distribution over actions and the state value at each observation."""
-    _check_network(policy, "policy")
+    check_kind(policy, Network, "policy")
     distribution, value = policy.apply(obs)
     return as_distribution(distribution), value
 
 
-def apply_reward(
-    reward: Network, obs: Float[Array, "*batch O"], action: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def apply_reward(reward: Network, obs: Float[Array, "*batch O"], action: Array) -> Float[Array, "*batch"]:
     """Return the learned reward of each step."""
-    _check_network(reward, "reward")
+    check_kind(reward, Network, "reward")
     return reward.apply(obs, action)
 
 
 def trajectory_log_prob(policy: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return log prod_t pi(a_t | s_t), in nats: the sum over the trajectory's mask."""
-    check_trajectory(trajectory)
-    played = zero_beyond_mask(trajectory)
-    distribution, _ = apply_policy(policy, played.obs)
-    return jnp.where(played.mask, distribution.log_prob(played.action), 0.0).sum(-1)
+    return _sum(trajectory, lambda played: apply_policy(policy, played.obs)[0].log_prob(played.action))
 
 
 def trajectory_kl(policy: Network, ref_policy: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
@@ -237,27 +223,25 @@ def trajectory_kl(policy: Network, ref_policy: Network, trajectory: Trajectory) 
     Its mean over the policy's own episodes is the KL divergence between the two distributions of trajectories. The
     environment's transition probabilities are the same for both and cancel.
     """
-    check_trajectory(trajectory)
-    played = zero_beyond_mask(trajectory)
-    kl = apply_policy(policy, played.obs)[0].kl(apply_policy(ref_policy, played.obs)[0])
-    return jnp.where(played.mask, kl, 0.0).sum(-1)
+    return _sum(
+        trajectory, lambda played: apply_policy(policy, played.obs)[0].kl(apply_policy(ref_policy, played.obs)[0])
+    )
 
 
 def trajectory_reward(reward: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return the learned return: the undiscounted sum of learned rewards over the trajectory's mask."""
+    return _sum(trajectory, lambda played: apply_reward(reward, played.obs, played.action))
+
+
+def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Float[Array, "*batch"]:
     check_trajectory(trajectory)
     played = zero_beyond_mask(trajectory)
-    return jnp.where(played.mask, apply_reward(reward, played.obs, played.action), 0.0).sum(-1)
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
+    return jnp.where(played.mask, step_fn(played), 0.0).sum(-1)
 
 
 def check_policy(task: Task, policy: Any, name: str = "policy") -> None:
     """Check that `policy` gives a distribution over the task's actions and one value at its observations."""
-    check_task(task)
-    _check_network(policy, name)
-    distribution, value = _output_shapes(apply_policy, task, policy, name, _obs(task))
+    distribution, value = _output_shapes(apply_policy, task, policy, name)
     shapes = [leaf.shape for leaf in jax.tree.leaves(distribution)]
     if shapes != [(task.num_actions,)] or value.shape != ():
         raise ValueError(
@@ -268,31 +252,20 @@ def check_policy(task: Task, policy: Any, name: str = "policy") -> None:
 
 def check_reward(task: Task, reward: Any, name: str = "reward") -> None:
     """Check that `reward` gives one reward for each of the task's steps."""
-    check_task(task)
-    _check_network(reward, name)
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    output = _output_shapes(apply_reward, task, reward, name, _obs(task), action)
+    output = _output_shapes(apply_reward, task, reward, name, jax.ShapeDtypeStruct((), jnp.int32))
     if getattr(output, "shape", None) != ():
         raise ValueError(f"{name} must give one reward for each step of task {task.name}, got {output}")
-    num_actions = getattr(getattr(reward.module, "member", reward.module), "num_actions", task.num_actions)
-    if num_actions != task.num_actions:
-        raise ValueError(f"{name} is a model of {num_actions} actions, and task {task.name} has {task.num_actions}")
+    module = getattr(reward.module, "member", reward.module)
+    if getattr(module, "num_actions", task.num_actions) != task.num_actions:
+        raise ValueError(f"{name} is of {module.num_actions} actions, and task {task.name} has {task.num_actions}")
 
 
-def _check_network(network: Any, name: str) -> None:
+def _output_shapes(function: Callable, task: Task, network: Any, name: str, *inputs: jax.ShapeDtypeStruct) -> Any:
+    check_task(task)
     check_kind(network, Network, name)
-
-
-def _obs(task: Task) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((task.obs_size,), jnp.float32)
-
-
-def _output_shapes(function: Callable, task: Task, network: Network, name: str, *inputs: Any) -> Any:
     try:
-        return jax.eval_shape(function, network, *inputs)
+        return jax.eval_shape(function, network, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32), *inputs)
     except Exception as error:  # a custom module may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         kind = type(network.module).__name__
-        raise ValueError(
-            f"{name}, {kind}, does not fit task {task.name} with {task.obs_size} observed numbers: {reason}"
-        ) from error
+        raise ValueError(f"{name}, of module {kind}, does not fit task {task.name}: {reason}") from error

@@ -68,9 +68,6 @@ def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeSt
     return jax.eval_shape(act, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32))
 
 
-# --- episodes ---------------------------------------------------------------------------------------------------------
-
-
 def episode(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy. vmap over `key` for a batch.
 
@@ -156,9 +153,6 @@ def _play_step(task: Task, policy: Network, carry, inputs):
     state = jax.tree.map(functools.partial(jnp.where, alive), following.state, current.state)
     following = EnvStep(following.obs, state)
     return (following, alive & ~terminated), Record(current.obs, action, reward, alive)
-
-
-# --- the stream -------------------------------------------------------------------------------------------------------
 
 
 @struct.dataclass

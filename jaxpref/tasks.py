@@ -9,23 +9,8 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from jaxpref.checks import check_count, check_kind
-from jaxpref.gymnax_tasks import CONTINUOUS, GYMNAX, KNOWN, from_gymnax, make, unknown
+from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make, unknown  # noqa: F401
 from jaxpref.types import Observation, Task
-
-__all__ = [
-    "CONTINUOUS",
-    "GYMNAX",
-    "KNOWN",
-    "TASKS",
-    "Task",
-    "acrobot",
-    "cartpole",
-    "check_task",
-    "from_gymnax",
-    "offline",
-    "task",
-    "unknown",
-]
 
 
 def check_task(task: Any) -> None:

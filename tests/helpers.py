@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxpref.networks import init_policy
+from jaxpref.networks import ActorCritic, Network, RewardModel
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
 play = jax.jit(episodes, static_argnums=3)
-"""(task, params, key, num_episodes) -> episodes; one program for all tests with the same task and number."""
+"""(task, policy, key, num_episodes) -> episodes; one program for all tests with the same task and number."""
 
 # --- comparing ------------------------------------------------------------------------------------------------------
 
@@ -55,24 +55,21 @@ def binomial_bound(probability, num_draws, sigmas=5.0):
 # --- oracles --------------------------------------------------------------------------------------------------------
 
 
-def numpy_policy(params, obs):
-    """ActorCritic's forward pass, in float64: (log-probabilities, value)."""
-    layers = {
-        name: {k: np.asarray(v, np.float64) for k, v in layer.items()} for name, layer in params["params"].items()
-    }
+def numpy_policy(policy, obs):
+    """Compute ActorCritic's forward pass in float64: (log-probabilities, value)."""
+    layers = jax.tree.map(np.float64, policy.params)
     features = np.maximum(obs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
     logits = features @ layers["policy"]["kernel"] + layers["policy"]["bias"]
     value = features @ layers["value"]["kernel"] + layers["value"]["bias"]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), value[..., 0]
 
 
-def numpy_reward(params, obs, action):
-    """RewardModel's forward pass, in float64."""
-    torso, head = params["params"]["torso"], params["params"]["reward"]
-    num_actions = torso["kernel"].shape[0] - obs.shape[-1]
-    inputs = np.concatenate([obs, np.eye(num_actions)[action]], axis=-1)
-    features = np.maximum(inputs @ np.asarray(torso["kernel"], np.float64) + np.asarray(torso["bias"]), 0)
-    return (features @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"]))[..., 0]
+def numpy_reward(reward, obs, action):
+    """Compute RewardModel's forward pass in float64."""
+    layers = jax.tree.map(np.float64, reward.params)
+    inputs = np.concatenate([obs, np.eye(reward.module.num_actions)[action]], axis=-1)
+    features = np.maximum(inputs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
+    return (features @ layers["reward"]["kernel"] + layers["reward"]["bias"])[..., 0]
 
 
 # --- hand-made data ---------------------------------------------------------------------------------------------------
@@ -127,16 +124,16 @@ def linear_policy(task, weights, bias):
     weights: [O, A]; bias: [A].
     """
     weights = np.asarray(weights, np.float32)
-    params = jax.tree.map(jnp.zeros_like, init_policy(jax.random.key(0), task))
-    torso = np.zeros(params["params"]["torso"]["kernel"].shape, np.float32)
-    head = np.zeros(params["params"]["policy"]["kernel"].shape, np.float32)
+    torso, head = np.zeros((task.obs_size, 32), np.float32), np.zeros((32, task.num_actions), np.float32)
     for a in range(task.num_actions):
         torso[:, 2 * a], torso[:, 2 * a + 1] = weights[:, a], -weights[:, a]
         head[2 * a, a], head[2 * a + 1, a] = 1, -1
-    params["params"]["torso"]["kernel"] = jnp.array(torso)
-    params["params"]["policy"]["kernel"] = jnp.array(head)
-    params["params"]["policy"]["bias"] = jnp.array(bias, jnp.float32)
-    return params
+    layers = {
+        "torso": {"kernel": jnp.array(torso), "bias": jnp.zeros(32)},
+        "policy": {"kernel": jnp.array(head), "bias": jnp.array(bias, jnp.float32)},
+        "value": {"kernel": jnp.zeros((32, 1)), "bias": jnp.zeros(1)},
+    }
+    return Network(ActorCritic(task.num_actions), layers)
 
 
 def constant_policy(task, probabilities):
@@ -223,7 +220,7 @@ def sign_reward():
     relu(x + 2 [a=1] - 2) + relu(-x + 2 [a=0] - 2), for |x| < 1."""
     torso = {"kernel": jnp.array([[1.0, -1.0], [0.0, 2.0], [2.0, 0.0]]), "bias": jnp.array([-2.0, -2.0])}
     head = {"kernel": jnp.array([[1.0], [1.0]]), "bias": jnp.zeros(1)}
-    return {"params": {"torso": torso, "reward": head}}
+    return Network(RewardModel(2, hidden_size=2), {"torso": torso, "reward": head})
 
 
 class Lever:

@@ -1,4 +1,4 @@
-"""Networks: initial weights, forward passes and categorical helpers against NumPy, and sums over masks."""
+"""Networks: initial weights and forward passes against NumPy, the categorical distribution, and sums over masks."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 from helpers import (
     assert_same_bytes,
+    binomial_bound,
     constant_policy,
     numpy_policy,
     numpy_reward,
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 
 import jaxpref
 from jaxpref import networks
+from jaxpref.distributions import Categorical
+from jaxpref.networks import Ensemble, Network
 
 TASKS = {"cartpole": (4, 2), "acrobot": (6, 3)}
 """(O, A) of each task."""
@@ -28,9 +31,9 @@ LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=3, max_size=3).map(jnp.
 
 init_policy = jax.jit(networks.init_policy)
 init_reward = jax.jit(networks.init_reward)
-log_prob = jax.jit(networks.categorical_log_prob)
-entropy = jax.jit(networks.categorical_entropy)
-kl = jax.jit(networks.categorical_kl)
+log_prob = jax.jit(lambda logits, action: Categorical(logits).log_prob(action))
+entropy = jax.jit(lambda logits: Categorical(logits).entropy())
+kl = jax.jit(lambda p, q: Categorical(p).kl(Categorical(q)))
 trajectory_kl = jax.jit(networks.trajectory_kl)
 
 
@@ -45,13 +48,15 @@ def policy(task):
 
 
 @pytest.fixture(scope="module")
-def reward_params(task):
-    """A reward model whose head is not zero any more."""
-    params = init_reward(jax.random.key(2), task)
-    head = params["params"]["reward"]
-    head["kernel"] = jax.random.normal(jax.random.key(3), head["kernel"].shape)
-    head["bias"] = jnp.array([0.3])
-    return params
+def reward_model(task):
+    """A reward model whose head is not zero."""
+    fresh = init_reward(jax.random.key(2), task)
+    head = {"kernel": jax.random.normal(jax.random.key(3), (64, 1)), "bias": jnp.array([0.3])}
+    return fresh.replace(params={**fresh.params, "reward": head})
+
+
+def ensemble_of(*members):
+    return Network(Ensemble(members[0].module), stack(*[member.params for member in members]))
 
 
 # --- initial weights --------------------------------------------------------------------------------------------------
@@ -59,12 +64,11 @@ def reward_params(task):
 
 def test_an_actor_critic_has_the_layers_that_the_contract_names(task, policy):
     obs_size, num_actions = TASKS[task.name]
-    assert jax.tree.map(jnp.shape, policy) == {
-        "params": {
-            "torso": {"kernel": (obs_size, 32), "bias": (32,)},
-            "policy": {"kernel": (32, num_actions), "bias": (num_actions,)},
-            "value": {"kernel": (32, 1), "bias": (1,)},
-        }
+    assert policy.module == networks.ActorCritic(num_actions)
+    assert jax.tree.map(jnp.shape, policy.params) == {
+        "torso": {"kernel": (obs_size, 32), "bias": (32,)},
+        "policy": {"kernel": (32, num_actions), "bias": (num_actions,)},
+        "value": {"kernel": (32, 1), "bias": (1,)},
     }
 
 
@@ -74,7 +78,7 @@ def test_initial_weights_are_uniform_between_plus_and_minus_one_over_root_fan_in
     for layer, fan_in in {"torso": task.obs_size, "policy": 32, "value": 32}.items():
         for part in ("kernel", "bias"):
             bound = 1 / np.sqrt(fan_in)
-            weights = np.asarray(many["params"][layer][part], np.float64).ravel()
+            weights = np.asarray(many.params[layer][part], np.float64).ravel()
             assert np.abs(weights).max() <= bound * (1 + 1e-6)
             assert np.abs(weights).max() > 0.95 * bound
             # Kolmogorov–Smirnov: at most 2 / sqrt(n) from the uniform distribution, but for one case in 1500.
@@ -85,25 +89,24 @@ def test_initial_weights_are_uniform_between_plus_and_minus_one_over_root_fan_in
 def test_policy_scale_shrinks_the_policy_head_alone(task, policy):
     small = init_policy(jax.random.key(1), task, 0.01)
     for part in ("kernel", "bias"):
-        np.testing.assert_allclose(small["params"]["policy"][part], 0.01 * policy["params"]["policy"][part], rtol=1e-5)
+        np.testing.assert_allclose(small.params["policy"][part], 0.01 * policy.params["policy"][part], rtol=1e-5)
     for layer in ("torso", "value"):
-        assert_same_bytes(small["params"][layer], policy["params"][layer])
+        assert_same_bytes(small.params[layer], policy.params[layer])
+    assert small.module == policy.module
 
 
 def test_a_fresh_reward_model_pays_nothing(task):
     """Its head is zero: 64 hidden units on (obs, one-hot action), and a return of exactly 0 for every episode."""
-    params = init_reward(jax.random.key(5), task)
+    fresh = init_reward(jax.random.key(5), task)
     obs_size, num_actions = TASKS[task.name]
-    assert jax.tree.map(jnp.shape, params) == {
-        "params": {
-            "torso": {"kernel": (obs_size + num_actions, 64), "bias": (64,)},
-            "reward": {"kernel": (64, 1), "bias": (1,)},
-        }
+    assert jax.tree.map(jnp.shape, fresh.params) == {
+        "torso": {"kernel": (obs_size + num_actions, 64), "bias": (64,)},
+        "reward": {"kernel": (64, 1), "bias": (1,)},
     }
-    for part in params["params"]["torso"].values():
+    for part in fresh.params["torso"].values():
         assert 0 < np.abs(part).max() <= 1 / np.sqrt(obs_size + num_actions)
     trajectories = random_trajectories(np.random.default_rng(0), [3, 9], 9, obs_size, num_actions)
-    np.testing.assert_array_equal(jax.jit(networks.trajectory_reward)(params, trajectories), [0, 0])
+    np.testing.assert_array_equal(jax.jit(networks.trajectory_reward)(fresh, trajectories), [0, 0])
 
 
 # --- forward passes -----------------------------------------------------------------------------------------------
@@ -112,28 +115,28 @@ def test_a_fresh_reward_model_pays_nothing(task):
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3, 4)])
 def test_apply_policy_is_numpys_forward_pass_for_any_leading_axes(task, policy, batch):
     obs = np.random.default_rng(1).normal(size=(*batch, task.obs_size)).astype(np.float32)
-    logits, value = jax.jit(networks.apply_policy)(policy, obs)
+    distribution, value = jax.jit(networks.apply_policy)(policy, obs)
     log_probs, expected_value = numpy_policy(policy, obs.astype(np.float64))
-    assert logits.shape == (*batch, task.num_actions)
-    np.testing.assert_allclose(scipy.special.log_softmax(logits, axis=-1), log_probs, atol=1e-5)
+    assert distribution.logits.shape == (*batch, task.num_actions)
+    np.testing.assert_allclose(scipy.special.log_softmax(distribution.logits, axis=-1), log_probs, atol=1e-5)
     np.testing.assert_allclose(value, expected_value, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_apply_reward_is_numpys_forward_pass_for_any_leading_axes(task, reward_params, batch):
+def test_apply_reward_is_numpys_forward_pass_for_any_leading_axes(task, reward_model, batch):
     rng = np.random.default_rng(2)
     obs, action = (
         rng.normal(size=(*batch, task.obs_size)).astype(np.float32),
         rng.integers(task.num_actions, size=batch),
     )
-    reward = jax.jit(networks.apply_reward)(reward_params, obs, action)
-    np.testing.assert_allclose(reward, numpy_reward(reward_params, obs.astype(np.float64), action), atol=1e-4)
+    reward = jax.jit(networks.apply_reward)(reward_model, obs, action)
+    np.testing.assert_allclose(reward, numpy_reward(reward_model, obs.astype(np.float64), action), atol=1e-4)
 
 
-def test_an_ensembles_reward_is_the_mean_of_its_members(task, reward_params):
+def test_an_ensembles_reward_is_the_mean_of_its_members(task, reward_model):
     """Three members, one leading axis more; any leading axes of the steps; and an ensemble of one is that one."""
-    members = [jax.tree.map(lambda leaf, factor=factor: factor * leaf, reward_params) for factor in (1.0, -0.5, 2.0)]
-    ensemble, rng = stack(*members), np.random.default_rng(8)
+    members = [jax.tree.map(lambda leaf, factor=factor: factor * leaf, reward_model) for factor in (1.0, -0.5, 2.0)]
+    ensemble, rng = ensemble_of(*members), np.random.default_rng(8)
     apply_reward = jax.jit(networks.apply_reward)
     for batch in ((), (2, 5)):
         obs = jnp.float32(rng.normal(size=(*batch, task.obs_size)))
@@ -141,16 +144,16 @@ def test_an_ensembles_reward_is_the_mean_of_its_members(task, reward_params):
         each = [numpy_reward(member, np.float64(obs), np.asarray(action)) for member in members]
         np.testing.assert_allclose(apply_reward(ensemble, obs, action), np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
         assert np.min(np.std(each, axis=0)) > 1e-3
-        alone = apply_reward(stack(reward_params), obs, action)
-        np.testing.assert_allclose(alone, apply_reward(reward_params, obs, action), rtol=1e-5, atol=1e-5)
+        alone = apply_reward(ensemble_of(reward_model), obs, action)
+        np.testing.assert_allclose(alone, apply_reward(reward_model, obs, action), rtol=1e-5, atol=1e-5)
 
 
-# --- categorical helpers ----------------------------------------------------------------------------------------------
+# --- the categorical distribution -------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=40)
 @given(LOGITS, LOGITS)
-def test_categorical_helpers_are_scipys(p_logits, q_logits):
+def test_categorical_methods_are_scipys(p_logits, q_logits):
     p, q = scipy.special.softmax(np.float64(p_logits)), scipy.special.softmax(np.float64(q_logits))
     np.testing.assert_allclose(entropy(p_logits), scipy.stats.entropy(p), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(kl(p_logits, q_logits), scipy.stats.entropy(p, q), rtol=1e-4, atol=1e-5)
@@ -163,7 +166,7 @@ def test_categorical_helpers_are_scipys(p_logits, q_logits):
         assert kl(p_logits, q_logits) > 1e-5  # Pinsker: at least 2 |p - q|^2, of which 2e-4 here
 
 
-def test_categorical_helpers_hand_worked():
+def test_categorical_methods_hand_worked():
     """p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): entropy 3/2 bits; KL(p || q) = 1/2 - 1/4 = 1/4 bit."""
     p, q = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.log(jnp.array([0.25, 0.25, 0.5]))
     np.testing.assert_allclose(entropy(p), 1.5 * np.log(2), rtol=1e-6)
@@ -178,33 +181,36 @@ def test_kl_is_not_symmetric_and_puts_its_first_argument_first():
     np.testing.assert_allclose(kl(q, p), 0.1 * np.log(0.2) + 0.9 * np.log(1.8), rtol=1e-5)
 
 
+def test_samples_follow_the_probabilities_one_by_one_and_through_noise():
+    """20,000 draws of (1/10, 3/10, 6/10), with `sample` for a batch and with `noise` for a loop: within 5 sigma."""
+    probabilities, num = np.array([0.1, 0.3, 0.6]), 20_000
+    logits = jnp.log(jnp.array(probabilities, jnp.float32))
+    batch = Categorical(jnp.broadcast_to(logits, (num, 3))).sample(jax.random.key(0))
+    one = Categorical(logits)
+    noise = jax.eval_shape(lambda: one).noise(jax.random.key(1), num)
+    for action in (batch, jax.vmap(one.sample_from)(noise)):
+        assert action.dtype == jnp.int32
+        frequencies = np.bincount(action, minlength=3) / num
+        assert (np.abs(frequencies - probabilities) < [binomial_bound(p, num) for p in probabilities]).all()
+
+
 # --- sums over whole trajectories ---------------------------------------------------------------------------------
 
 
-def test_trajectory_sums_are_a_loop_over_the_steps_played(task, policy, reward_params):
+def test_trajectory_sums_are_a_loop_over_the_steps_played(task, policy, reward_model):
     lengths = [1, 5, 11, 12]
     trajectories = random_trajectories(np.random.default_rng(3), lengths, 12, *TASKS[task.name])
     logp = jax.jit(networks.trajectory_log_prob)(policy, trajectories)
-    learned_return = jax.jit(networks.trajectory_reward)(reward_params, trajectories)
+    learned_return = jax.jit(networks.trajectory_reward)(reward_model, trajectories)
     for i, length in enumerate(lengths):
         expected_logp = expected_return = 0.0
         for t in range(length):
             obs, action = np.asarray(trajectories.obs[i, t], np.float64), int(trajectories.action[i, t])
             expected_logp += numpy_policy(policy, obs)[0][action]
-            expected_return += numpy_reward(reward_params, obs, np.array(action))
+            expected_return += numpy_reward(reward_model, obs, np.array(action))
         np.testing.assert_allclose(logp[i], expected_logp, rtol=1e-5)
         np.testing.assert_allclose(learned_return[i], expected_return, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(jax.jit(jaxpref.true_return)(trajectories), trajectories.reward.sum(-1))
-
-
-def test_an_ensembles_return_is_the_mean_of_its_members_returns(task, reward_params):
-    trajectories = random_trajectories(np.random.default_rng(9), [1, 5, 12], 12, *TASKS[task.name])
-    members = reward_params, jax.tree.map(lambda leaf: -0.5 * leaf, reward_params)
-    trajectory_reward = jax.jit(networks.trajectory_reward)
-    each = [trajectory_reward(member, trajectories) for member in members]
-    mean = trajectory_reward(stack(*members), trajectories)
-    np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
-    assert np.abs(np.subtract(*each)).min() > 1e-2
 
 
 def test_a_trajectorys_kl_is_a_loop_over_the_steps_played(task, policy):
@@ -233,7 +239,7 @@ def test_a_trajectorys_kl_hand_worked():
     np.testing.assert_allclose(trajectory_kl(*policies, trajectory), [1.5 * (np.log(5) + np.log(5 / 9))], rtol=1e-5)
 
 
-def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy, reward_params):
+def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy, reward_model):
     """NaN, infinity and actions that do not exist: not a bit of the result differs."""
     clean = random_trajectories(np.random.default_rng(4), [1, 5, 12], 12, *TASKS[task.name])
     dirty = spoil(clean)
@@ -241,7 +247,7 @@ def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy
     assert np.isinf(dirty.obs).any()
     for function, params in (
         (networks.trajectory_log_prob, policy),
-        (networks.trajectory_reward, reward_params),
+        (networks.trajectory_reward, reward_model),
         (lambda params, t: networks.trajectory_kl(params, init_policy(jax.random.key(7), task), t), policy),
     ):
         value_and_grad = jax.jit(jax.value_and_grad(lambda params, t, function=function: function(params, t).sum()))
@@ -253,14 +259,14 @@ def test_garbage_beyond_the_mask_changes_neither_value_nor_gradient(task, policy
 def test_trajectory_log_probs_gradient_is_that_of_finite_differences():
     """Along one random direction of the parameters, in float64 NumPy."""
     task = jaxpref.cartpole()
-    params = init_policy(jax.random.key(6), task)
+    policy = init_policy(jax.random.key(6), task)
     trajectory = random_trajectories(np.random.default_rng(5), [8], 10)
-    gradient = jax.jit(jax.grad(lambda params: networks.trajectory_log_prob(params, trajectory)[0]))(params)
+    gradient = jax.jit(jax.grad(lambda policy: networks.trajectory_log_prob(policy, trajectory)[0]))(policy)
     rng = np.random.default_rng(6)
-    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), policy)
 
     def numpy_logp(step):
-        moved = jax.tree.map(lambda leaf, d: np.float64(leaf) + step * d, params, direction)
+        moved = jax.tree.map(lambda leaf, d: np.float64(leaf) + step * d, policy, direction)
         log_probs, _ = numpy_policy(moved, np.float64(trajectory.obs[0, :8]))
         return np.take_along_axis(log_probs, np.asarray(trajectory.action[0, :8, None]), axis=1).sum()
 

@@ -29,9 +29,9 @@ PAIRS_OF_FUNCTIONS = {
 def random_params(name, seed):
     """Parameters without a zero among them."""
     init = {"log_prob": networks.init_policy, "reward": networks.init_reward}[name]
-    params = init(jax.random.key(seed), TASK)
+    network = init(jax.random.key(seed), TASK)
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape) / 3, jnp.float32), params)
+    return jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape) / 3, jnp.float32), network)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from helpers import (
     constant_policy,
     keys,
     lane,
+    linear_policy,
     numpy_policy,
     play,
 )
@@ -98,10 +99,7 @@ def test_actions_follow_the_policys_probabilities(clock_episodes):
 
 def test_actions_follow_probabilities_that_depend_on_the_observation():
     """p(1) = sigmoid(4 (name - 1/2)): in each quarter of names, the frequency is the mean probability."""
-    policy = constant_policy(CLOCK, [0.5, 0.5])
-    policy["params"]["torso"]["kernel"] = policy["params"]["torso"]["kernel"].at[1, 0].set(4.0)
-    policy["params"]["policy"]["kernel"] = jnp.zeros((32, 2)).at[0, 1].set(1.0)
-    policy["params"]["policy"]["bias"] = jnp.array([0.0, -2.0])
+    policy = linear_policy(CLOCK, [[0, 0], [0, 4], [0, 0]], [0, -2])
     played = jax.tree.map(np.asarray, play(CLOCK, policy, jax.random.key(3), 256))
     name, action = played.obs[..., 1][played.mask], played.action[played.mask]
     probability = 1 / (1 + np.exp(-4 * (name - 0.5)))
