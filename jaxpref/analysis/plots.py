@@ -1,6 +1,6 @@
-"""Arrays in, matplotlib Axes out: figures fit for a paper.
+"""Draw arrays on matplotlib Axes, for figures in papers.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; markers and order tell the same.
+The colours are Okabe and Ito's: colour-blind readers can tell them apart.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+
+Words = Sequence[str]
+Numbers = Sequence[float]
+Intervals = Sequence[tuple[float, float]]
+PerLevel = Float[np.ndarray, " K"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#5B6770"
@@ -27,15 +32,15 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "figure.constrained_layout.use": True,
 }
-"""For `matplotlib.rc_context`."""
+"""Settings for `matplotlib.rc_context`."""
 
 
 def curve(
     axes: Axes, x: Float[np.ndarray, " U"], y: Float[np.ndarray, "S U"], label: str, colour: str, smooth: int = 1
 ) -> None:
-    """Mean over seeds against x, and a band from the 10th to the 90th percentile of the seeds.
+    """Draw the mean over seeds against x, in a band from the 10th to the 90th percentile of the seeds.
 
-    smooth: width of a running mean along x, for curves measured on minibatches; at most the whole curve.
+    smooth: width of a running mean along x, for noisy curves.
     """
     y = np.asarray(y, dtype=np.float64)
     smooth = min(smooth, len(x))
@@ -49,46 +54,37 @@ def curve(
 
 
 def level(axes: Axes, value: float, label: str, linestyle: str = "--") -> None:
-    """A horizontal line: what a policy that does not learn any more scores."""
+    """Draw a horizontal line: the score of a fixed policy."""
     axes.axhline(value, color=GREY, linestyle=linestyle, linewidth=1.1, label=label)
 
 
 def policies(
-    axes: Axes,
-    names: Sequence[str],
-    per_seed: Float[np.ndarray, "P S"],
-    intervals: Sequence[tuple[float, float]],
-    centres: Sequence[float],
-    colours: Sequence[str],
+    axes: Axes, names: Words, per_seed: Float[np.ndarray, "P S"], intervals: Intervals, centres: Numbers, colours: Words
 ) -> None:
-    """Policies side by side: a point for every seed, the centre and its interval beside them."""
-    for place, (points, interval, centre, colour) in enumerate(zip(per_seed, intervals, centres, colours, strict=True)):
-        # A fixed fan of the seeds, not random jitter: the same data always draw the same figure.
+    """Draw policies side by side: a point for every seed, and beside the points the centre with its interval."""
+    for position, (points, interval, centre, colour) in enumerate(
+        zip(per_seed, intervals, centres, colours, strict=True)
+    ):
+        # The seeds are spread evenly, without random jitter: the same data give the same figure.
         spread = np.linspace(-0.17, 0.17, len(points)) if len(points) > 1 else np.zeros(1)
-        axes.scatter(place - 0.16 + spread, points, s=16, color=colour, alpha=0.55, linewidths=0, zorder=2)
+        axes.scatter(position - 0.16 + spread, points, s=16, color=colour, alpha=0.55, linewidths=0, zorder=2)
         error = np.abs(np.array(interval) - centre)[:, None]
         if np.isfinite(error).all():
-            axes.errorbar(place + 0.2, centre, yerr=error, color=colour, capsize=3, linewidth=1.6, zorder=3)
-        axes.plot(place + 0.2, centre, "D", color=colour, markersize=6, zorder=4)
+            axes.errorbar(position + 0.2, centre, yerr=error, color=colour, capsize=3, linewidth=1.6, zorder=3)
+        axes.plot(position + 0.2, centre, "D", color=colour, markersize=6, zorder=4)
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="x", visible=False)
     axes.margins(x=0.03)
 
 
-def intervals(
-    axes: Axes,
-    names: Sequence[str],
-    centres: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
-    colours: Sequence[str],
-) -> None:
-    """A forest plot: a row for each name, the first at the top, with its centre and its interval.
+def intervals(axes: Axes, names: Words, centres: Numbers, intervals: Intervals, colours: Words) -> None:
+    """Draw a forest plot: for each name a row with its centre and its interval, the first row at the top.
 
-    A row whose centre is NaN is left empty. Raises ValueError for lists of different lengths.
+    A row whose centre is NaN stays empty.
     """
     for row, (_, centre, interval, colour) in enumerate(zip(names, centres, intervals, colours, strict=True)):
         if np.isfinite(centre):
-            # Ends as given: bars that start at the centre cannot show an interval that lies beside it.
+            # Not error bars: they start at the centre, and an interval need not hold its centre.
             axes.plot(interval, [row, row], color=colour, marker="|", markersize=7, linewidth=1.6, zorder=3)
             axes.plot(centre, row, "D", color=colour, markersize=6, zorder=4)
     axes.set_yticks(range(len(names)), names)
@@ -99,17 +95,16 @@ def intervals(
 def heat_map(
     axes: Axes,
     values: Float[np.ndarray, "R C"],
-    row_names: Sequence[str],
-    column_names: Sequence[str],
+    row_names: Words,
+    column_names: Words,
     label: str = "{:.2f}",
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> AxesImage:
-    """A table of numbers on viridis, first row at the top. Returns the image, for a colour bar.
+    """Draw a table of numbers, the first row at the top. Return the image, for a colour bar.
 
-    label: format of the number in each cell; a NaN has neither number nor colour.
-    vmin, vmax: ends of the scale, for panels that share one; otherwise the smallest and the largest value.
-    Raises ValueError for more or fewer names than rows or columns.
+    label: format of the number in each cell. The cell of a NaN stays empty.
+    vmin, vmax: ends of the colour scale, for panels that share one. None: the smallest and the largest value.
     """
     image = axes.imshow(values, cmap="viridis", vmin=vmin, vmax=vmax, aspect="auto", origin="upper")
     for (row, column), value in np.ndenumerate(values):
@@ -125,7 +120,7 @@ def heat_map(
 
 
 def _ink(background: Float[np.ndarray, " 4"]) -> str:
-    """Black or white, whichever contrasts more: relative luminance of WCAG 2, https://www.w3.org/TR/WCAG22."""
+    """Choose black or white, by the contrast of WCAG 2, https://www.w3.org/TR/WCAG22."""
     channels = background[:3]
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
@@ -133,17 +128,11 @@ def _ink(background: Float[np.ndarray, " 4"]) -> str:
 
 
 def profiles(
-    axes: Axes,
-    thresholds: Float[np.ndarray, " K"],
-    shares: Float[np.ndarray, " K"],
-    low: Float[np.ndarray, " K"],
-    high: Float[np.ndarray, " K"],
-    label: str,
-    colour: str,
+    axes: Axes, thresholds: PerLevel, shares: PerLevel, low: PerLevel, high: PerLevel, label: str, colour: str
 ) -> None:
-    """A performance profile in its band, `statistics.performance_profile` and `profile_band`; thresholds ascend.
+    """Draw a performance profile in its band: `statistics.performance_profile` and `profile_band`.
 
-    Steps: the share above a threshold stays the same up to the next score.
+    The thresholds ascend. The lines are steps, as a share stays the same up to the next score.
     """
     axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
     axes.step(thresholds, shares, where="post", color=colour, label=label, linewidth=1.6)
@@ -151,5 +140,5 @@ def profiles(
 
 
 def path(axes: Axes, x: Float[np.ndarray, "S E"], y: Float[np.ndarray, "S E"], label: str, colour: str) -> None:
-    """Mean over seeds of y against that of x, evaluation after evaluation; a marker at the last one."""
+    """Draw the mean over seeds of y against that of x, for each evaluation, with a marker at the last one."""
     axes.plot(x.mean(axis=0), y.mean(axis=0), "o-", markevery=[-1], color=colour, label=label, linewidth=1.1)

@@ -1,7 +1,6 @@
-"""How well scores rank labelled pairs, and how well any score could.
+"""Measure how well scores rank labelled pairs, and how well any score can.
 
-A score is a number for every trajectory: a learned return, or DPO's implicit reward. Scores that are not one for each
-pair raise ValueError.
+A score is one number for each trajectory: a learned return, or DPO's implicit reward.
 """
 
 from __future__ import annotations
@@ -11,117 +10,136 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxpref import losses
 from jaxpref.checks import check_count, check_preferences, check_same_shape, check_sequence
 from jaxpref.types import Preferences, true_return
 
+Scores = Float[Array, " N"]
+
 
 @struct.dataclass
 class Quality:
-    """What scores are worth on pairs they were not fitted to; see the functions of the same names."""
+    """How good scores are on pairs that they were not trained on; see the functions of the same names."""
 
-    accuracy: Float[Array, "*batch"]
+    return_accuracy: Float[Array, "*batch"]
+    label_accuracy: Float[Array, "*batch"]
     negative_log_likelihood: Float[Array, "*batch"]
     calibration_error: Float[Array, "*batch"]
     rank_correlation: Float[Array, "*batch"]
 
 
-def quality(chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences) -> Quality:
-    """All measures at once; rank correlation over the 2N trajectories."""
+def quality(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Quality:
+    """Compute all measures; the rank correlation is that of scores and true returns over all 2N trajectories."""
     _check_scores(chosen_score, rejected_score, preferences)
     score = jnp.concatenate([chosen_score, rejected_score])
     returns = jnp.concatenate([true_return(preferences.chosen), true_return(preferences.rejected)])
     return Quality(
-        accuracy=accuracy(chosen_score, rejected_score, preferences),
+        return_accuracy=return_accuracy(chosen_score, rejected_score, preferences),
+        label_accuracy=label_accuracy(chosen_score, rejected_score, preferences),
         negative_log_likelihood=negative_log_likelihood(chosen_score, rejected_score, preferences),
         calibration_error=calibration_error(chosen_score, rejected_score, preferences),
         rank_correlation=rank_correlation(score, returns),
     )
 
 
-def accuracy(
-    chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences
-) -> Float[Array, ""]:
-    """Share of pairs that the scores rank as the true returns do.
+def return_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Float[Array, ""]:
+    """Compute the share of pairs that the scores rank as the true returns do.
 
-    Pairs of equal return, or of one that is not known (NaN), have no true ranking and are left out (NaN if there are no
-    others); equal scores count as half right.
+    Equal scores count half. Pairs with equal or unknown (NaN) returns are left out. NaN if no pair is left.
     """
     _check_scores(chosen_score, rejected_score, preferences)
-    score_gap = chosen_score - rejected_score
-    return_gap = true_return(preferences.chosen) - true_return(preferences.rejected)
-    agree = jnp.where(score_gap == 0, 0.5, jnp.sign(score_gap) == jnp.sign(return_gap))
-    ranked = (return_gap != 0) & ~jnp.isnan(return_gap)
-    return jnp.where(ranked, agree, 0.0).sum() / ranked.sum()
+    gap = true_return(preferences.chosen) - true_return(preferences.rejected)
+    return _accuracy(chosen_score, rejected_score, gap > 0, jnp.float32((gap != 0) & ~jnp.isnan(gap)))
 
 
-def negative_log_likelihood(
-    chosen_score: Float[Array, " N"], rejected_score: Float[Array, " N"], preferences: Preferences
-) -> Float[Array, ""]:
-    """Weighted mean of -log sigmoid(chosen_score - rejected_score), in nats, over answers; ln 2 knows nothing."""
+def label_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Float[Array, ""]:
+    """Compute the weighted share of pairs that the scores rank as they are labelled.
+
+    Equal scores count half. Ties are left out. NaN if no pair has an answer.
+    """
+    _check_scores(chosen_score, rejected_score, preferences)
+    weight = answered(preferences)
+    return _accuracy(chosen_score, rejected_score, jnp.ones(weight.shape, bool), weight)
+
+
+def length_accuracy(preferences: Preferences) -> Float[Array, ""]:
+    """Compute the accuracy of the better of two rankers, "the longer one" and "the shorter one": what one bit reaches.
+
+    It is a `return_accuracy`, or a `label_accuracy` if no two returns can be compared. Equal lengths count half.
+    """
+    lengths = jnp.float32(preferences.chosen.mask.sum(-1)), jnp.float32(preferences.rejected.mask.sum(-1))
+    by_return, by_label = return_accuracy(*lengths, preferences), label_accuracy(*lengths, preferences)
+    longer = jnp.where(jnp.isnan(by_return), by_label, by_return)
+    return jnp.maximum(longer, 1 - longer)
+
+
+def negative_log_likelihood(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Float[Array, ""]:
+    """Compute the weighted mean of -log sigmoid(chosen_score - rejected_score), in nats. A guess has ln 2."""
     _check_scores(chosen_score, rejected_score, preferences)
     return _average(losses.bradley_terry(chosen_score, rejected_score), answered(preferences))
 
 
 def calibration_error(
-    chosen_score: Float[Array, " N"],
-    rejected_score: Float[Array, " N"],
-    preferences: Preferences,
-    num_bins: int = 10,
+    chosen_score: Scores, rejected_score: Scores, preferences: Preferences, num_bins: int = 10
 ) -> Float[Array, ""]:
-    """Expected calibration error (Guo et al., 2017, https://arxiv.org/abs/1706.04599, equation 3).
+    """Compute the expected calibration error (Guo et al., 2017, https://arxiv.org/abs/1706.04599, equation 3).
 
-    The scores say that one of a pair is preferred with confidence sigmoid(|gap|), from 0.5 to 1. In each of
-    `num_bins` equal bins of confidence, how far is its mean from the share of answers that agree? The mean over bins,
-    each counting as it is filled. Equal scores agree by half.
+    The confidence that one of a pair is preferred is sigmoid(|gap|), from 0.5 to 1. Each of `num_bins` equal bins of
+    confidence compares its mean confidence with its share of agreeing answers. The error is the mean absolute
+    difference, weighted by the answers in each bin. Equal scores agree half.
     """
     _check_scores(chosen_score, rejected_score, preferences)
     check_count(num_bins, "num_bins")
     gap, weight = chosen_score - rejected_score, answered(preferences)
     confidence, agree = jax.nn.sigmoid(jnp.abs(gap)), jnp.heaviside(gap, 0.5)
-    place = jnp.clip(jnp.int32((confidence - 0.5) * 2 * num_bins), 0, num_bins - 1)
-    surplus = jnp.zeros(num_bins).at[place].add(jnp.where(weight > 0, weight * (confidence - agree), 0.0))
+    bin_index = jnp.clip(jnp.int32((confidence - 0.5) * 2 * num_bins), 0, num_bins - 1)
+    surplus = jnp.zeros(num_bins).at[bin_index].add(jnp.where(weight > 0, weight * (confidence - agree), 0.0))
     return jnp.abs(surplus).sum() / weight.sum()
 
 
-def rank_correlation(score: Float[Array, " N"], value: Float[Array, " N"]) -> Float[Array, ""]:
-    """Spearman's: Pearson's correlation of the ranks, equal numbers sharing the mean of theirs; NaN for a constant, and
-    where a number is NaN.
-    """
+def rank_correlation(score: Scores, value: Scores) -> Float[Array, ""]:
+    """Compute Spearman's rank correlation. Equal numbers share their mean rank. NaN for a constant and with a NaN."""
     check_sequence(score=score, value=value)
     return jnp.corrcoef(_ranks(score), _ranks(value))[0, 1]
 
 
-def _ranks(values: Float[Array, " N"]) -> Float[Array, " N"]:
+def _ranks(values: Scores) -> Scores:
     below = (values < values[:, None]).sum(-1)
     equal = (values == values[:, None]).sum(-1)
     return jnp.where(jnp.isnan(values), jnp.nan, below + (equal + 1) / 2)
 
 
 def label_entropy(preferences: Preferences) -> Float[Array, ""]:
-    """Mean entropy of the annotator's answers, in nats: 0 where it never hesitates, ln 2 where it tosses a coin."""
+    """Compute the mean entropy of the annotator's answers, in nats: 0 if it is always sure, ln 2 if it guesses."""
     prob = preferences.prob
     return _average(jax.scipy.special.entr(prob) + jax.scipy.special.entr(1 - prob), answered(preferences))
 
 
 def best_accuracy(preferences: Preferences) -> Float[Array, ""]:
-    """Expected share of answers that a ranker with the annotator's own probabilities predicts: none does better."""
+    """Compute the ceiling of `label_accuracy`: its expectation for a ranker with the annotator's own probabilities."""
     return _average(jnp.maximum(preferences.prob, 1 - preferences.prob), answered(preferences))
 
 
 def answered(preferences: Preferences) -> Float[Array, " N"]:
-    """Weights of the pairs that have an answer: 0 for skipped ones and for ties."""
+    """Return the weights of the pairs that have an answer, 0 for skipped pairs and for ties."""
     if preferences.target is None:
         return preferences.weight
     return jnp.where(preferences.target == 0.5, 0.0, preferences.weight)
 
 
-def _check_scores(chosen_score: Any, rejected_score: Any, preferences: Preferences) -> None:
-    check_preferences(preferences)
-    check_same_shape(chosen_score=chosen_score, rejected_score=rejected_score, weight=preferences.weight)
+def _accuracy(
+    chosen_score: Scores, rejected_score: Scores, chosen_is_better: Bool[Array, " N"], weight: Float[Array, " N"]
+) -> Float[Array, ""]:
+    sign = jnp.sign(chosen_score - rejected_score)
+    return _average(jnp.where(sign == 0, 0.5, sign == jnp.where(chosen_is_better, 1, -1)), weight)
 
 
 def _average(values: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:
     return jnp.where(weight > 0, weight * values, 0.0).sum() / weight.sum()
+
+
+def _check_scores(chosen_score: Any, rejected_score: Any, preferences: Preferences) -> None:
+    check_preferences(preferences)
+    check_same_shape(chosen_score=chosen_score, rejected_score=rejected_score, weight=preferences.weight)

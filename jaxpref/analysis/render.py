@@ -1,4 +1,4 @@
-"""Observations in, pictures out: what an episode looks like, as frames and as an animated GIF."""
+"""Draw observations: the pictures of an episode, as frames and as an animated GIF."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from PIL import Image, ImageColor, ImageDraw
 from jaxpref.analysis.plots import COLOURS, GREY
 
 SUPERSAMPLING = 2
-"""Pictures are drawn this many times as large and then reduced, which smooths their edges."""
+"""Pictures are drawn this many times larger and then reduced, which makes their edges smooth."""
 LONGEST_SIDE = 320
-"""Of a picture, in pixels."""
+"""Width of a picture, in pixels."""
 LINE = "#CFD6DC"
 
 Frames = UInt8[np.ndarray, "T height width 3"]
 
 
 def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
-    """A picture of every observation, RGB.
+    """Draw an RGB picture of every observation.
 
-    "cartpole" and "acrobot" look like what they are. An observation of any other task is a bar chart if it has one
-    axis, and pixels if it has two or three, [H, W] or [H, W, C], each channel C in a colour of its own; both are
-    scaled to the largest value that each of their components has in `obs`.
-    Raises ValueError for observations of other shapes, and for none.
+    "cartpole" and "acrobot" have their own drawings. For any other task, an observation [O] becomes a bar chart, and
+    [H, W] or [H, W, C] becomes pixels, with one colour for each channel. The largest values in `obs` set the scale.
     """
     if obs.ndim not in (2, 3, 4) or 0 in obs.shape:
         raise ValueError(f"obs must be [T, O], [T, H, W] or [T, H, W, C] without an empty axis, got {list(obs.shape)}")
@@ -38,13 +36,13 @@ def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
 
 
 def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
-    """An animated GIF that repeats for ever; `seconds` is how long each picture stays, in steps of a hundredth.
+    """Encode an animated GIF that repeats for ever. `seconds` is the duration of each picture, in steps of 0.01.
 
-    The same pictures give the same bytes. Raises ValueError for lists of different lengths.
+    The same pictures give the same bytes.
     """
     if len(seconds) != len(pictures):
         raise ValueError(f"seconds must have one number for each of {len(pictures)} pictures, got {len(seconds)}")
-    # One palette for all, so that what does not move keeps its colour and costs nothing.
+    # All pictures share one palette: what does not move keeps its colour and needs no bytes.
     sample = np.concatenate(pictures[:: max(1, len(pictures) // 8)])
     palette = Image.fromarray(sample).quantize(32)
     images = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
@@ -55,7 +53,7 @@ def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
 
 
 def multiple_exposure(pictures: Frames, num_exposures: int = 8) -> bytes:
-    """A PNG of several moments of an episode in one picture, what is dark before what is bright; evenly spread."""
+    """Encode a PNG that shows several moments of an episode in one picture, at equal intervals, dark over bright."""
     moments = np.linspace(0, len(pictures) - 1, num_exposures).round().astype(int)
     file = io.BytesIO()
     Image.fromarray(pictures[moments].min(axis=0)).quantize(32).save(file, "PNG")
@@ -63,7 +61,7 @@ def multiple_exposure(pictures: Frames, num_exposures: int = 8) -> bytes:
 
 
 class _Canvas:
-    """Draws in the units of a task: `centre` is the point in the middle, `unit` a unit's length in pixels."""
+    """Draw in the units of a task. `centre` is the point in the middle, `unit` the pixels of one unit."""
 
     def __init__(self, width: int, height: int, centre: tuple[float, float], unit: float):
         self.centre, self.scale = centre, unit * SUPERSAMPLING
@@ -77,21 +75,21 @@ class _Canvas:
         )
 
     def line(self, start: tuple[float, float], end: tuple[float, float], colour: str, width: float) -> None:
-        """From one point to another, `width` units wide, with round ends."""
+        """Draw a line of a width, with round ends."""
         self.draw.line([self._place(*start), self._place(*end)], fill=colour, width=round(width * self.scale))
         for point in (start, end):
             self.disc(point, width / 2, colour)
 
     def disc(self, centre: tuple[float, float], radius: float, colour: str) -> None:
-        """A filled circle."""
+        """Draw a filled circle."""
         self.draw.circle(self._place(*centre), radius * self.scale, fill=colour)
 
     def box(self, left: float, bottom: float, right: float, top: float, colour: str) -> None:
-        """A filled rectangle."""
+        """Draw a filled rectangle."""
         self.draw.rectangle([self._place(left, top), self._place(right, bottom)], fill=colour)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
-        """What has been drawn."""
+        """Return the picture in its final size."""
         return np.asarray(self.image.reduce(SUPERSAMPLING))
 
 
@@ -104,7 +102,7 @@ def _each(obs: np.ndarray, draw: Callable[[np.ndarray], _Canvas]) -> Frames:
 
 
 def _cartpole(obs: np.ndarray) -> Frames:
-    """A cart on its track, in metres: the episode ends at the marks and at 12 degrees."""
+    """Draw the cart on its track, in metres, with marks where the episode ends."""
 
     def draw(one):
         x, angle = one[0], one[2]
@@ -122,7 +120,7 @@ def _cartpole(obs: np.ndarray) -> Frames:
 
 
 def _acrobot(obs: np.ndarray) -> Frames:
-    """Two links of one metre under a pivot, and the height that the tip has to reach."""
+    """Draw two links of one metre under a pivot, and the height that the tip must reach."""
 
     def draw(one):
         angle = np.arctan2(one[1], one[0])
@@ -141,7 +139,7 @@ def _acrobot(obs: np.ndarray) -> Frames:
 
 
 def _bars(obs: np.ndarray) -> Frames:
-    """Each number of the observation as a bar, up from the middle or down."""
+    """Draw each number of the observation as a bar that goes up or down from the middle."""
     largest = np.abs(obs).max(axis=0)
     heights = obs / np.where(largest > 0, largest, 1.0)
     levels = np.linspace(1.0, -1.0, 161)[:, None]
@@ -153,7 +151,7 @@ def _bars(obs: np.ndarray) -> Frames:
 
 
 def _pixels(obs: np.ndarray) -> Frames:
-    """Channels painted over each other on white, the last one uppermost."""
+    """Paint the channels over each other on white, the last one on top."""
     largest = obs.max(axis=(0, 1, 2))
     shares = np.clip(obs / np.where(largest > 0, largest, 1.0), 0.0, 1.0)
     picture = np.broadcast_to(_rgb("white"), (*obs.shape[:3], 3))

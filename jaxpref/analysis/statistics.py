@@ -1,160 +1,177 @@
-"""Statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
+"""Compute statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
 
-Scores are NumPy arrays with seeds on the last axis, and tasks (strata) on the first of two. No scores, and scores that
-are NaN, raise ValueError: which seeds are left out is for the caller to decide, and to say.
+Scores are NumPy arrays [S] of seeds, or [T, S] of tasks and seeds: seeds are resampled within their task. Scores that
+are NaN raise ValueError: the caller decides which seeds to leave out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Int
 
-from jaxpref.checks import check_count
+from jaxpref.checks import check_count, check_same_shape
 
 Scores = Float[np.ndarray, "*tasks S"]
+Baseline = Float[np.ndarray, "*tasks R"]
+Statistic = Callable[..., Any]
+"""A reduction that takes an `axis`, such as `iqm` or `numpy.mean`."""
+
+
+class Bootstrap(TypedDict, total=False):
+    """Options of every interval: its confidence (0.95), the number of resamples (2000) and the seed (0)."""
+
+    confidence: float
+    num_resamples: int
+    seed: int
 
 
 def iqm(scores: Scores, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean of the middle half of the scores. Robust to a lucky and to a failed seed.
+    """Compute the interquartile mean, the mean of the middle half: robust to a lucky seed and to a failed one.
 
-    A quarter of the scores is cut off at each end, rounded down: of 3 scores none. A float, or with `axis` an array.
-    Raises ValueError for no scores.
+    A quarter of the scores, rounded down, is cut off at each end: of 3 scores none. Without `axis`, of all the scores.
     """
-    trimmed = scipy.stats.trim_mean(_numbers(scores), 0.25, axis=axis)
+    numbers = _numbers(scores)
+    rows = numbers.ravel() if axis is None else np.moveaxis(numbers, axis, -1)
+    size, cut = rows.shape[-1], rows.shape[-1] // 4
+    trimmed = np.partition(rows, (cut, size - cut - 1), axis=-1)[..., cut : size - cut].mean(axis=-1)
     return float(trimmed) if axis is None else trimmed
 
 
-def bootstrap_interval(
-    scores: Scores,
-    statistic: Callable[..., Any] = iqm,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Stratified percentile bootstrap: seeds are resampled within each task, `statistic` is taken of the whole.
+def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]) -> tuple[float, float]:
+    """Compute the percentile bootstrap interval (low, high) of a statistic.
 
-    `statistic` is a reduction that takes an `axis`, as `iqm` or `numpy.mean`.
-    Returns (low, high). A single seed says nothing about the spread: both ends are its own score then, and it
-    is for the caller to say so. Raises ValueError for no scores.
+    A single seed says nothing about the spread: then both ends are its score.
     """
-    scores = _by_task(scores)
-    index = _draw(scores, num_resamples, np.random.default_rng(seed))
-    low, high = _ends(_samples(statistic, scores, index), confidence)
-    return float(low), float(high)
+    low, high = _interval_of(lambda scores: scores, statistic, [_by_task(scores)], options)
+    return low, high
 
 
 def paired_difference(
-    scores: Scores,
-    baseline: Float[np.ndarray, "*tasks R"],
-    statistic: Callable[..., Any] = iqm,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    scores: Scores, baseline: Baseline, statistic: Statistic = iqm, **options: Unpack[Bootstrap]
 ) -> tuple[float, float, float]:
-    """Statistic of the one less that of the other, with its interval: a seed is drawn for both or for neither.
+    """Compute (difference, low, high): the statistic of the scores minus that of the baseline, and its interval.
 
-    For scores that share their seeds, and with them policies and pairs: what a seed does to both cancels.
-    Returns (difference, low, high), as `bootstrap_interval`. Raises ValueError for no scores and different shapes.
+    Both have the same seeds, and a resample draws a seed for both. So what a seed does to both cancels.
     """
-    scores, baseline = _by_task(scores), _by_task(baseline)
-    _check_paired(scores, baseline)
-    index = _draw(scores, num_resamples, np.random.default_rng(seed))
-    samples = _samples(statistic, scores, index) - _samples(statistic, baseline, index)
-    low, high = _ends(samples, confidence)
-    return float(statistic(scores) - statistic(baseline)), float(low), float(high)
+    runs = _same_seeds(scores, baseline)
+    low, high = _interval_of(np.subtract, statistic, runs, options)
+    return float(np.subtract(*map(statistic, runs))), low, high
 
 
 def explained_share(
-    scores: Scores,
-    full: Scores,
-    floor: Scores,
-    statistic: Callable[..., Any] = iqm,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    scores: Scores, full: Scores, floor: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]
 ) -> tuple[float, float, float]:
-    """How much of the gain of `full` over `floor` the scores of a control have: 0 nothing, 1 all of it.
+    """Compute (share, low, high): the share of the gain of `full` over `floor` that the scores have, 0 none, 1 all.
 
         (statistic(scores) - statistic(floor)) / (statistic(full) - statistic(floor))
 
-    Returns (share, low, high), seeds of all three resampled jointly. Without a gain the share means nothing: it is
-    large, infinite or NaN, and so is its interval. Raises ValueError for no scores and different shapes.
+    All three have the same seeds, drawn together. Without a gain the share is large, infinite or NaN.
     """
-    scores, full, floor = _by_task(scores), _by_task(full), _by_task(floor)
-    _check_paired(scores, full)
-    _check_paired(scores, floor)
-    index = _draw(scores, num_resamples, np.random.default_rng(seed))
-    control, whole, nothing = (_samples(statistic, runs, index) for runs in (scores, full, floor))
+
+    def share(scores: Any, full: Any, floor: Any) -> Any:
+        return np.divide(scores - floor, full - floor)
+
+    runs = _same_seeds(scores, full, floor)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = _ends((control - nothing) / (whole - nothing), confidence)
-        gain, of = statistic(scores) - statistic(floor), statistic(full) - statistic(floor)
-        return float(np.divide(gain, of)), float(low), float(high)
+        low, high = _interval_of(share, statistic, runs, options)
+        return float(share(*map(statistic, runs))), low, high
 
 
-def probability_of_improvement(scores: Scores, baseline: Float[np.ndarray, "*tasks R"]) -> float:
-    """P(a run of the one beats a run of the other), ties half, averaged over tasks: Mann–Whitney's U / (S * R).
-
-    Raises ValueError for no scores, for scores that are not numbers, and for different numbers of tasks.
-    """
+def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:
+    """Compute P(a run beats a run of the baseline), ties half, averaged over tasks: Mann-Whitney's U / (S * R)."""
     return float(_wins(scores, baseline).mean())
 
 
-def improvement_interval(
-    scores: Scores,
-    baseline: Float[np.ndarray, "*tasks R"],
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Stratified bootstrap of `probability_of_improvement`: both sets of runs are resampled, apart from each other.
+def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[Bootstrap]) -> tuple[float, float]:
+    """Compute the bootstrap interval (low, high) of `probability_of_improvement`.
 
-    Returns (low, high). Where every run wins it is (1, 1), however few runs there are. Errors as there.
+    Both sets of runs are resampled independently. Where every run wins, the interval is (1, 1).
     """
     wins = _wins(scores, baseline)
-    rng = np.random.default_rng(seed)
-    counts, baseline_counts = (_counts(_draw(_by_task(runs), num_resamples, rng)) for runs in (scores, baseline))
-    # A run drawn twice wins twice: no [resamples, S, R] is held.
-    samples = np.mean((counts @ wins * baseline_counts).sum(axis=-1), axis=0) / wins[0].size
-    low, high = _ends(samples, confidence)
+    num_tasks, num_runs, num_baseline = wins.shape
+
+    def probability(index: Sequence[np.ndarray]) -> Any:
+        # A run that is drawn twice wins twice: this needs no array [resamples, S, R].
+        counts, baseline_counts = _counts(index[:num_tasks]), _counts(index[num_tasks:])
+        return np.mean((counts @ wins * baseline_counts).sum(axis=-1), axis=0) / (num_runs * num_baseline)
+
+    low, high = _interval(probability, [num_runs] * num_tasks + [num_baseline] * num_tasks, **options)
     return float(low), float(high)
 
 
-def paired_improvement(scores: Scores, baseline: Float[np.ndarray, "*tasks R"]) -> float:
-    """Share of seeds on which the one beats the other, ties half, averaged over tasks.
-
-    Raises ValueError for no scores, for scores that are not numbers, and for different shapes.
-    """
-    scores, baseline = _by_task(scores), _by_task(baseline)
-    _check_paired(scores, baseline)
+def paired_improvement(scores: Scores, baseline: Baseline) -> float:
+    """Compute the share of seeds on which the scores beat the baseline, ties half, averaged over tasks."""
+    scores, baseline = _same_seeds(scores, baseline)
     return float(np.mean((scores > baseline) + 0.5 * (scores == baseline)))
 
 
-def performance_profile(
-    scores: Scores, thresholds: Float[np.ndarray, " thresholds"]
-) -> Float[np.ndarray, " thresholds"]:
-    """Share of runs that score more than each threshold, averaged over tasks: the paper's run-score distribution.
-
-    Raises ValueError for no scores and for scores that are not numbers.
-    """
+def performance_profile(scores: Scores, thresholds: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """Compute the share of runs that score more than each threshold: the paper's run-score distribution."""
     return (_by_task(scores)[..., None] > thresholds).mean(axis=(0, 1))
 
 
 def profile_band(
-    scores: Scores,
-    thresholds: Float[np.ndarray, " thresholds"],
+    scores: Scores, thresholds: Float[np.ndarray, " K"], **options: Unpack[Bootstrap]
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    """Compute the bootstrap interval (low, high) of `performance_profile` at each threshold separately."""
+    above = (_by_task(scores)[..., None] > thresholds).astype(np.float64)
+    num_tasks, num_seeds, _ = above.shape
+    return _interval(
+        lambda index: (_counts(index) @ above).mean(axis=0).T / num_seeds, [num_seeds] * num_tasks, **options
+    )
+
+
+def _interval_of(
+    combine: Callable[..., Any], statistic: Statistic, runs: Sequence[Float[np.ndarray, "T S"]], options: Bootstrap
+) -> tuple[float, float]:
+    """Bootstrap `combine(statistic(runs[0]), ...)`; all runs have the same seeds, drawn together."""
+
+    def of_resamples(index: Sequence[np.ndarray]) -> Any:
+        drawn = (np.concatenate([row[i] for row, i in zip(each, index, strict=True)], axis=1) for each in runs)
+        return combine(*(statistic(each, axis=1) for each in drawn))
+
+    low, high = _interval(of_resamples, [runs[0].shape[1]] * len(runs[0]), **options)
+    return float(low), float(high)
+
+
+def _interval(
+    statistic: Callable[[Sequence[np.ndarray]], Any],
+    sizes: Sequence[int],
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
-    """Stratified bootstrap of `performance_profile`: (low, high), each end for its threshold alone. Errors as there."""
-    above = (_by_task(scores)[..., None] > thresholds).astype(np.float64)
-    counts = _counts(_draw(above[..., 0], num_resamples, np.random.default_rng(seed)))
-    low, high = _ends((counts @ above).mean(axis=0) / above.shape[1], confidence)
-    return low, high
+) -> tuple[Any, Any]:
+    """Bootstrap a statistic [..., resamples] of drawn indices, one array [resamples, size] for each size."""
+    import scipy.stats  # takes more than a second to import
+
+    check_count(num_resamples, "num_resamples")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+
+    def of_resamples(*drawn: np.ndarray, axis: int = -1) -> Any:
+        each, single = iter(drawn), np.zeros((len(drawn[0]) if drawn else 1, 1), np.int64)
+        return statistic([next(each) if size > 1 else single for size in sizes])
+
+    # scipy refuses a sample of one run. Its only resample is itself.
+    samples = [np.arange(size) for size in sizes if size > 1]
+    if not samples:
+        return of_resamples()[..., 0], of_resamples()[..., 0]
+    options: dict[str, Any] = {"n_resamples": num_resamples, "confidence_level": confidence, "method": "percentile"}
+    with warnings.catch_warnings():
+        # It warns of ends that are NaN, in words about another method. Here NaN says that a share has no meaning.
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        rng = np.random.default_rng(seed)
+        result = scipy.stats.bootstrap(samples, of_resamples, vectorized=True, rng=rng, **options)
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+def _counts(index: Sequence[Int[np.ndarray, "resamples S"]]) -> Float[np.ndarray, "T resamples S"]:
+    """Count how often each run was drawn."""
+    return np.array([[np.bincount(row, minlength=len(row)) for row in task] for task in index], np.float64)
 
 
 def _numbers(scores: Scores) -> Scores:
@@ -173,46 +190,15 @@ def _by_task(scores: Scores) -> Float[np.ndarray, "T S"]:
     return scores
 
 
-def _check_paired(scores: Scores, baseline: Float[np.ndarray, "*others R"]) -> None:
-    if scores.shape != baseline.shape:
-        raise ValueError(f"scores are of shape {scores.shape}, baseline of {baseline.shape}")
+def _same_seeds(*runs: Any) -> list[Float[np.ndarray, "T S"]]:
+    check_same_shape(**{f"scores {number}": np.atleast_2d(each) for number, each in enumerate(runs, start=1)})
+    return [_by_task(each) for each in runs]
 
 
-def _wins(scores: Scores, baseline: Float[np.ndarray, "*others R"]) -> Float[np.ndarray, "T S R"]:
-    """1 where a run beats a run of the baseline, 1/2 where they tie."""
+def _wins(scores: Scores, baseline: Baseline) -> Float[np.ndarray, "T S R"]:
+    """Return 1 where a run beats a run of the baseline, 1/2 where they tie, 0 elsewhere."""
     scores, baseline = _by_task(scores), _by_task(baseline)
     if len(scores) != len(baseline):
         raise ValueError(f"scores are of {len(scores)} tasks, baseline of {len(baseline)}")
     one, other = scores[:, :, None], baseline[:, None, :]
     return (one > other) + 0.5 * (one == other)
-
-
-def _draw(
-    scores: Float[np.ndarray, "T S"], num_resamples: int, rng: np.random.Generator
-) -> Int[np.ndarray, "resamples T S"]:
-    """Seeds of every task, drawn from that task's with replacement."""
-    check_count(num_resamples, "num_resamples")
-    return rng.integers(scores.shape[1], size=(num_resamples, *scores.shape))
-
-
-def _counts(index: Int[np.ndarray, "resamples T S"]) -> Float[np.ndarray, "T resamples S"]:
-    """How often each seed was drawn."""
-    num_resamples, num_tasks, num_seeds = index.shape
-    row = np.arange(num_resamples * num_tasks).reshape(num_resamples, num_tasks, 1)
-    counts = np.bincount((index + num_seeds * row).ravel(), minlength=index.size)
-    return counts.reshape(index.shape).swapaxes(0, 1).astype(np.float64)
-
-
-def _samples(
-    statistic: Callable[..., Any], scores: Float[np.ndarray, "T S"], index: Int[np.ndarray, "resamples T S"]
-) -> Float[np.ndarray, " resamples"]:
-    """The statistic of every resample."""
-    return statistic(np.take_along_axis(scores[None], index, axis=-1).reshape(len(index), -1), axis=1)
-
-
-def _ends(samples: Float[np.ndarray, "resamples ..."], confidence: float) -> Float[np.ndarray, "2 ..."]:
-    """Low and high: percentiles that leave half of the rest on either side."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    tail = 100 * (1 - confidence) / 2
-    return np.percentile(samples, [tail, 100 - tail], axis=0)

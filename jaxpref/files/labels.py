@@ -1,9 +1,8 @@
-"""A person's answers about numbered pairs, one JSON object a line: docs/preferences-format.md is their schema.
+"""Read a person's answers about numbered pairs, one JSON object in each line: docs/preferences-format.md.
 
     {"pair": 3, "choice": "second"}
 
-Lines are only ever added to such a file, so that nothing is lost when labelling is broken off: a second answer about a
-pair takes the place of the first, and a pair without an answer has weight zero.
+A second answer about a pair replaces the first. A pair without an answer has weight zero.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ MAX_WEIGHT = 1_000_000
 
 
 def read_labels(lines: Iterable[bytes], num_pairs: int, sha256: str | None = None) -> Label:
-    """The last answer about each of `num_pairs` pairs, from lines in UTF-8.
+    """Read the last answer about each of `num_pairs` pairs.
 
-    A person's probability of an answer is not known: `prob` is 1 throughout. `sha256` is that of the file of pairs,
-    in hexadecimal digits; a first line {"pairs": "..."} is compared with it. Raises ValueError, naming the line, for
-    one that is not an answer, and for answers to other pairs.
+    The probability of a person's answer is unknown: `prob` is 1. `sha256` is that of the file of pairs, in hexadecimal
+    digits; a first line {"pairs": "..."} must name the same. Raises ValueError, naming the line, for any other line.
     """
     first_preferred, weight, target = np.ones(num_pairs, bool), np.zeros(num_pairs), np.ones(num_pairs)
     for number, line in enumerate(lines, start=1):
@@ -36,13 +34,14 @@ def read_labels(lines: Iterable[bytes], num_pairs: int, sha256: str | None = Non
         try:
             answer = _parse(line)
             if number == 1 and answer.keys() == {"pairs"}:
-                _check_identity(answer["pairs"], sha256)
+                if sha256 not in (None, answer["pairs"]):
+                    raise ValueError(f"these are answers to other pairs: to SHA-256 {answer['pairs']}, not {sha256}")
                 continue
-            pair, choice, counts = _check_answer(answer, num_pairs)
+            pair, choice, answer_weight = _check_answer(answer, num_pairs)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
         first_preferred[pair] = choice != "second"
-        weight[pair] = 0 if choice == "skip" else counts
+        weight[pair] = 0 if choice == "skip" else answer_weight
         target[pair] = 0.5 if choice == "tie" else 1
     return Label(jnp.asarray(first_preferred), jnp.ones(num_pairs), jnp.float32(weight), jnp.float32(target))
 
@@ -51,15 +50,10 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError("this is not JSON, or not all of it") from error
+        raise ValueError("this is not JSON, or is cut off") from error
     if not isinstance(answer, dict):
         raise ValueError(f'an answer is an object such as {{"pair": 0, "choice": "first"}}, got {answer!r}')
     return answer
-
-
-def _check_identity(named: Any, sha256: str | None) -> None:
-    if sha256 is not None and named != sha256:
-        raise ValueError(f"these are answers to other pairs: to a file of SHA-256 {named}, not {sha256}")
 
 
 def _check_answer(answer: dict[str, Any], num_pairs: int) -> tuple[int, str, float]:

@@ -1,12 +1,13 @@
-"""Pytrees, preferences and tables to disk and back: npz and JSON, never pickle; a file is whole or not there.
+"""Write pytrees, preferences and tables to files, and read them back: npz and JSON, never pickle.
 
-docs/preferences-format.md says what a file of preferences or of answers holds, so that others can write one.
+A file is written whole or not at all. docs/preferences-format.md describes the files of preferences and of answers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -19,21 +20,23 @@ from typing import IO, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from jaxpref.files.labels import read_labels
 from jaxpref.files.schema import read_numbers, read_sides
+from jaxpref.networks import Network
 from jaxpref.preferences import apply_labels
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
 TEMPORARY = ".*.????????.tmp"
-"""Pattern of the names of files that are being written; one that no process writes was left by a killed one."""
+"""Pattern of the names of temporary files. A process that is killed while it writes leaves one behind."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path`, and rename it to `path` once everything is written and on disk."""
+    """Open a temporary file beside `path`. Rename it to `path` when everything is written and on disk."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -41,33 +44,28 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own is private
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name is an entry of the folder, which is on disk only once the folder is.
-    handle = os.open(folder, os.O_RDONLY)
+    # A file's name is stored in its folder: the rename is on disk only when the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)
     finally:
-        os.close(handle)
+        os.close(folder)
 
 
 def to_json(table: Any) -> bytes:
-    """`table` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
+    """Encode `table` as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     return (json.dumps(table, indent=2, allow_nan=False) + "\n").encode()
 
 
 def save_json(path: str | os.PathLike, table: Any) -> None:
-    """Write `table` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
-    text = to_json(table)
+    """Write `table` as indented JSON; see `to_json`."""
     with atomic_write(path) as file:
-        file.write(text)
+        file.write(to_json(table))
 
 
 def load_json(path: str | os.PathLike) -> Any:
@@ -76,76 +74,84 @@ def load_json(path: str | os.PathLike) -> Any:
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a pytree by their paths, as in `params/torso/kernel`.
+    """List the leaves of a pytree by their paths, such as `pi1/params/torso/kernel`.
 
-    Raises ValueError for leaves that are no arrays of numbers or of booleans, and for paths that do not tell leaves
-    apart.
+    Raises ValueError for two leaves of one path, and for a leaf that is not an array of numbers or booleans.
     """
     leaves, _ = tree_flatten_with_path(tree)
     named = {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-    parents = {"/".join(parts[:i]) for parts in (name.split("/") for name in named) for i in range(1, len(parts))}
-    if len(named) < len(leaves) or parents & named.keys():
-        raise ValueError(f"two leaves would share a name: {', '.join(sorted(parents & named.keys() or named))}")
+    if len(named) < len(leaves):
+        raise ValueError(f"two leaves have the same path: {', '.join(named)}")
     for name, leaf in named.items():
         if leaf.dtype.kind not in "biufc":
-            raise ValueError(f"{name} is {leaf.dtype}, which npz does not hold without pickle")
+            raise ValueError(f"{name} is {leaf.dtype}, which npz cannot hold without pickle")
     return named
 
 
-def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def to_npz(tree: Any) -> bytes:
+    """Encode a pytree of arrays as npz. The same tree gives the same bytes."""
+    data = io.BytesIO()
+    # numpy.savez would write the time of day, and it reads some names as its own arguments.
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, leaf in named_leaves(tree).items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, leaf, allow_pickle=False)
+    return data.getvalue()
+
+
+def from_npz(data: bytes, like: Any, name: str) -> Any:
+    """Decode the bytes of `to_npz` into the structure of `like`. Leaves are NumPy arrays; `name` is for errors.
+
+    `like` holds arrays, or the shapes of `jax.eval_shape`. Raises ValueError for damaged data, and for a leaf that is
+    missing, unknown, or of another shape or dtype.
+    """
+    leaves, structure = tree_flatten_with_path(like)
+    expected = {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    stored = _read(data, name)
+    if different := sorted(stored.keys() ^ expected.keys()):
+        raise ValueError(f"{name}: leaves differ from the expected ones: {', '.join(different)}")
+    for path, leaf in expected.items():
+        wanted = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        got, needed = (f"{array.dtype}{list(array.shape)}" for array in (stored[path], wanted))
+        if got != needed:
+            raise ValueError(f"{name}: {path} is {got}, expected {needed}")
+    return jax.tree.unflatten(structure, [stored[path] for path in expected])
+
+
+def _read(data: bytes, name: str) -> dict[str, np.ndarray]:
     try:
-        # NumPy leaves a file that it opened itself open where the archive in it is broken.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole npz file of arrays: {error}") from error
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {member: file[member] for member in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
+        raise ValueError(f"{name} is not a whole npz file of arrays: {e}") from e
+
+
+def _read_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    return _read(Path(path).read_bytes(), str(path))
 
 
 def save_pytree(path: str | os.PathLike, tree: Any) -> None:
-    """Write a pytree of arrays as npz; a leaf's name is its path, as in `params/torso/kernel`.
-
-    The same tree gives the same bytes. Raises ValueError for leaves that are no arrays of numbers or of booleans,
-    and for paths that do not tell leaves apart.
-    """
-    named = named_leaves(tree)
-    # Not numpy.savez: it writes the time of day into the file, and takes some names for its own arguments.
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, leaf in named.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, leaf, allow_pickle=False)
+    """Write a pytree of arrays as npz; see `to_npz`."""
+    with atomic_write(path) as file:
+        file.write(to_npz(tree))
 
 
 def load_pytree(path: str | os.PathLike, like: Any) -> Any:
-    """Read what `save_pytree` wrote into the structure of `like`.
-
-    Raises ValueError, naming the leaf, where names, shapes or dtypes are not those of `like`, and for a damaged file.
-    """
-    expected, stored = named_leaves(like), _read(path)
-    if stored.keys() != expected.keys():
-        different = sorted(stored.keys() ^ expected.keys())
-        raise ValueError(f"{path}: leaves differ from the expected ones: {', '.join(different)}")
-    for name, leaf in expected.items():
-        if stored[name].shape != leaf.shape or stored[name].dtype != leaf.dtype:
-            raise ValueError(
-                f"{path}: {name} is {stored[name].dtype}{list(stored[name].shape)}, "
-                f"expected {leaf.dtype}{list(leaf.shape)}"
-            )
-    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+    """Read a file of `save_pytree` into the structure of `like`; see `from_npz`."""
+    return from_npz(Path(path).read_bytes(), like, str(path))
 
 
 def load_params(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what `save_pytree` wrote as nested dicts: parameters, whatever their sizes.
+    """Read a file of `save_pytree` as nested dicts of NumPy arrays, of any sizes."""
+    return unflatten_dict(_read_file(path), sep="/")
 
-    Raises ValueError for a damaged file.
+
+def load_networks(path: str | os.PathLike, module: Any) -> dict[str, Network]:
+    """Read a file that holds a dict of `Network`s of one module, as policies.npz of a finished run does.
+
+    The networks of all seeds have one leading axis more: `jax.tree.map(lambda leaf: leaf[0], network)` is the first.
     """
-    tree: dict[str, Any] = {}
-    for name, leaf in _read(path).items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return {name: Network(module=module, params=tree["params"]) for name, tree in load_params(path).items()}
 
 
 def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
@@ -154,11 +160,11 @@ def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
 
 
 def load_preferences(path: str | os.PathLike, task: Task | None = None) -> Preferences:
-    """Read a preference dataset of [N] pairs: what `save_preferences` wrote, or another program to the same schema.
+    """Read a preference dataset of N pairs, written by `save_preferences` or by another program in the same format.
 
-    Raises ValueError, naming the array, where the file is not to the schema, and where its sizes are not the task's.
+    Raises ValueError, naming the array, for one that does not follow the format or does not fit the task.
     """
-    arrays = _read(path)
+    arrays = _read_file(path)
     try:
         chosen, rejected = read_sides(arrays, ("chosen", "rejected"), ("weight", "prob", "target"), task)
         num_pairs = chosen.mask.shape[0]
@@ -170,28 +176,27 @@ def load_preferences(path: str | os.PathLike, task: Task | None = None) -> Prefe
 
 
 def save_pairs(path: str | os.PathLike, first: Trajectory, second: Trajectory) -> None:
-    """Write the pairs (first[i], second[i]) as npz, for somebody to say which is better. Their order stays."""
+    """Write the pairs (first[i], second[i]) as npz, for a person to answer which one is better."""
     save_pytree(path, {"first": first, "second": second})
 
 
 def load_pairs(path: str | os.PathLike, task: Task | None = None) -> tuple[Trajectory, Trajectory]:
-    """Read what `save_pairs` wrote: (first, second), both [N, T, ...]. Raises ValueError as `load_preferences` does."""
+    """Read a file of `save_pairs`: (first, second), both [N, T, ...]. Errors are those of `load_preferences`."""
     try:
-        first, second = read_sides(_read(path), ("first", "second"), task=task)
+        first, second = read_sides(_read_file(path), ("first", "second"), task=task)
     except ValueError as error:
         raise ValueError(f"{path} does not hold pairs: {error}") from error
     return first, second
 
 
 def load_labels(path: str | os.PathLike, pairs: str | os.PathLike, task: Task | None = None) -> Preferences:
-    """A person's answers, JSON lines at `path`, about the pairs that `save_pairs` wrote to the file `pairs`.
+    """Read a person's answers, JSON lines in `path`, about the pairs in the file `pairs`.
 
-    A preference for every pair, in the order of the pairs: of weight zero where it was skipped or not answered, of
-    target 0.5 where both are equal. Raises ValueError, naming the line or the array, for what is not to the schema.
+    Every pair becomes a preference, in the order of the pairs. A pair that was skipped or not answered has weight
+    zero; a tie has target 0.5. Raises ValueError, naming the line or the array that does not follow the format.
     """
     first, second = load_pairs(pairs, task)
-    with open(pairs, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = hashlib.sha256(Path(pairs).read_bytes()).hexdigest()
     try:
         label = read_labels(Path(path).read_bytes().splitlines(), first.mask.shape[0], sha256)
     except ValueError as error:
