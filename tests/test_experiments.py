@@ -150,7 +150,7 @@ def policy_of(arrays, name, *place):
     return Network(ActorCritic(2), jax.tree.map(lambda leaf: leaf[place], arrays[name]["params"]))
 
 
-# --- summary.json ------------------------------------------------------------------------------------------------------
+# --- summary.json -----------------------------------------------------------------------------------------------------
 
 
 def test_the_summary_has_the_keys_and_types_of_the_contract(either):
@@ -221,7 +221,7 @@ def test_seeds_without_an_expert_are_named(either):
     assert named[1].endswith("1 of 3 seeds: 8")
 
 
-# --- arrays ------------------------------------------------------------------------------------------------------------
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
 evaluate = jax.jit(jaxpref.evaluate, static_argnums=3)
@@ -342,7 +342,8 @@ def test_heldout_accuracy_of_rlhf_is_that_of_its_reward_models(rlhf_run):
     for (_, size), row in rows_of(rlhf_run.summary).items():
         accuracies = []
         for place, seed in enumerate(SEEDS):
-            params = jax.tree.map(lambda leaf, place=place, n=SIZES.index(size): leaf[place, n], models["params"])
+            run = place, SIZES.index(size)
+            params = jax.tree.map(lambda leaf, run=run: leaf[run], models["params"])
             learned_return = functools.partial(numpy_return, Network(RewardModel(2), params))
             accuracies.append(ranked_right(rlhf_run.pairs(seed), learned_return))
         np.testing.assert_allclose(row["heldout_accuracy"], np.mean(accuracies), rtol=1e-6)
@@ -357,7 +358,7 @@ def test_ppo_starts_from_pi2_and_its_reference_is_what_it_is_said_to_be(rlhf_run
     np.testing.assert_allclose(kl[1], 0, atol=1e-6)
 
 
-# --- the same again ----------------------------------------------------------------------------------------------------
+# --- the same again ---------------------------------------------------------------------------------------------------
 
 
 def assert_same_results(one, seeds, other, other_seeds):
