@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -25,7 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxpref
 from experiments.harness import devices, folder
 from experiments.harness.memo import Memo
-from experiments.pipeline import pipeline
+from experiments.pipeline import functions, pipeline
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
 from experiments.reporting import experiment
@@ -438,14 +440,21 @@ def test_a_finished_run_again_computes_nothing_and_leaves_the_same_bytes(dpo_run
     assert results_of(dpo_run.folder) == before
 
 
-def test_results_of_other_settings_are_set_aside(run):
-    first = run("dpo", SEEDS, "--reference", "pi2")
-    before = results_of(first.folder)
-    second = run_into(first.folder, "dpo", SEEDS, "--reference", "pi2", "--dpo.learning-rate", "0.03")
-    moved = first.folder.with_name(f"{first.folder.name}.1")
-    assert results_of(moved) == before
-    assert re.search(r"\(dpo.learning-rate\) are now in", second.printed)
-    assert second.summary["config"]["dpo"]["learning_rate"] == 0.03
+def test_a_diverged_seed_is_named_and_earlier_results_of_other_settings_are_set_aside(dpo_run, tmp_path, capsys):
+    """A learning rate of 1e4 into the folder of a finished run: the exit code is 3, and nothing is lost."""
+    out = tmp_path / "results"
+    shutil.copytree(dpo_run.folder, out)
+    with pytest.raises(SystemExit) as exit:
+        words = [*flags_of("dpo", SEEDS), "--dpo.learning-rate", "1e4", "--out", str(out)]
+        experiment.main("run", "cartpole", "dpo", words)
+    assert exit.value.code == 3
+    printed = capsys.readouterr().out
+    assert results_of(tmp_path / "results.1") == results_of(dpo_run.folder)
+    assert re.search(r"\(dpo.learning-rate\) are now in", printed)
+    summary = json.loads((out / "summary.json").read_text())
+    assert {(entry["stage"], entry["seed"]) for entry in summary["diverged"]} == {("dpo", seed) for seed in SEEDS}
+    assert all(row["policy"]["per_seed"] == [None] * 3 for row in summary["rows"])
+    assert summary["policies"] == dpo_run.summary["policies"]
 
 
 def test_a_folder_that_another_run_writes_into_is_refused_untouched(cache, tmp_path, capsys):
@@ -465,32 +474,41 @@ def test_what_the_task_refuses_leaves_no_folder(cache, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "flags"),
-    [
-        ("rlhf", "--reward zero"),
-        ("rlhf", "--reward random --num-members 1"),
-        ("rlhf", "--num-members 2"),
-        ("online-dpo", "--online.num-rounds 2"),
-        ("online-rlhf", "--online.num-rounds 2 --online.num-members 2"),
-    ],
-)
-def test_controls_ensembles_and_online_rounds_go_through_the_same_pipeline(run, method, flags):
-    """Two seeds, one size, one reference. A reward of zero leaves pi2 as it is."""
-    base = "dpo" if method.endswith("dpo") else "rlhf"
-    more = ["--method", method, "--num-pairs", "4", "--reference", "pi2", *shlex.split(flags)]
-    done = run(base, (3, 8), *more)
-    (row,) = done.summary["rows"]
-    assert len(row["policy"]["per_seed"]) == 2
-    trained = done.load("policies.npz")["trained_pi2"]["params"]["policy"]["kernel"][:, 0]
-    pi2 = done.load("policies.npz")["pi2"]["params"]["policy"]["kernel"]
-    assert np.allclose(trained, pi2, atol=1e-6) == ("zero" in flags)
+@pytest.fixture(scope="module")
+def inputs(dpo_run):
+    """One seed's keys, experts and pairs."""
+    task, config = jaxpref.cartpole(), jaxpref.reinforce.Config(num_updates=16)
+    experts = jax.eval_shape(functools.partial(functions.train_experts, task, config), keys_of(3))
+    return task, keys_of(3), experts, dpo_run.pairs(3)
 
 
-def test_a_seed_that_diverges_is_named_and_left_out_and_the_exit_code_is_3(run, capsys):
-    with pytest.raises(SystemExit) as exit:
-        run("dpo", (3, 8), "--num-pairs", "4", "--reference", "pi2", "--dpo.learning-rate", "1e4")
-    assert exit.value.code == 3
+@pytest.mark.parametrize(("kind", "scale"), [("zero", 0), ("random", 1)])
+def test_a_control_reward_is_zero_or_random(inputs, kind, scale):
+    """A fresh head is zero, and a drawn one is standard normal: its 64 weights have a mean square near 1."""
+    task, keys, _, pairs = inputs
+    fitted = functions.control_reward(task, SIZES, NUM_HELDOUT, kind, None, keys, pairs)
+    head = np.asarray(fitted.params.params["reward"]["kernel"])
+    assert head.shape == (2, 64, 1)
+    np.testing.assert_allclose(np.mean(head**2), scale, atol=0.6)
+    assert fitted.metrics is None
+
+
+def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs):
+    """Traced, not run: [P] on the first axis, and the metrics of all rounds in one row."""
+    task, keys, experts, pairs = inputs
+    reference, online = jnp.int32(1), jaxpref.online.Config(num_rounds=2)
+    configs = jaxpref.annotators.Config(), online, jaxpref.reward_model.Config(), jaxpref.ppo.Config(num_updates=12)
+    train = functools.partial(functions.train_online, task, (4,), NUM_HELDOUT)
+    rlhf = jax.eval_shape(train, configs, keys, experts, pairs, reference)
+    assert rlhf.metrics.loss.shape == (1, 12)
+    assert rlhf.divergence.update.shape == rlhf.judged.score_per_step.shape == (1,)
+    assert rlhf.reward_params.params["reward"]["bias"].shape == (1, 3, 1)
+    direct = jax.eval_shape(train, (*configs[:2], jaxpref.dpo.Config()), keys, experts, pairs, reference)
+    assert direct.metrics.loss.shape == (1, 150)
+    fit = functools.partial(functions.fit_rewards, task, SIZES, NUM_HELDOUT, 3, jaxpref.reward_model.Config())
+    fitted = jax.eval_shape(fit, keys, pairs)
+    assert fitted.params.params["reward"]["bias"].shape == (2, 3, 1)
+    assert fitted.metrics.loss.shape == (2, 200)
 
 
 # --- many processes, many batches -------------------------------------------------------------------------------------
@@ -509,7 +527,7 @@ def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):
     printed = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "CartPole, DPO" in printed[0][0]
-    assert printed[1][0] == ""
+    assert all(line.startswith("[Gloo]") for line in printed[1][0].splitlines())
     summary = store.load_json(out / "summary.json")
     assert summary["seeds"] == list(seeds)
     assert_same_results(dpo_run.summary, SEEDS, summary, seeds)
