@@ -1,25 +1,23 @@
-"""The study: settings, the shared pipeline, and one small script per experiment."""
+"""The study of jaxpref: experiments, evidence and benchmarks, each a small script over the rooms below it."""
 
 import sys
 import time
 from pathlib import Path
 
 START = time.perf_counter()
-"""When the program began: what `total_s` is counted from."""
-
-INTERRUPTED = "interrupted: every file is whole, and the same command again goes on from there"
-
-
+"""When the program began: `total_s` counts from here."""
 ROOT = Path(__file__).parents[1]
+"""The checkout."""
+INTERRUPTED = "interrupted: finished stages are kept, and the same command continues from them"
 
 
 def python() -> str:
-    """What a shell in the checkout calls this Python: make's environment by its path, any other by its name."""
+    """Return the name of this Python in a shell: its path for make's environment, `python` for any other."""
     return ".venv/bin/python" if Path(sys.prefix) == ROOT / ".venv" else "python"
 
 
 def _hook(kind, error, traceback):
-    # Importing takes seconds, and Ctrl-C in them comes before any program can catch it.
+    # Imports take seconds. Ctrl-C during them comes before any program can catch it.
     if issubclass(kind, KeyboardInterrupt):
         print(INTERRUPTED, file=sys.stderr)
     else:

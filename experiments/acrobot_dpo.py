@@ -1,6 +1,6 @@
 """Acrobot with DPO: `python -m experiments.acrobot_dpo --help`."""
 
-from experiments.command import main
+from experiments.reporting.experiment import main
 
 if __name__ == "__main__":
-    main("acrobot", "dpo")
+    main("acrobot_dpo", "acrobot", "dpo")

@@ -1,6 +1,6 @@
-"""Acrobot with a reward model and PPO: `python -m experiments.acrobot_rlhf --help`."""
+"""Acrobot with PPO-RLHF: `python -m experiments.acrobot_rlhf --help`."""
 
-from experiments.command import main
+from experiments.reporting.experiment import main
 
 if __name__ == "__main__":
-    main("acrobot", "rlhf")
+    main("acrobot_rlhf", "acrobot", "rlhf")

@@ -1,6 +1,6 @@
 """CartPole with DPO: `python -m experiments.cartpole_dpo --help`."""
 
-from experiments.command import main
+from experiments.reporting.experiment import main
 
 if __name__ == "__main__":
-    main("cartpole", "dpo")
+    main("cartpole_dpo", "cartpole", "dpo")

@@ -1,6 +1,6 @@
-"""CartPole with a reward model and PPO: `python -m experiments.cartpole_rlhf --help`."""
+"""CartPole with PPO-RLHF: `python -m experiments.cartpole_rlhf --help`."""
 
-from experiments.command import main
+from experiments.reporting.experiment import main
 
 if __name__ == "__main__":
-    main("cartpole", "rlhf")
+    main("cartpole_rlhf", "cartpole", "rlhf")

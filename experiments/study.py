@@ -1,6 +1,6 @@
-"""All four experiments, one after the other: `python -m experiments.study --help`.
+"""All four experiments of the study, one after the other: `python -m experiments.study --help`.
 
-The flags are those of a single experiment and hold for all four; `--out DIR` is the folder above theirs.
+The flags are those of one experiment and hold for all four. `--out DIR` is the folder above theirs.
 """
 
 from __future__ import annotations
@@ -8,40 +8,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from experiments import START, command
-from experiments.settings import Method, Settings, TaskName
+from experiments.harness.cli import given
+from experiments.harness.errors import exit_codes
+from experiments.pipeline.command import parse
+from experiments.pipeline.settings import Settings, StudyTask
+from experiments.reporting.experiment import run_all
 
 
-def parse(argv: Sequence[str]) -> list[Settings]:
-    """Settings of all experiments, so that a mistake in any of them shows before the first one runs."""
-    chosen, rest = command.take_flags(argv, "out")
-    studies = [
-        command.parse(rest, task, method) for task, method in itertools.product(get_args(TaskName), get_args(Method))
-    ]
-    if chosen.out is None:
-        return studies
-    return [dataclasses.replace(settings, out=Path(chosen.out) / settings.out.name) for settings in studies]
+def settings_of(argv: list[str]) -> list[Settings]:
+    """Return the settings of all experiments, so that a mistake shows before the first one runs."""
+    out = given(argv, "out")
+    words = [word for word in argv if not word.startswith("--out=")]
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    runs = [parse(words, "study", task, method) for task, method in itertools.product(get_args(StudyTask), METHODS)]
+    return [dataclasses.replace(run, out=Path(out) / run.out.name) if out else run for run in runs]
 
 
-def main() -> None:
-    """Run the study."""
-    with command.exit_codes():
-        studies = parse(sys.argv[1:])
-        with command.set_up(studies) as console:
-            start, all_well = START, True
-            for settings in studies:
-                all_well &= command.run(settings, console, start)
-                console.print()
-                start = time.perf_counter()
-            console.print(f"study: {time.perf_counter() - START:.1f} s in all", highlight=False)
-        if not all_well:
-            raise SystemExit(command.DIVERGED)
-
+METHODS = ("dpo", "rlhf")
 
 if __name__ == "__main__":
-    main()
+    with exit_codes():
+        run_all(settings_of(sys.argv[1:]))

@@ -103,9 +103,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_array_of_numbers(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray) and (
-        jnp.issubdtype(value.dtype, np.integer) or jnp.issubdtype(value.dtype, np.floating)
-    )
+    return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, np.number)
 
 
 def check_count(value: Any, name: str, least: int = 1) -> None:

@@ -1,0 +1,42 @@
+"""The tables and the figure of the benchmarks."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from rich import box
+from rich.table import Table
+
+from experiments.benchmarks.timing import Row
+from experiments.reporting import figures
+from jaxpref.analysis import plots
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Return a table of the rows as they are, with a column for every key."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        words = column.replace("_", " ")  # a narrow terminal breaks the line between words
+        result.add_column(words, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        result.add_row(*(f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    return result
+
+
+@figures.style()
+def draw(rows: list[Row]) -> Figure:
+    """Draw seconds per seed against seeds, a line for each trainer."""
+    figure, ((axes,),) = figures.panels(1)
+    names = list(dict.fromkeys(row["trainer"] for row in rows))
+    for name, colour, marker in zip(names, plots.COLOURS, "osD^", strict=False):
+        points = [(row["seeds"], 1000 * row["s_per_seed"]) for row in rows if row["trainer"] == name]
+        axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name.replace("_", " "))
+    axes.set(xlabel="seeds in one call", ylabel="milliseconds per seed")
+    measured = sorted({row["seeds"] for row in rows})
+    axes.set_xticks(measured, [str(number) for number in measured])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    return figures.finish(figure, "Shortened trainers, CartPole, compiled")

@@ -1,0 +1,53 @@
+"""Settings from the command line. tyro speaks for itself: help, unknown flags, wrong values, suggestions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+from jaxpref.dpo import Loss
+from jaxpref.types import Scalar
+
+REGISTRY = ConstructorRegistry()
+Kind = TypeVar("Kind")
+
+
+@REGISTRY.primitive_rule
+def _library_types(info: Any) -> PrimitiveConstructorSpec | None:
+    """A config's float may be a traced array in the library, a loss a function. Here they are a number and a name."""
+    kinds: list[tuple[Any, type, str]] = [(Scalar, float, "FLOAT"), (Loss, str, "STR")]
+    for library_type, kind, metavar in kinds:
+        if info.type == library_type:
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=metavar,
+                instance_from_str=lambda words, kind=kind: kind(words[0]),
+                is_instance=lambda value: isinstance(value, int | float | str),
+                str_from_instance=lambda value: [str(value)],
+            )
+    return None
+
+
+def read(kind: type[Kind], argv: Sequence[str], script: str, description: str, default: Any = None) -> Kind:
+    """Return an instance of the dataclass `kind` from the words of a command line. A wrong one exits with code 2."""
+    return tyro.cli(
+        kind,
+        args=argv,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        registry=REGISTRY,
+        prog=f"python -m experiments.{script}",
+        description=description,
+    )
+
+
+def given(argv: Sequence[str], flag: str) -> str | None:
+    """Return the value of `--flag` among the words of a command line, before they are read; None without it."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else next(iter(words[place + 1 :]), None)
+    return None

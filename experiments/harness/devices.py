@@ -1,0 +1,101 @@
+"""Devices, processes, and a function of one run mapped over many."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from experiments import ROOT
+from experiments.harness.errors import UsageError
+
+CACHE = ROOT / ".cache" / "jax"
+"""Compiled programs, kept between runs."""
+
+
+def set_up_jax(num_cpu_devices: int) -> None:
+    """Configure JAX before its first use. 0 CPU devices are one for each core; compiled programs are kept on disk."""
+    if num_cpu_devices < 0:
+        raise UsageError(f"--devices must be at least 0, got {num_cpu_devices}")
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Make this process one of several that share the seeds, before the first use of JAX.
+
+    Without a coordinator, JAX asks the launcher of the processes (Slurm, Open MPI, a TPU pod).
+    """
+    from jax.experimental import multihost_utils
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator or None, num_processes or None, process_id if coordinator else None)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"--processes: cannot join the others: {str(error).splitlines()[0]}") from error
+    # The first meeting of the processes has a limit of half a minute. They meet now, before their work differs.
+    multihost_utils.process_allgather(np.zeros(1), tiled=True)
+
+
+def is_first() -> bool:
+    """Whether this process writes the results."""
+    return jax.process_index() == 0
+
+
+def share(seeds: np.ndarray, num_processes: int, process_id: int) -> np.ndarray:
+    """Return the seeds of one process. All processes get the same number; the last ones repeat the first seeds."""
+    num_each = math.ceil(len(seeds) / num_processes)
+    return np.resize(seeds, num_each * num_processes)[process_id * num_each :][:num_each]
+
+
+def gather(results: Any, num_seeds: int) -> Any:
+    """Return the results of all processes' seeds, in the order of the seeds."""
+    if jax.process_count() == 1:
+        return results
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda leaf: leaf[:num_seeds], multihost_utils.process_allgather(results, tiled=True))
+
+
+def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
+    """Map `function(config, *args)` of one run over a leading axis of `num_runs` in `args`.
+
+    That axis, a multiple of the number of devices, is sharded over the devices. Each device computes `lanes` runs at a
+    time: enough to make vectors of a small network's work, few enough to stay in its cache.
+    """
+    devices = _devices_for(num_runs)
+    mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
+    per_device = num_runs // len(devices)
+
+    def on_device(config, args):
+        side_by_side = jax.vmap(functools.partial(function, config))
+        if per_device <= lanes:
+            return side_by_side(*args)
+        grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, lanes, *leaf.shape[1:]), args)
+        result = jax.lax.map(lambda group: side_by_side(*group), grouped)
+        return jax.tree.map(lambda leaf: leaf.reshape(per_device, *leaf.shape[2:]), result)
+
+    runs, everywhere = PartitionSpec("runs"), PartitionSpec()
+    # check_vma would ask the library to mark what varies between devices. Nothing is sent between them.
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(everywhere, runs), out_specs=runs, check_vma=False)
+
+
+def padded_size(num_runs: int, lanes: int) -> int:
+    """Return the least number of runs, at least `num_runs`, that the devices share evenly in groups of `lanes`."""
+    num_devices = len(_devices_for(num_runs))
+    per_device = math.ceil(num_runs / num_devices)
+    if per_device > lanes:
+        per_device = math.ceil(per_device / lanes) * lanes
+    return per_device * num_devices
+
+
+def _devices_for(num_runs: int) -> list[jax.Device]:
+    return jax.local_devices()[:num_runs]

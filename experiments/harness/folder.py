@@ -1,0 +1,60 @@
+"""The folder of a program's results: one process writes into it at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.harness.errors import UsageError
+from jaxpref.files import store
+
+LOCK = ".lock"
+
+
+def prepare(folder: Path) -> None:
+    """Make `folder` and check that files can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {folder}: no permission to write into this folder")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process; remove temporary files of a killed process.
+
+    The kernel releases the lock when the process ends, however it ends.
+    """
+    prepare(folder)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "of unknown number"
+            raise UsageError(
+                f"--out {folder}: process {owner} is writing into this folder; wait for it, or name another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        for temporary in folder.glob(store.TEMPORARY):
+            temporary.unlink()
+        yield
+
+
+def set_aside(folder: Path) -> Path:
+    """Move the contents of a locked folder into a new folder beside it; return the new folder."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.rename(aside / path.name)
+    return aside

@@ -1,0 +1,117 @@
+"""The memo of finished stages: one file for each, named by the hash of all that its result depends on.
+
+A file starts with a line of two SHA-256 digests: the key, as in its name, and that of the rest, an npz archive. Files
+are written whole or not at all, so several processes share the folder, and a killed run continues from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from experiments import ROOT
+from jaxpref.files import store
+
+FOLDER = Path(os.environ.get("JAXPREF_STAGES", ROOT / ".cache" / "stages"))
+LARGEST = 100_000_000
+"""Bytes of a result. Larger ones are datasets, which are faster to play again than to read."""
+LIMIT = 2_000_000_000
+"""Bytes of the folder. Beyond it, the files that were not used for the longest time are removed."""
+
+
+def digest(tree: Any) -> str:
+    """Return the SHA-256 of a pytree of arrays: of every leaf's path, dtype, shape and bytes."""
+    hasher = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        hasher.update(array.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
+
+
+def environment() -> str:
+    """Describe what decides about rounding beside the program: jaxlib's version, the devices, XLA's flags."""
+    devices = [device.device_kind for device in jax.local_devices()]
+    return f"{jax.lib.__version__} {devices} {os.environ.get('XLA_FLAGS', '')}"
+
+
+class Memo:
+    """Finished stages on disk. `fresh`: use none that an earlier process wrote. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None = FOLDER, fresh: bool = False):
+        self.folder, self.console = folder, Console()
+        self._known: set[str] | None = set() if fresh else None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, name: str, key: str) -> bool:
+        """Whether a result of this key is there."""
+        path = self._path(name, key)
+        return path is not None and (self._known is None or key in self._known) and path.exists()
+
+    def load(self, name: str, key: str, like: Any) -> Any | None:
+        """Return the result of this key, in the structure of `like`; None, and a warning, for a damaged file."""
+        path = self._path(name, key)
+        if path is None or not self.has(name, key):
+            return None
+        try:
+            head, _, archive = path.read_bytes().partition(b"\n")
+            written_key, _, checksum = head.decode("ascii", "replace").partition(" ")
+            if written_key != key:
+                raise ValueError("holds the result of another stage, or none")
+            if checksum != hashlib.sha256(archive).hexdigest():
+                raise ValueError("is damaged")
+            result = store.from_npz(archive, like, path)
+        except FileNotFoundError:  # another process has removed it
+            return None
+        except ValueError as error:
+            self.console.print(
+                f"warning: {path} {error}; it is computed again", style="bold yellow", highlight=False, soft_wrap=True
+            )
+            return None
+        os.utime(path)
+        return result
+
+    def save(self, name: str, key: str, result: Any) -> None:
+        """Write a result, if it is not too large to be worth it."""
+        path = self._path(name, key)
+        if path is None or sum(leaf.nbytes for leaf in jax.tree.leaves(result)) > LARGEST:
+            return
+        archive = store.to_npz(result)
+        with store.atomic_write(path) as file:
+            file.write(f"{key} {hashlib.sha256(archive).hexdigest()}\n".encode())
+            file.write(archive)
+        if self._known is not None:
+            self._known.add(key)
+
+    def prune(self) -> None:
+        """Remove the files that were not used for the longest time, and what killed processes left half written."""
+        if self.folder is None:
+            return
+        for temporary in self.folder.glob(store.TEMPORARY):
+            if time.time() - _last_use(temporary) > 3600:
+                temporary.unlink(missing_ok=True)
+        total = 0
+        for path in sorted(self.folder.glob("*.stage"), key=_last_use, reverse=True):
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                total += path.stat().st_size
+                if total > LIMIT:
+                    path.unlink()
+
+    def _path(self, name: str, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}-{key}.stage"
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

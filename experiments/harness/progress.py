@@ -1,0 +1,163 @@
+"""How far a run has come: a live bar on a terminal, plain lines, and two files.
+
+`progress.jsonl` gets a line when a run starts, after each stage and when it ends. `metrics.jsonl` gets the metrics of a
+training stage, one line for each update, when the stage is done. Compiled code calls nobody: the bar counts stages.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+
+class Done(NamedTuple):
+    """A finished stage. `mean_return` is that at the end of training, over all runs; `kept`: found in the memo."""
+
+    stage: str
+    runs: int
+    updates: int | None
+    mean_return: float | None
+    compile_s: float
+    run_s: float
+    kept: bool
+
+
+class Progress:
+    """Report on the console, and in `folder` if there is one, how far a run has come."""
+
+    def __init__(self, console: Console, folder: Path | None = None, tensorboard: bool = False):
+        self.console, self.folder, self.tensorboard = console, folder, tensorboard
+        self._files: dict[str, IO[str]] = {}
+        self._events: Any = None
+        self._batch, self._tag = 1, ""
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("stages"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("preparing", total=0)
+
+    def __enter__(self) -> Progress:
+        if self.folder is not None:
+            self._files["progress"] = (self.folder / "progress.jsonl").open("a")
+            self._files["metrics"] = (self.folder / "metrics.jsonl").open("w")
+            if self.tensorboard:
+                self._events = _event_writer(self.folder / "tensorboard")
+        self._event("start", process=os.getpid())
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.stop()
+        self._event("end", error=kind.__name__ if kind else None)
+        for file in self._files.values():
+            file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def begin(self, batch: int, num_batches: int, seeds: np.ndarray) -> None:
+        """Start a batch of seeds. The first has number 1."""
+        self._batch, self._tag = batch, f"batch {batch}/" if num_batches > 1 else ""
+        self._event("batch", batch=batch, seeds=seeds.tolist())
+        if num_batches > 1:
+            self.console.print(f"batch {batch} of {num_batches}, {len(seeds)} seeds", highlight=False)
+
+    def plan(self) -> None:
+        """Expect one more stage."""
+        self._bar.update(self._task, total=(self._bar.tasks[0].total or 0) + 1)
+
+    def start(self, stage: str, num_updates: int | None) -> None:
+        """Show the stage that runs now."""
+        self._bar.update(self._task, description=", ".join(filter(None, (stage, _updates(num_updates)))))
+
+    def done(self, done: Done) -> None:
+        """Report a finished stage."""
+        self._bar.advance(self._task)
+        runs = f"{done.runs} run{'s' if done.runs > 1 else ''}"
+        returned = "" if done.mean_return is None else f"return {_return(done.mean_return)}"
+        took = "kept" if done.kept else f"{done.compile_s + done.run_s:.1f} s"
+        self.console.print(
+            f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}", highlight=False
+        )
+        self._event("stage", **done._asdict())
+
+    def log(self, stage: str, metrics: Any, **labels: Any) -> None:
+        """Write the means over seeds of a training's metrics [S, U], one line for each update.
+
+        Fields with fewer entries than updates were taken at regular updates: they stand in the lines of those. Numbers
+        that are not finite do not count; JSON has null where none is finite.
+        """
+        means = {name: _mean_of_finite(values) for name, values in vars(metrics).items() if values is not None}
+        num_updates = max(map(len, means.values()))
+        rows: list[dict[str, Any]] = [{} for _ in range(num_updates)]
+        for name, values in means.items():
+            for place, value in enumerate(values, 1):
+                rows[num_updates * place // len(values) - 1][name] = value
+        tag = self._tag + "/".join([stage, *(f"{name} {value}" for name, value in labels.items())])
+        for update, row in enumerate(rows, 1):
+            self._write("metrics", {"batch": self._batch, "stage": stage, **labels, "update": update, **row})
+            for name, value in row.items():
+                if self._events is not None and value is not None:
+                    self._events.add_scalar(f"{tag}/{name}", value, update)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._write("progress", {"time": now, "event": event, **fields})
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        if name in self._files:
+            self._files[name].write(json.dumps(row) + "\n")
+            self._files[name].flush()
+
+
+def mean_return(result: Any) -> float | None:
+    """Mean true return at the end of training, over all runs of a stage; None if the stage has none."""
+    metrics = getattr(result, "metrics", None)
+    if getattr(metrics, "true_return", None) is not None:
+        returns = metrics.true_return[..., -1:]
+    elif hasattr(metrics, "score"):  # NaN after training ended
+        rows = metrics.score.reshape(-1, metrics.score.shape[-1])
+        returns = np.concatenate([row[np.isfinite(row)][-1:] for row in rows])
+    else:
+        return None
+    return float(returns.mean()) if returns.size and np.isfinite(returns).all() else None
+
+
+def _updates(number: int | None) -> str:
+    return "" if number is None else f"{number} update{'s' if number > 1 else ''}"
+
+
+def _return(value: float) -> str:
+    """Format a return: two decimals where it is small, as on Catch."""
+    return f"{value:.{1 if abs(value) >= 10 else 2}f}"
+
+
+def _mean_of_finite(values: Any) -> list[float | None]:
+    """Means over the first axis of the finite numbers."""
+    values = np.asarray(values, np.float64)
+    finite = np.isfinite(values)
+    sums, counts = np.where(finite, values, 0.0).sum(0), finite.sum(0)
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def _event_writer(folder: Path) -> Any:
+    """A writer of TensorBoard's event files, which replace those of an earlier run."""
+    from tensorboardX import SummaryWriter
+
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    return SummaryWriter(str(folder))

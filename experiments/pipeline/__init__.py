@@ -1,0 +1,1 @@
+"""The settings of the study, and its pipeline from experts to evaluation."""

@@ -1,0 +1,120 @@
+"""From a command line to the settings of a run, with the checks that tyro cannot make."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, cast, get_args
+
+import tyro
+
+from experiments.harness import cli
+from experiments.harness.errors import UsageError
+from experiments.pipeline.settings import PRESETS, Method, Settings, changes, flag, preset_of
+from jaxpref import checks
+
+MOST, MOST_DEVICES = 10**6, 1024
+"""More pairs, episodes or devices are a typing error: they would take all memory before they fail."""
+CONFIGS = ("annotator", "reinforce", "dpo", "reward_model", "ppo", "online")
+USED = {
+    "dpo": {"dpo"},
+    "rlhf": {"reward-model", "ppo"},
+    "online-dpo": {"dpo", "online"},
+    "online-rlhf": {"reward-model", "ppo", "online"},
+}
+"""The configs that each method reads, of those that not all methods read."""
+
+
+def parse(argv: Sequence[str], script: str, task: str | None = None, method: Method | None = None) -> Settings:
+    """Return the settings of a script that runs `task` with `method`, by default; without them, the user must choose.
+
+    `--task`, `--method` and `--preset` choose the defaults of all other flags.
+    """
+    preset, chosen = cli.given(argv, "preset"), cli.given(argv, "method") or method
+    known = chosen if chosen in get_args(Method) else "dpo"
+    try:
+        default = PRESETS.get(preset or "default", PRESETS["default"])(
+            cli.given(argv, "task") or task or "cartpole", cast(Method, known)
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if task is None:
+        default = dataclasses.replace(default, task=tyro.MISSING, method=tyro.MISSING)
+    settings = cli.read(Settings, argv, script, "Experts, preferences, training and evaluation on many seeds.", default)
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError, with the flag's name, for settings out of range or in conflict."""
+    for problem in _problems(settings):
+        raise UsageError(problem)
+
+
+def check_unused(settings: Settings) -> None:
+    """Raise UsageError for a flag that the method does not read."""
+    unused = set.union(*USED.values()) - USED[settings.method]
+    for name in changes(settings, preset_of(settings)):
+        if name.partition(".")[0] in unused:
+            raise UsageError(f"--{name} has no effect on {settings.method}")
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    for name in ("seeds", "num_pairs", "reference"):
+        values = getattr(settings, name)
+        if not values or len(set(values)) < len(values):
+            yield f"--{flag(name)} needs at least one value and none twice, got {_shown(values)}"
+    if not all(0 <= seed < 2**32 for seed in settings.seeds):
+        yield f"--seeds must be between 0 and 2**32 - 1, got {_shown(settings.seeds)}"
+    for name, low, high in (
+        *(("num_pairs", 1, MOST), ("num_heldout", 1, MOST), ("eval_episodes", 1, MOST), ("evaluation", 0, 2**31 - 1)),
+        *(("horizon", 1, math.inf), ("num_members", 1, MOST), ("reward_model_epochs", 0, MOST)),
+        *(("devices", 0, MOST_DEVICES), ("batch_seeds", 0, math.inf), ("processes", 0, math.inf)),
+        ("process", 0, (settings.processes or math.inf) - 1),
+    ):
+        values = getattr(settings, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and not low <= value <= high:
+                bound = f"at least {low}" if high == math.inf else f"between {low} and {high:,}"
+                yield f"--{flag(name)} must be {bound}, got {value}"
+    for name in ("pi1_target", "pi2_target"):
+        value = getattr(settings, name)
+        if value is not None and not math.isfinite(value):
+            yield f"--{flag(name)} must be finite, got {value}"
+    low, high = settings.return_range or (0.0, 1.0)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        yield f"--return-range must be LOWEST HIGHEST, got {low} {high}"
+    for name in CONFIGS:
+        for field, message in checks.problems(getattr(settings, name)):
+            yield f"--{flag(name)}.{flag(field)} {message}"
+    yield from _conflicts(settings)
+
+
+def _conflicts(settings: Settings) -> Iterator[str]:
+    if settings.dpo.eval_episodes < 1:
+        yield "--dpo.eval-episodes must be at least 1 for curves of the true return, got 0"
+    if max(settings.dpo.batch_size, settings.reward_model.batch_size) > MOST:
+        yield f"--dpo.batch-size and --reward-model.batch-size must be at most {MOST:,}"
+    pairs_at_once = min(max(sizes) for sizes in settings.size_groups)
+    if settings.reward_model.holdout_every > pairs_at_once:
+        yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
+    if settings.method.startswith("online"):
+        trained = settings.ppo if settings.method == "online-rlhf" else settings.dpo
+        rounds = settings.online.num_rounds
+        if trained.num_updates % rounds or any(size % rounds for size in settings.num_pairs):
+            yield f"--online.num-rounds must divide the pairs and the updates ({trained.num_updates}), got {rounds}"
+    if settings.coordinator and not re.fullmatch(r"\S+:\d{1,5}", settings.coordinator):
+        yield f"--coordinator must be HOST:PORT, got {settings.coordinator}"
+    if settings.coordinator and settings.processes == 1:
+        yield "--coordinator needs --processes, the number of processes that share the seeds"
+    if settings.processes > 1 and not settings.coordinator:
+        yield "--processes needs --coordinator HOST:PORT, the address of the first process"
+    if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        yield "--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'"
+
+
+def _shown(values: Any) -> str:
+    return " ".join(map(str, values)) or "none"

@@ -1,0 +1,248 @@
+"""The one pipeline, from seeds to numbers: experts, preferences, training, evaluation.
+
+Each stage is a pure function of one seed (`functions.py`). `Stages.run` maps it over the seeds and computes it
+once. An experiment, an arm of the evidence and a point of a sweep are all settings that come through here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from experiments.harness.devices import gather, share
+from experiments.harness.stages import Lazy, Stages
+from experiments.pipeline import functions
+from experiments.pipeline.settings import Policy, Settings
+from jaxpref import networks, ppo, reinforce, reward_model, tasks
+from jaxpref.analysis import ranking
+from jaxpref.divergence import Divergence
+from jaxpref.networks import Network
+from jaxpref.tasks import Task
+from jaxpref.types import Preferences
+
+BATCH_BYTES = 1e9
+"""Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
+
+
+@struct.dataclass
+class Row:
+    """A policy trained on pairs of one size with one reference, for each of S seeds.
+
+    reward:  the reward model that PPO maximised; None for other methods.
+    quality, score_per_step: of the learned score on held-out pairs, DPO's or the reward model's;
+        score_per_step is its mean over their steps.
+    true_return, learned_return: means over the evaluation's episodes; learned is what training maximised.
+    kl:      of the policy from its reference, mean over those episodes, in nats per episode.
+    """
+
+    reference: str = struct.field(pytree_node=False)
+    num_pairs: int = struct.field(pytree_node=False)
+    params: Network
+    metrics: Any
+    divergence: Divergence
+    reward: functions.Fitted | None
+    quality: ranking.Quality
+    score_per_step: Float[Array, " S"]
+    true_return: Float[Array, " S"]
+    learned_return: Float[Array, " S"]
+    kl: Float[Array, " S"]
+
+
+@struct.dataclass
+class Outcome:
+    """Results of S seeds: NumPy arrays with the seeds on the leading axis.
+
+    returns:  mean true return of pi1 and pi2.
+    rows:     for each reference, for each dataset size.
+    labels:   of the held-out pairs.
+    pairs:    [S, N], if the settings ask for them.
+    """
+
+    experts: reinforce.Result
+    returns: dict[str, Float[Array, " S"]]
+    rows: list[Row]
+    labels: functions.Labels
+    pairs: Preferences | None
+
+    @property
+    def reward_models(self) -> list[functions.Fitted] | None:
+        """The reward model of each dataset size, the same for every reference; None for methods without one."""
+        models = [row.reward for row in self.rows if row.reference == self.rows[0].reference]
+        return [model for model in models if model is not None] or None
+
+
+def task_of(settings: Settings) -> Task:
+    """Return the task that the settings name, with what they change about it.
+
+    Raises ValueError for a task that does not exist or lacks what the settings use.
+    """
+    task = tasks.task(settings.task, settings.horizon)
+    names = ("pi1_target", "pi2_target", "return_range")
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    if settings.network == "conv":
+        if task.obs_shape is None or len(task.obs_shape) not in (2, 3) or min(task.obs_shape[:2]) < 3:
+            raise ValueError(f"--network conv needs images of at least 3 x 3; {task.name} shows {task.obs_shape}")
+        given["policy_network"] = networks.ConvActorCritic(task.num_actions, task.obs_shape)
+        given["reward_network"] = networks.ConvRewardModel(task.num_actions, task.obs_shape)
+    task = dataclasses.replace(task, **given)
+    if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
+        raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
+    for used, flag, name in (
+        (settings.reinforce.baseline == "handmade", "--reinforce.baseline handmade", "baseline"),
+        (bool(settings.reinforce.shape_reward), "--reinforce.shape-reward", "potential"),
+    ):
+        if used and getattr(task, name) is None:
+            raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
+    for name in ("tie_threshold", "skip_threshold"):
+        if getattr(settings.annotator, name) > 0 and task.return_range is None:
+            flag = f"--annotator.{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is a share of the range of returns, which {task.name} lacks: give --return-range")
+    return task
+
+
+def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
+    """Run this process's share of the seeds, in as many batches as memory needs, and gather all results."""
+    seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
+    num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
+    # All batches have one size, so that one program serves all. The last repeats seeds of the first.
+    batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
+    outcomes = []
+    for number, batch in enumerate(batches, 1):
+        stages.progress.begin(number, num_batches, batch)
+        outcomes.append(_run_batch(settings, task, stages, batch))
+    own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
+    return gather(own, len(settings.seeds))
+
+
+def seeds_that_fit(settings: Settings, task: Task) -> int:
+    num_trajectories = 2 * (max(settings.num_pairs) + settings.num_heldout)
+    bytes_per_step = 4 * (2 * task.obs_size + 3)
+    return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
+
+
+def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray) -> Outcome:
+    """Define every stage, which starts it in the background; then collect the results in the order of the stages."""
+
+    def stage(name: str, function: Callable, config: Any, *inputs: Any, **options: Any) -> Lazy:
+        return stages.run(name, functools.partial(functions.with_keys, function), config, seeds, *inputs, **options)
+
+    num_played = max(settings.num_pairs) + settings.num_heldout
+    experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
+    play = functools.partial(functions.play_pairs, task, num_played)
+    pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
+    train = _train_online if settings.method.startswith("online") else _train_dpo
+    trained, fitted = (_train_rlhf if settings.method == "rlhf" else train)(settings, task, stage, experts, pairs)
+    places = tuple(POLICIES.index(name) for name in settings.reference)
+    evaluate = functools.partial(
+        functions.evaluate, task, settings.eval_episodes, settings.evaluation, settings.num_heldout, places
+    )
+    evaluation = stage("evaluate", evaluate, settings.dpo, experts, pairs, trained, fitted, lanes=4)
+
+    stages.progress.log("reinforce", experts.value.metrics)
+    returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
+    rows = rows_of(settings, trained, fitted, evaluation)
+    kept_pairs = pairs.value if settings.save_preferences else None
+    outcome = Outcome(experts.value, returns, rows, evaluation.value.labels, kept_pairs)
+    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
+        if model.metrics is not None:
+            stages.progress.log("reward model", model.metrics, num_pairs=size)
+    for row in rows:
+        name = "ppo" if settings.method.endswith("rlhf") else "dpo"
+        stages.progress.log(name, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
+    return outcome
+
+
+POLICIES = get_args(Policy)
+Groups = tuple[tuple[Lazy, ...], tuple[Lazy, ...]]
+"""What was trained [S, R, P] and the reward models [S, P], a stage for each group of dataset sizes."""
+
+
+def _train_dpo(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
+    trained = []
+    for sizes in settings.size_groups:
+        function = functools.partial(functions.train_dpo, task, sizes, settings.num_heldout)
+        options = {"variants": _places(settings), "detail": _detail(settings, sizes)}
+        trained.append(stage("dpo", function, settings.dpo, experts, pairs, lanes=2, **options))
+    return tuple(trained), ()
+
+
+def _train_rlhf(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
+    trained, fitted = [], []
+    reward_fn = ppo.true_reward if settings.reward == "true" else ppo.learned_reward
+    for sizes in settings.size_groups:
+        detail = _detail(settings, sizes)
+        if settings.reward == "learned":
+            fit = functools.partial(functions.fit_rewards, task, sizes, settings.num_heldout, settings.num_members)
+            config = _reward_model_config(settings, sizes)
+            fitted.append(stage("reward model", fit, config, pairs, lanes=4, detail=detail))
+        else:
+            make = functools.partial(functions.control_reward, task, settings.reward, len(sizes), settings.num_heldout)
+            fitted.append(stage(f"{settings.reward} reward", make, None, pairs, lanes=4, detail=detail))
+        train = functools.partial(functions.train_ppo, task, reward_fn)
+        options = {"variants": _places(settings), "detail": detail}
+        trained.append(stage("ppo", train, settings.ppo, experts, fitted[-1], lanes=8, **options))
+    return tuple(trained), tuple(fitted)
+
+
+def _train_online(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
+    trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
+    configs = settings.annotator, settings.online, *trainers
+    trained = []
+    for (size,) in settings.size_groups:
+        function = functools.partial(functions.train_online, task, size, settings.num_heldout)
+        options = {"variants": _places(settings), "detail": _detail(settings, (size,))}
+        trained.append(stage(settings.method, function, configs, experts, pairs, lanes=1, **options))
+    return tuple(trained), ()
+
+
+def _places(settings: Settings) -> np.ndarray:
+    return np.array([POLICIES.index(name) for name in settings.reference], np.int32)
+
+
+def _detail(settings: Settings, sizes: tuple[int, ...]) -> str:
+    return f"{sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
+
+
+def _reward_model_config(settings: Settings, sizes: tuple[int, ...]) -> reward_model.Config:
+    config = settings.reward_model
+    if not settings.reward_model_epochs:
+        return config
+    num_updates = settings.reward_model_epochs * max(sizes) // (config.batch_size or max(sizes))
+    return dataclasses.replace(config, num_updates=max(1, num_updates))
+
+
+def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Lazy) -> list[Row]:
+    """Return a row for each reference, for each dataset size, from runs [S, R, P] in groups of sizes."""
+    rows = []
+    for place, reference in enumerate(settings.reference):
+        for number, num_pairs in enumerate(settings.num_pairs):
+            group = next(i for i, sizes in enumerate(settings.size_groups) if num_pairs in sizes)
+            size = settings.size_groups[group].index(num_pairs)
+            run = jax.tree.map(lambda leaf, size=size, place=place: leaf[:, place, size], trained[group].value)
+            reward = None
+            if fitted:
+                reward = jax.tree.map(lambda leaf, size=size: leaf[:, size], fitted[group].value)
+            ends = evaluation.value.true_return, evaluation.value.learned_return, evaluation.value.kl
+            judged = run.judged if reward is None else reward.judged
+            of_scores = judged.quality, judged.score_per_step
+            rows.append(
+                Row(
+                    reference,
+                    num_pairs,
+                    run.params,
+                    run.metrics,
+                    run.divergence,
+                    reward,
+                    *of_scores,
+                    *(end[:, place, number] for end in ends),
+                )
+            )
+    return rows

@@ -1,0 +1,235 @@
+"""The settings of a run: every number of the study that is not a property of the library."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model
+from jaxpref.gymnax_tasks import KNOWN
+
+StudyTask = Literal["cartpole", "acrobot"]
+"""The study's own tasks. A run may also have any gymnax environment with discrete actions."""
+Method = Literal["dpo", "rlhf", "online-dpo", "online-rlhf"]
+Policy = Literal["pi1", "pi2"]
+Preset = Literal["default", "original"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run of the pipeline: a task, a method, and everything that can be changed about them."""
+
+    task: str
+    """cartpole, acrobot, or any gymnax id with discrete actions."""
+    method: Method
+    """How a policy is trained on preferences; the online methods play their pairs while they train."""
+    out: Path
+    """Folder for the results; made if it is missing."""
+    seeds: tuple[int, ...] = (35, 42, 100)
+    """Each seed is a study of its own, from its experts to its evaluation."""
+    num_pairs: tuple[int, ...] = (10, 50, 200, 1000)
+    """Sizes of the preference dataset; a smaller one is the beginning of the largest."""
+    reference: tuple[Policy, ...] = ("pi1", "pi2")
+    """Policy of DPO's log-ratios and PPO's KL penalty: pi1 as in the original study; pi2, the initial policy, is the
+    standard setting, in which preferences alone carry the information."""
+    preset: Preset = "default"
+    """Defaults of all other flags: "original" has the original study's settings."""
+    horizon: int | None = None
+    """Steps after which an episode is cut off; None: the task's own time limit."""
+    pi1_target: float | None = None
+    """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
+    first to the best return of a training run."""
+    pi2_target: float | None = None
+    """Mean return at which it keeps pi2, the less good policy; None: the task's own, or half of that way."""
+    return_range: tuple[float, float] | None = None
+    """Lowest and highest return of an episode, the unit of the annotator's thresholds; None: the task's own."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """"mlp": one hidden layer on flat observations; "conv": a convolution before it, for images."""
+    reward: Literal["learned", "zero", "random", "true"] = "learned"
+    """What PPO maximises. All but "learned" are controls that ignore the preferences."""
+    num_members: int = 1
+    """Reward models in PPO's ensemble."""
+    num_heldout: int = 200
+    """Fresh pairs that accuracies are measured on."""
+    eval_episodes: int = 100
+    """Episodes that each final policy is evaluated on."""
+    evaluation: int = 0
+    """Number of the evaluation: another number evaluates on other episodes."""
+    save_preferences: bool = False
+    """Also write the preference datasets, one file for each seed."""
+    fresh: bool = False
+    """Compute every stage again, also those in the memo."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard event files; needs `pip install jaxpref[tensorboard]`."""
+    devices: int = 0
+    """CPU devices that seeds are spread over; 0: one for each core. Without effect on an accelerator."""
+    batch_seeds: int = 0
+    """Seeds in memory at the same time; 0: as many as fit."""
+    processes: int = 1
+    """Processes that share the seeds, each started with the same flags except --process; 0: as the launcher says
+    (Slurm, Open MPI). The first one writes the results."""
+    process: int = 0
+    """Number of this process, from 0; with --coordinator."""
+    coordinator: str = ""
+    """HOST:PORT of the first process; with --processes."""
+    annotator: annotators.Config = dataclasses.field(default_factory=annotators.Config)
+    reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
+    dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
+    reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
+    reward_model_epochs: int = 0
+    """Passes over the pairs, in place of reward_model.num_updates; 0: off."""
+    ppo: ppo.Config = dataclasses.field(default_factory=ppo.Config)
+    online: online.Config = dataclasses.field(default_factory=online.Config)
+
+    @property
+    def experiment(self) -> str:
+        """Name of the make target and of the folder of results."""
+        return f"{self.task}-{self.method}"
+
+    @property
+    def size_groups(self) -> list[tuple[int, ...]]:
+        """Dataset sizes that one program trains on. In epochs, full batches and rounds each size has its own cost."""
+        if self.method.startswith("online"):
+            one_program = False
+        elif self.method == "rlhf":
+            one_program = self.reward_model_epochs == 0
+        else:
+            one_program = self.dpo.batch_size > 0
+        return [self.num_pairs] if one_program else [(size,) for size in self.num_pairs]
+
+
+def default_settings(task: str, method: Method) -> Settings:
+    """The library's own defaults: one set of numbers for all tasks, with what a task of gymnax needs."""
+    own = KNOWN.get(task, dict)().get("configs", {})
+    configs: Any = {name: module.Config(**own.get(name, {})) for name, module in TRAINERS.items()}
+    return Settings(task, method, Path("results") / f"{task}-{method}", **configs)
+
+
+TRAINERS = {"reinforce": reinforce, "dpo": dpo, "reward_model": reward_model, "ppo": ppo}
+
+
+def original_settings(task: str, method: Method) -> Settings:
+    """The original study's settings on this code; docs/original.md lists what differs all the same.
+
+    Raises ValueError for a task or a method that the original study did not have.
+    """
+    if task not in get_args(StudyTask) or method not in ("dpo", "rlhf"):
+        raise ValueError(f"--preset original has no {task} with {method}: it has cartpole and acrobot, dpo and rlhf")
+    acrobot = task == "acrobot"
+    return Settings(
+        task,
+        method,
+        Path("results") / f"{task}-{method}-original",
+        preset="original",
+        reference=("pi1",),
+        reinforce=reinforce.Config(
+            num_updates=3000 if acrobot else 1200,  # of one episode each
+            episodes_per_update=1,
+            baseline="handmade",
+            normalise_advantage=False,
+            shape_reward=acrobot,
+            score_shaping=acrobot,
+            learning_rate=3e-3,
+            ent_coef=0.0,
+            policy_scale=1.0,
+        ),
+        dpo=dpo.Config(
+            num_updates=120 if acrobot else 300,
+            batch_size=0,
+            eval_every=12 if acrobot else 30,
+            learning_rate=1e-2,
+            loss="sigmoid",
+            beta=5.0 if acrobot else 0.5,
+        ),
+        reward_model=reward_model.Config(batch_size=1, learning_rate=1e-2, weight_decay=0.0),
+        reward_model_epochs=50,
+        ppo=original_ppo(),
+    )
+
+
+def original_ppo() -> ppo.Config:
+    """The original study's PPO: 100 updates of 2000 steps, KL to the reference in the loss."""
+    return ppo.Config(
+        num_updates=100,
+        num_envs=10,
+        num_steps=200,
+        num_epochs=4,
+        num_minibatches=31,  # of 64 steps
+        eval_every=10,
+        kl_penalty="loss",
+        reset_value=False,
+        learning_rate=3e-4,
+        gamma=0.98,
+        gae_lambda=0.8,
+        clip_eps=0.2,
+        vf_coef=0.5,
+        ent_coef=0.01,
+        kl_coef=10.0,
+        max_grad_norm=0.5,
+    )
+
+
+PRESETS = {"default": default_settings, "original": original_settings}
+
+
+def preset_of(settings: Settings) -> Settings:
+    """The defaults that `settings` started from."""
+    return PRESETS[settings.preset](settings.task, settings.method)
+
+
+def flag(name: str) -> str:
+    """Return a setting's name on the command line."""
+    return name.replace("_", "-")
+
+
+def from_config(config: dict[str, Any]) -> Settings:
+    """Return the settings that `dataclasses.asdict` made `config` from, also when it has passed through JSON.
+
+    What `config` leaves out has its default. Raises ValueError for a setting that does not exist.
+    """
+
+    def rebuild(default: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            unknown = value.keys() - {field.name for field in dataclasses.fields(default)}
+            if unknown:
+                raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+            rebuilt = {name: rebuild(getattr(default, name), part) for name, part in value.items()}
+            return dataclasses.replace(default, **rebuilt)
+        if isinstance(default, Path):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return rebuild(default_settings(config["task"], config["method"]), config)
+
+
+def changes(settings: Settings, default: Settings) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, as (value, default), by their flags, as in `dpo.learning-rate`."""
+
+    def walk(one: Any, other: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+        found: dict[str, tuple[Any, Any]] = {}
+        for field in dataclasses.fields(one):
+            name, value, usual = flag(prefix + field.name), getattr(one, field.name), getattr(other, field.name)
+            if dataclasses.is_dataclass(value):
+                found |= walk(value, usual, f"{name}.")
+            elif value != usual:
+                found[name] = value, usual
+        return found
+
+    return walk(settings, default, "")
+
+
+def to_flags(settings: Settings) -> list[str]:
+    """Return the words of the shortest command line of `experiments.run` for these settings."""
+    words = [f"--task={settings.task}", f"--method={settings.method}"]
+    if settings.preset != "default":
+        words.append(f"--preset={settings.preset}")
+    for name, (value, _) in changes(settings, preset_of(settings)).items():
+        if isinstance(value, bool):
+            group, _, last = name.rpartition(".")
+            words.append(f"--{name}" if value else f"--{group}{'.' if group else ''}no-{last}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={value}")
+    return words

@@ -1,0 +1,131 @@
+"""One experiment as a program: from its settings to the files and the table that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from experiments import START
+from experiments.harness import devices, folder
+from experiments.harness.errors import DIVERGED, UsageError, exit_codes
+from experiments.harness.memo import Memo
+from experiments.harness.progress import Progress
+from experiments.harness.stages import Stages
+from experiments.pipeline import pipeline
+from experiments.pipeline.command import check_unused, parse
+from experiments.pipeline.settings import Method, Settings, changes, from_config
+from jaxpref.files import store
+from jaxpref.tasks import Task
+
+NOT_RESULTS = {"fresh", "tensorboard", "save-preferences", "devices", "processes", "process", "coordinator", "out"}
+"""Settings of how a run goes, not of what comes out."""
+
+
+def main(script: str, task: str | None = None, method: Method | None = None, argv: Sequence[str] | None = None) -> None:
+    """Run an experiment from the command line. Without `task` and `method`, the user names them."""
+    with exit_codes():
+        settings = parse(sys.argv[1:] if argv is None else argv, script, task, method)
+        check_unused(settings)
+        run_all([settings])
+
+
+def run_all(runs: Sequence[Settings]) -> None:
+    """Run experiments one after the other, with one memo and one set of programs. Exit with code 3 after divergence."""
+    first = runs[0]
+    devices.set_up_jax(first.devices)
+    if first.processes != 1:
+        devices.join_processes(first.coordinator, first.processes, first.process)
+    tasks = [_task(settings) for settings in runs]  # a wrong one leaves no folder behind
+    console, all_well, start = Console(quiet=not devices.is_first()), True, START
+    with contextlib.ExitStack() as held:
+        if devices.is_first():
+            for settings in runs:
+                held.enter_context(folder.locked(settings.out))
+        stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
+        for settings, task in zip(runs, tasks, strict=True):
+            all_well &= run(settings, task, console, stages, start)
+            start = time.perf_counter()
+    if len(runs) > 1:
+        console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
+    if not all_well:
+        raise SystemExit(DIVERGED)
+
+
+def _task(settings: Settings) -> Task:
+    try:
+        return pipeline.task_of(settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
+    """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
+    import_s = time.perf_counter() - start
+    console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
+    if devices.is_first():
+        set_aside_other(settings, console)
+    with Progress(console, settings.out if devices.is_first() else None, settings.tensorboard) as progress:
+        stages.follow(progress)
+        outcome = pipeline.run(settings, task, stages)
+    if not devices.is_first():
+        return True
+    return write(settings, task, outcome, timing(stages, import_s, start), console)
+
+
+def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
+    """Write summary, arrays, figures and page, and print the table. Returns whether no training diverged."""
+    from experiments.reporting import animations, arrays, figures, page, summary, table
+
+    start = time.perf_counter()
+    results = summary.summarise(settings, outcome)
+    paths = arrays.save_arrays(settings, outcome, settings.out)
+    paths += figures.draw_all(outcome, results, settings.out)
+    played = animations.animate(task, arrays.policies(outcome), results)
+    times["total_s"] += time.perf_counter() - start
+    results["timing"], results["peak_memory_gib"] = times, peak_memory_gib()
+    paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
+    store.save_json(paths[0], results)
+    paths.append(page.write(settings.out, results, played))
+    table.print_report(console, results, paths, settings.out)
+    console.print()
+    return not results["diverged"]
+
+
+def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
+    """Return the seconds of this run so far."""
+    times = stages.times.values()
+    return {
+        "import_s": import_s,
+        "compile_s": sum(stage.compile_s for stage in times),
+        "run_s": sum(stage.run_s for stage in times),
+        "total_s": time.perf_counter() - start,
+        "stages": {name: dataclasses.asdict(stage) for name, stage in stages.times.items()},
+    }
+
+
+def set_aside_other(settings: Settings, console: Console) -> None:
+    """Move finished results of other settings out of the folder, so that nothing is overwritten."""
+    path = settings.out / "summary.json"
+    try:
+        differing = set(changes(from_config(store.load_json(path)["config"]), settings)) - NOT_RESULTS
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        differing = {"not of this version"}
+    if differing:
+        moved = folder.set_aside(settings.out)
+        what = ", ".join(sorted(differing))
+        console.print(f"earlier results with other settings ({what}) are now in {moved}", highlight=False)
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory that this process has held so far, in GiB; on an accelerator, the host's share of it."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

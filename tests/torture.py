@@ -1,0 +1,165 @@
+"""Kill runs, damage their files, and count how often that makes a difference: `python tests/torture.py --help`.
+
+A run of CartPole with DPO is killed at a random moment and started again. Its results must have the bytes of an
+undisturbed run, except seconds and memory. Then files in the memo of an unfinished run are damaged: the next start must
+name each of them and use none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MEASURED = {"report.html", "progress.jsonl", ".lock"}
+"""Files with seconds and process numbers."""
+
+
+class Run:
+    """An experiment with its own folders of results and of finished stages."""
+
+    def __init__(self, folder: Path, flags: list[str]):
+        self.out, self.stages = folder / "results", folder / "stages"
+        self.words = [sys.executable, "-m", "experiments.cartpole_dpo", "--out", str(self.out), *flags]
+
+    def clear(self) -> None:
+        """Remove all results and finished stages."""
+        for folder in (self.out, self.stages):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start it."""
+        own = os.environ | {"JAXPREF_STAGES": str(self.stages)}
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
+        return subprocess.Popen(self.words, text=True, cwd=ROOT, env=own, stdout=pipe, stderr=same)
+
+    def finish(self) -> str:
+        """Run it to its end; return what it printed."""
+        process = self.start()
+        printed, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"the experiment ended with exit code {process.returncode}: {printed.strip()}")
+        return printed
+
+    def results(self) -> dict[str, bytes]:
+        """Return the bytes of every file, without what is measured."""
+        files = {str(path.relative_to(self.out)): path for path in self.out.rglob("*") if path.is_file()}
+        found = {name: path.read_bytes() for name, path in files.items() if name not in MEASURED}
+        summary = json.loads(found["summary.json"])
+        del summary["timing"], summary["peak_memory_gib"]
+        return found | {"summary.json": json.dumps(summary).encode()}
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def truncate(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
+    """Cut off the end."""
+    return content[: rng.randrange(1, len(content))], other
+
+
+def flip(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
+    """Flip one bit."""
+    place, bit = rng.randrange(len(content)), rng.randrange(8)
+    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :], other
+
+
+def exchange(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
+    """Exchange the two."""
+    return other, content
+
+
+def empty(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
+    """Remove all bytes."""
+    return b"", other
+
+
+DAMAGES = (truncate, flip, exchange, empty)
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+def kills(run: Run, expected: dict[str, bytes], seconds: float, rng: random.Random) -> Iterator[str]:
+    """Kill a run within its first `seconds` and start it again. Yield what went wrong; "" if nothing."""
+    while True:
+        run.clear()
+        process, moment = run.start(), rng.uniform(0, seconds)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode != -signal.SIGKILL:  # it was faster this time
+            continue
+        num_kept = len(list(run.stages.glob("*.stage")))
+        printed = run.finish()
+        wrong = [] if run.results() == expected else ["other bytes"]
+        wrong += ["a damaged file"] if "warning: " in printed and str(run.stages) in printed else []
+        yield f"killed after {moment:.2f} s with {num_kept} stages: {', '.join(wrong)}" if wrong else ""
+
+
+def damages(run: Run, expected: dict[str, bytes], rng: random.Random) -> Iterator[str]:
+    """Damage a file of a run without its last stage and start it again. Yield what went wrong; "" if nothing."""
+    number = 0
+    while True:
+        for last in run.stages.glob("evaluate-*.stage"):
+            last.unlink()
+        damage, number = DAMAGES[number % len(DAMAGES)], number + 1
+        one, two = rng.sample(sorted(run.stages.glob("*.stage")), 2)
+        before = one.read_bytes(), two.read_bytes()
+        after = damage(*before, rng)
+        for path, content in zip((one, two), after, strict=True):
+            path.write_bytes(content)
+        changed = [path for path, old, new in zip((one, two), before, after, strict=True) if old != new]
+        printed = run.finish()
+        lines = [line for line in printed.splitlines() if line.startswith("warning: ")]
+        wrong = [f"{path.name} not named" for path in changed if sum(str(path) in line for line in lines) != 1]
+        wrong += [] if run.results() == expected else ["other bytes"]
+        yield f"{damage.__name__} {one.name}: {', '.join(wrong)}" if wrong else ""
+
+
+def count(title: str, trials: Iterator[str], number: int) -> bool:
+    """Go through so many trials and print the result of each. Returns whether nothing went wrong."""
+    wrongs = []
+    for _ in range(number):
+        wrongs.append(next(trials))
+        print(f"{title} {len(wrongs)} of {number}: {wrongs[-1] or 'the same bytes'}", flush=True)
+    print(f"{title}: {wrongs.count('')} of {number} without a difference", flush=True)
+    return not any(wrongs)
+
+
+def main() -> None:
+    """Run all trials; exit with code 1 if one made a difference."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="All other flags go to the experiment.")
+    for name, default in (("kills", 20), ("damages", 20), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    args, flags = parser.parse_known_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), flags)
+        run.finish()  # its programs are compiled from now on
+        expected = run.results()
+        run.clear()
+        start = time.perf_counter()
+        run.finish()
+        seconds, well = time.perf_counter() - start, run.results() == expected
+        print(f"an undisturbed run takes {seconds:.1f} s; two of them leave the same bytes: {well}", flush=True)
+        well &= count("kill", kills(run, expected, seconds, rng), args.kills)
+        run.clear()
+        run.finish()
+        well &= count("damage", damages(run, expected, rng), args.damages)
+    if not well:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
