@@ -17,13 +17,13 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from experiments.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 import experiments
 from experiments import animations, bench, command, evidence, pipeline, report, stages, study, sweep
-from experiments.settings import Settings
 from jaxpref import (
     ppo,
     reinforce,

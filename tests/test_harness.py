@@ -300,15 +300,12 @@ def test_progress_says_what_is_done(tmp_path, terminal):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", end["time"])
 
 
-class Logged(NamedTuple):
+@struct.dataclass
+class Logged:
     """Metrics of two seeds: a loss of four updates, a return of every second one."""
 
     loss: np.ndarray
     true_return: np.ndarray
-
-    @property
-    def __dict__(self):
-        return self._asdict()
 
 
 LOGGED = Logged(np.array([[1.0, 2.0, 3.0, np.nan], [3.0, 2.0, np.inf, np.nan]]), np.array([[10.0, 20.0], [30.0, 40.0]]))

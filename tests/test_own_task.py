@@ -308,7 +308,9 @@ def test_reinforce_finds_the_targets_that_a_task_lacks():
 def test_thresholds_of_an_annotator_need_the_range_of_returns():
     task = from_gymnax(Board())
     for name in ("tie_threshold", "skip_threshold"):
-        with pytest.raises(ValueError, match=f"{name} is a share of the range of returns, and task Board has no return_range"):
+        with pytest.raises(
+            ValueError, match=f"{name} is a share of the range of returns, and task Board has no return_range"
+        ):
             annotators.teacher_of(task, annotators.Config(**{name: 0.1}))
     annotator = annotators.teacher_of(task, annotators.Config(temperature=0.0))
     label = annotator(jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0]))

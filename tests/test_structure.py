@@ -108,12 +108,6 @@ def test_every_module_is_an_attribute_by_its_short_name():
         _ = jaxpref.plot
 
 
-def test_every_exported_name_exists():
-    assert len(set(jaxpref.__all__)) == len(jaxpref.__all__)
-    for name in jaxpref.__all__:
-        assert getattr(jaxpref, name) is not None
-
-
 # --- what the library leaves to others --------------------------------------------------------------------------------
 
 

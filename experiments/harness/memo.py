@@ -37,6 +37,11 @@ def digest(tree: Any) -> str:
     return hasher.hexdigest()
 
 
+def num_bytes(tree: Any) -> int:
+    """Return the size of a pytree of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def environment() -> str:
     """Describe what decides about rounding beside the program: jaxlib's version, the devices, XLA's flags."""
     devices = [device.device_kind for device in jax.local_devices()]
@@ -69,7 +74,7 @@ class Memo:
                 raise ValueError("holds the result of another stage, or none")
             if checksum != hashlib.sha256(archive).hexdigest():
                 raise ValueError("is damaged")
-            result = store.from_npz(archive, like, path)
+            result = store.from_npz(archive, like, str(path))
         except FileNotFoundError:  # another process has removed it
             return None
         except ValueError as error:
@@ -83,7 +88,7 @@ class Memo:
     def save(self, name: str, key: str, result: Any) -> None:
         """Write a result, if it is not too large to be worth it."""
         path = self._path(name, key)
-        if path is None or sum(leaf.nbytes for leaf in jax.tree.leaves(result)) > LARGEST:
+        if path is None or num_bytes(result) > LARGEST:
             return
         archive = store.to_npz(result)
         with store.atomic_write(path) as file:

@@ -82,9 +82,12 @@ class Labels:
 
 @struct.dataclass
 class Evaluation:
-    """Means over the evaluation's episodes: returns of pi1 and pi2 [2], and of the trained policies [R, P]."""
+    """Means over the evaluation's episodes: returns of pi1 and pi2 [2] and KL(pi1 || pi2); and of the trained policies
+    [R, P], with KL(policy || reference), in nats per episode.
+    """
 
     expert_return: Float[Array, "*batch 2"]
+    pi1_kl: Float[Array, "*batch"]
     true_return: Float[Array, "*batch R P"]
     learned_return: Float[Array, "*batch R P"]
     kl: Float[Array, "*batch R P"]
@@ -122,12 +125,15 @@ def _judge(score: Callable[[Trajectory], Float[Array, " N"]], heldout: Preferenc
 # --- DPO --------------------------------------------------------------------------------------------------------------
 
 
-def implicit_reward(config: dpo.Config, policy: Network, reference: Network, trajectory: Trajectory) -> Any:
-    """Score a trajectory by DPO: beta times the log-ratio, or its mean per step for a loss that takes that."""
+def implicit_reward(per_step: bool, beta: Scalar, policy: Network, reference: Network, trajectory: Trajectory) -> Any:
+    """Score a trajectory by DPO: beta times the log-ratio, or beta times its mean per step."""
     log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
-    if str(config.loss).endswith("_per_step"):
-        log_ratio = losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1))
-    return config.beta * log_ratio
+    return beta * (losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1)) if per_step else log_ratio)
+
+
+def is_per_step(config: dpo.Config) -> bool:
+    """Whether a loss takes means per step, so that its scores are such means."""
+    return str(config.loss).endswith("_per_step")
 
 
 def train_dpo(
@@ -148,7 +154,7 @@ def train_dpo(
     def on_size(num_pairs: Int[Array, ""]) -> Trained:
         some = preferences.prefix(pairs, num_pairs)
         result = dpo.train(task, config, keys.train, some, experts.pi2, ref_params)
-        score = functools.partial(implicit_reward, config, result.params, ref_params)
+        score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
         return Trained(result.params, result.metrics, result.divergence, _judge(score, heldout))
 
     return jax.vmap(on_size)(jnp.array(sizes))
@@ -185,19 +191,18 @@ def fit_rewards(
 
 
 def control_reward(
-    task: Task, kind: str, num_sizes: int, num_heldout: int, config: None, keys: Keys, pairs: Preferences
+    task: Task, sizes: tuple[int, ...], num_heldout: int, kind: str, config: None, keys: Keys, pairs: Preferences
 ) -> Fitted:
-    """Make a reward model that no pair was used for: its head is zero, or drawn at random for `kind` "random"."""
+    """Make a reward model [P] that no pair was used for. Its head is drawn for "random", and zero for other kinds."""
     key_init, key_head = jax.random.split(keys.reward_model)
-    reward = jax.tree.map(jnp.zeros_like, init_reward(keys.reward_model, task))
+    reward = init_reward(key_init, task)  # its head is zero
     if kind == "random":
-        reward = init_reward(key_init, task)
         head = reward.params["reward"]
         drawn = head | {"kernel": jax.random.normal(key_head, head["kernel"].shape)}
         reward = dataclasses.replace(reward, params=reward.params | {"reward": drawn})
     _, heldout = preferences.split(pairs, num_heldout)
     fitted = Fitted(reward, _judge(functools.partial(trajectory_reward, reward), heldout))
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_sizes, *leaf.shape)), fitted)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(sizes), *leaf.shape)), fitted)
 
 
 def train_ppo(
@@ -224,7 +229,7 @@ def train_ppo(
 
 def train_online(
     task: Task,
-    num_pairs: int,
+    sizes: tuple[int],
     num_heldout: int,
     configs: tuple[Any, ...],
     keys: Keys,
@@ -238,10 +243,12 @@ def train_online(
     """
     annotator, online_config, *trainers = configs
     ref_params, teacher = _reference(experts, reference), annotators.teacher_of(task, annotator)
-    args = keys.train, teacher, num_pairs, experts.pi2, ref_params
+    args = keys.train, teacher, *sizes, experts.pi2, ref_params
     if len(trainers) == 1:
         result = online.train_dpo(task, online_config, *trainers, *args)
-        score = functools.partial(implicit_reward, trainers[0], result.params, ref_params)
+        score = functools.partial(
+            implicit_reward, is_per_step(trainers[0]), trainers[0].beta, result.params, ref_params
+        )
     else:
         result = online.train_rlhf(task, online_config, *trainers, *args)
         score = functools.partial(trajectory_reward, result.reward_params)
@@ -266,7 +273,8 @@ def evaluate(
     evaluation: int,
     num_heldout: int,
     references: tuple[int, ...],
-    config: dpo.Config,
+    per_step: bool,
+    beta: Scalar,
     keys: Keys,
     experts: reinforce.Result,
     pairs: Preferences,
@@ -275,38 +283,50 @@ def evaluate(
 ) -> Evaluation:
     """Play all policies from the same initial states. `trained` [R, P] and `fitted` [P] come in groups of sizes."""
     key = jax.random.fold_in(keys.evaluate_again, evaluation) if evaluation else keys.evaluate
-    params, rewards = _join([each.params for each in trained], 1), [each.reward_params for each in trained]
+    params = _join([each.params for each in trained], 1)
     num_references, num_sizes = jax.tree.leaves(params)[0].shape[:2]
-    policies = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
-    everyone = jax.tree.map(
-        lambda *leaves: jnp.concatenate([jnp.stack(leaves[:2]), leaves[2]]), experts.pi1, experts.pi2, policies
+    policies = jax.tree.map(
+        lambda pi1, pi2, leaf: jnp.concatenate([jnp.stack([pi1, pi2]), _flat(leaf)]), experts.pi1, experts.pi2, params
     )
-    played = jax.vmap(lambda policy: episodes(task, policy, key, num_episodes))(everyone)
+    played = jax.vmap(lambda policy: episodes(task, policy, key, num_episodes))(policies)
     returns = played.reward.sum(-1).mean(-1)
-
     each_run = jnp.repeat(jnp.array(references, jnp.int32), num_sizes)
     ref_params = jax.vmap(functools.partial(_reference, experts))(each_run)
-    reward = None
-    if fitted:
-        of_sizes = _join([each.params for each in fitted], 0)
-        reward = jax.tree.map(lambda leaf: jnp.tile(leaf, (num_references,) + (1,) * (leaf.ndim - 1)), of_sizes)
-    elif rewards[0] is not None:
-        reward = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _join(rewards, 1))
+    rewards = _rewards(trained, fitted, num_references)
 
     def measure(run: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         policy, reference, reward, trajectory = run
         if reward is None:
-            log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
-            learned = config.beta * log_ratio
+            learned = implicit_reward(per_step, beta, policy, reference, trajectory)
         else:
             learned = trajectory_reward(reward, trajectory)
         return learned.mean(), trajectory_kl(policy, reference, trajectory).mean()
 
     # One policy after another: side by side, their activations would need gigabytes.
-    runs = policies, ref_params, reward, jax.tree.map(lambda leaf: leaf[2:], played)
+    runs = (
+        jax.tree.map(lambda leaf: leaf[2:], policies),
+        ref_params,
+        rewards,
+        jax.tree.map(lambda leaf: leaf[2:], played),
+    )
     learned, kl = jax.lax.map(measure, runs)
-    true_return, learned, kl = (each.reshape(num_references, num_sizes) for each in (returns[2:], learned, kl))
-    return Evaluation(returns[:2], true_return, learned, kl, _labels(pairs, num_heldout))
+    pi1_kl = trajectory_kl(experts.pi1, experts.pi2, jax.tree.map(lambda leaf: leaf[0], played)).mean()
+    by_row = [each.reshape(num_references, num_sizes) for each in (returns[2:], learned, kl)]
+    return Evaluation(returns[:2], pi1_kl, *by_row, _labels(pairs, num_heldout))
+
+
+def _rewards(trained: tuple[Trained, ...], fitted: tuple[Fitted, ...], num_references: int) -> Network | None:
+    """Return the reward model of each run [R * P]; None for DPO."""
+    if fitted:
+        of_sizes = _join([each.params for each in fitted], 0)
+        return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_references,) + (1,) * (leaf.ndim - 1)), of_sizes)
+    if trained[0].reward_params is None:
+        return None
+    return jax.tree.map(_flat, _join([each.reward_params for each in trained], 1))
+
+
+def _flat(leaf: Float[Array, "R P ..."]) -> Float[Array, "RP ..."]:
+    return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def _labels(pairs: Preferences, num_heldout: int) -> Labels:

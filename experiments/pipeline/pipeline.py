@@ -21,7 +21,7 @@ from experiments.harness.devices import gather, share
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import networks, ppo, reinforce, reward_model, tasks
+from jaxpref import networks, ppo, reinforce, tasks
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network
@@ -60,7 +60,7 @@ class Row:
 class Outcome:
     """Results of S seeds: NumPy arrays with the seeds on the leading axis.
 
-    returns:  mean true return of pi1 and pi2.
+    returns:  mean true return of pi1 and pi2; pi1_kl: KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
     labels:   of the held-out pairs.
     pairs:    [S, N], if the settings ask for them.
@@ -68,6 +68,7 @@ class Outcome:
 
     experts: reinforce.Result
     returns: dict[str, Float[Array, " S"]]
+    pi1_kl: Float[Array, " S"]
     rows: list[Row]
     labels: functions.Labels
     pairs: Preferences | None
@@ -123,6 +124,7 @@ def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
 
 
 def seeds_that_fit(settings: Settings, task: Task) -> int:
+    """Return how many seeds' preference data fit into `BATCH_BYTES`, at least one."""
     num_trajectories = 2 * (max(settings.num_pairs) + settings.num_heldout)
     bytes_per_step = 4 * (2 * task.obs_size + 3)
     return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
@@ -138,26 +140,22 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
-    train = _train_online if settings.method.startswith("online") else _train_dpo
-    trained, fitted = (_train_rlhf if settings.method == "rlhf" else train)(settings, task, stage, experts, pairs)
-    places = tuple(POLICIES.index(name) for name in settings.reference)
-    evaluate = functools.partial(
-        functions.evaluate, task, settings.eval_episodes, settings.evaluation, settings.num_heldout, places
-    )
-    evaluation = stage("evaluate", evaluate, settings.dpo, experts, pairs, trained, fitted, lanes=4)
+    trained, fitted = _train(settings, task, stage, experts, pairs)
+    static = settings.eval_episodes, settings.evaluation, settings.num_heldout, tuple(_places(settings))
+    evaluate = functools.partial(functions.evaluate, task, *static, functions.is_per_step(settings.dpo))
+    evaluation = stage("evaluate", evaluate, settings.dpo.beta, experts, pairs, trained, fitted, lanes=4)
 
-    stages.progress.log("reinforce", experts.value.metrics)
-    returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
-    rows = rows_of(settings, trained, fitted, evaluation)
-    kept_pairs = pairs.value if settings.save_preferences else None
-    outcome = Outcome(experts.value, returns, rows, evaluation.value.labels, kept_pairs)
-    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
-        if model.metrics is not None:
-            stages.progress.log("reward model", model.metrics, num_pairs=size)
+    log = stages.progress.log
+    log("reinforce", experts.value.metrics)
+    rows = rows_of(settings, trained, fitted, evaluation.value)
+    for row in rows[: len(settings.num_pairs)]:
+        if row.reward is not None and row.reward.metrics is not None:
+            log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
     for row in rows:
-        name = "ppo" if settings.method.endswith("rlhf") else "dpo"
-        stages.progress.log(name, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
-    return outcome
+        log(trainer_name(settings), row.metrics, reference=row.reference, num_pairs=row.num_pairs)
+    returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
+    kept_pairs = pairs.value if settings.save_preferences else None
+    return Outcome(experts.value, returns, evaluation.value.pi1_kl, rows, evaluation.value.labels, kept_pairs)
 
 
 POLICIES = get_args(Policy)
@@ -165,84 +163,54 @@ Groups = tuple[tuple[Lazy, ...], tuple[Lazy, ...]]
 """What was trained [S, R, P] and the reward models [S, P], a stage for each group of dataset sizes."""
 
 
-def _train_dpo(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
-    trained = []
-    for sizes in settings.size_groups:
-        function = functools.partial(functions.train_dpo, task, sizes, settings.num_heldout)
-        options = {"variants": _places(settings), "detail": _detail(settings, sizes)}
-        trained.append(stage("dpo", function, settings.dpo, experts, pairs, lanes=2, **options))
-    return tuple(trained), ()
+def trainer_name(settings: Settings) -> str:
+    """Return the name of the stage that trains policies."""
+    return "ppo" if settings.method == "rlhf" else settings.method
 
 
-def _train_rlhf(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
+def _train(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
     trained, fitted = [], []
-    reward_fn = ppo.true_reward if settings.reward == "true" else ppo.learned_reward
     for sizes in settings.size_groups:
-        detail = _detail(settings, sizes)
-        if settings.reward == "learned":
-            fit = functools.partial(functions.fit_rewards, task, sizes, settings.num_heldout, settings.num_members)
-            config = _reward_model_config(settings, sizes)
-            fitted.append(stage("reward model", fit, config, pairs, lanes=4, detail=detail))
+        detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
+        static = task, sizes, settings.num_heldout
+        config: Any
+        if settings.method == "dpo":
+            function, config, data, lanes = functools.partial(functions.train_dpo, *static), settings.dpo, pairs, 2
+        elif settings.method == "rlhf":
+            if settings.reward == "learned":
+                fit = functools.partial(functions.fit_rewards, *static, settings.num_members)
+                config = settings.reward_model_config(max(sizes))
+            else:
+                fit, config = functools.partial(functions.control_reward, *static, settings.reward), None
+            fitted.append(stage(f"reward model{detail}", fit, config, pairs, lanes=4))
+            reward_fn = ppo.true_reward if settings.reward == "true" else ppo.learned_reward
+            function = functools.partial(functions.train_ppo, task, reward_fn)
+            config, data, lanes = settings.ppo, fitted[-1], 8
         else:
-            make = functools.partial(functions.control_reward, task, settings.reward, len(sizes), settings.num_heldout)
-            fitted.append(stage(f"{settings.reward} reward", make, None, pairs, lanes=4, detail=detail))
-        train = functools.partial(functions.train_ppo, task, reward_fn)
-        options = {"variants": _places(settings), "detail": detail}
-        trained.append(stage("ppo", train, settings.ppo, experts, fitted[-1], lanes=8, **options))
+            trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
+            function, data, lanes = functools.partial(functions.train_online, *static), pairs, 1
+            config = settings.annotator, settings.online, *trainers
+        options = {"lanes": lanes, "variants": _places(settings)}
+        trained.append(stage(f"{trainer_name(settings)}{detail}", function, config, experts, data, **options))
     return tuple(trained), tuple(fitted)
-
-
-def _train_online(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
-    trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
-    configs = settings.annotator, settings.online, *trainers
-    trained = []
-    for (size,) in settings.size_groups:
-        function = functools.partial(functions.train_online, task, size, settings.num_heldout)
-        options = {"variants": _places(settings), "detail": _detail(settings, (size,))}
-        trained.append(stage(settings.method, function, configs, experts, pairs, lanes=1, **options))
-    return tuple(trained), ()
 
 
 def _places(settings: Settings) -> np.ndarray:
     return np.array([POLICIES.index(name) for name in settings.reference], np.int32)
 
 
-def _detail(settings: Settings, sizes: tuple[int, ...]) -> str:
-    return f"{sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
-
-
-def _reward_model_config(settings: Settings, sizes: tuple[int, ...]) -> reward_model.Config:
-    config = settings.reward_model
-    if not settings.reward_model_epochs:
-        return config
-    num_updates = settings.reward_model_epochs * max(sizes) // (config.batch_size or max(sizes))
-    return dataclasses.replace(config, num_updates=max(1, num_updates))
-
-
-def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Lazy) -> list[Row]:
+def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Any) -> list[Row]:
     """Return a row for each reference, for each dataset size, from runs [S, R, P] in groups of sizes."""
     rows = []
-    for place, reference in enumerate(settings.reference):
-        for number, num_pairs in enumerate(settings.num_pairs):
-            group = next(i for i, sizes in enumerate(settings.size_groups) if num_pairs in sizes)
-            size = settings.size_groups[group].index(num_pairs)
-            run = jax.tree.map(lambda leaf, size=size, place=place: leaf[:, place, size], trained[group].value)
-            reward = None
+    places = [(group, place) for group, sizes in enumerate(settings.size_groups) for place in range(len(sizes))]
+    for r, reference in enumerate(settings.reference):
+        for p, (num_pairs, (group, place)) in enumerate(zip(settings.num_pairs, places, strict=True)):
+            run = jax.tree.map(lambda leaf, r=r, place=place: leaf[:, r, place], trained[group].value)
+            reward, judged = None, run.judged
             if fitted:
-                reward = jax.tree.map(lambda leaf, size=size: leaf[:, size], fitted[group].value)
-            ends = evaluation.value.true_return, evaluation.value.learned_return, evaluation.value.kl
-            judged = run.judged if reward is None else reward.judged
-            of_scores = judged.quality, judged.score_per_step
-            rows.append(
-                Row(
-                    reference,
-                    num_pairs,
-                    run.params,
-                    run.metrics,
-                    run.divergence,
-                    reward,
-                    *of_scores,
-                    *(end[:, place, number] for end in ends),
-                )
-            )
+                reward = jax.tree.map(lambda leaf, place=place: leaf[:, place], fitted[group].value)
+                judged = reward.judged
+            ends = (evaluation.true_return, evaluation.learned_return, evaluation.kl)
+            of_row = judged.quality, judged.score_per_step, *(end[:, r, p] for end in ends)
+            rows.append(Row(reference, num_pairs, run.params, run.metrics, run.divergence, reward, *of_row))
     return rows

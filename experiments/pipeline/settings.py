@@ -98,6 +98,13 @@ class Settings:
             one_program = self.dpo.batch_size > 0
         return [self.num_pairs] if one_program else [(size,) for size in self.num_pairs]
 
+    def reward_model_config(self, num_pairs: int) -> reward_model.Config:
+        """Return the reward model's config, with epochs turned into updates."""
+        if self.reward_model_epochs == 0:
+            return self.reward_model
+        num_updates = self.reward_model_epochs * num_pairs // (self.reward_model.batch_size or num_pairs)
+        return dataclasses.replace(self.reward_model, num_updates=max(1, num_updates))
+
 
 def default_settings(task: str, method: Method) -> Settings:
     """The library's own defaults: one set of numbers for all tasks, with what a task of gymnax needs."""
