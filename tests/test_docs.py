@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import copy
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -12,11 +14,19 @@ import zipfile
 from pathlib import Path
 
 import griffe
+import jax
 import numpy as np
 import pytest
+from outcomes import TIMING, outcome_of, settings_of
+from rich.console import Console
 from sybil import Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+import jaxpref
+from experiments.harness.progress import Done, Progress
+from experiments.reporting import experiment
+from jaxpref import store
 
 ROOT = Path(__file__).parents[1]
 for folder in ("docs", "examples"):
@@ -91,6 +101,52 @@ def run_page(path):
 @pytest.mark.parametrize("name", ["tutorial", "recipes"])
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(name):
     run_page(ROOT / "docs" / f"{name}.md")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder of results with a finished run of DPO: (its parent, its folder, its outcome)."""
+    place = tmp_path_factory.mktemp("run")
+    settings = settings_of("dpo", out=place / "results" / "cartpole-dpo")
+    outcome = outcome_of(settings, np.random.default_rng(5))
+    settings.out.mkdir(parents=True)
+    with Progress(Console(quiet=True), settings.out) as progress:
+        progress.begin(1, 1, np.asarray(settings.seeds))
+        progress.done(Done("dpo", 3, 12, 1.0, 1.0, 1.0, False))
+        progress.log("dpo", outcome.rows[0].metrics, num_pairs=4, reference="pi1")
+    experiment.write(settings, jaxpref.cartpole(), outcome, copy.deepcopy(TIMING), Console(quiet=True))
+    return place, settings.out, outcome
+
+
+def test_the_page_about_results_loads_and_exports_the_policy_that_it_names(results, monkeypatch):
+    """The first seed's, trained with the last reference on the largest dataset."""
+    place, _, outcome = results
+    monkeypatch.chdir(place)
+    page = PAGES_WITH_CODE.parse(ROOT / "docs" / "results.md")
+    for example in page.examples():
+        example.evaluate()
+    row = outcome.rows[-1]
+    shown = page.namespace["row"]
+    assert (shown["num_pairs"], shown["reference"]) == (row.num_pairs, row.reference)
+    assert page.namespace["printed"].endswith(f"in the summary {row.true_return[0]:.1f}\n")
+    exported = jaxpref.export.load_policy(place / "policy.safetensors", jaxpref.cartpole())
+    jax.tree.map(np.testing.assert_array_equal, exported.params, jax.tree.map(lambda leaf: leaf[0], row.params.params))
+
+
+def test_the_page_about_results_names_every_file_key_and_metric(results):
+    _, folder, _ = results
+    named = re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "results.md").read_text())
+    named = {name.removeprefix("rows[].") for name in named}
+    summary = store.load_json(folder / "summary.json")
+    row, timing = summary["rows"][0], summary["timing"]
+    for table in (summary, row, row["policy"], timing, timing["stages"]["dpo"]):
+        assert table.keys() <= named
+    assert {path.name for path in folder.iterdir()} <= named
+    for metrics in store.load_params(folder / "metrics.npz").values():
+        assert metrics.keys() <= named
+    for name in ("progress.jsonl", "metrics.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            assert json.loads(line).keys() <= named, name
 
 
 def test_a_page_that_shows_something_else_is_found(tmp_path):
