@@ -8,6 +8,7 @@ from typing import Any
 import griffe
 
 log = logging.getLogger("mkdocs.hooks.docstrings")
+logging.getLogger("mkdocs.plugins.api-autonav").setLevel(logging.WARNING)  # it has a line for each module
 FIELD = re.compile(r"(?P<names>\w+(?:, \w+)*): +(?P<text>.*)")
 
 
@@ -47,7 +48,7 @@ def with_sections(of: griffe.Object, docstring: str) -> str:
     return "\n".join(lines)
 
 
-def undocumented(package: griffe.Module) -> Iterator[str]:
+def undocumented(package: griffe.Object) -> Iterator[str]:
     """Yield the paths of public modules, classes, functions, methods and settings without a docstring."""
     for of in objects(package):
         if of.is_attribute:
@@ -60,5 +61,7 @@ def undocumented(package: griffe.Module) -> Iterator[str]:
 
 def on_pre_build(config: object) -> None:
     """Look at the whole package before the first page is written."""
-    for path in undocumented(griffe.load("jaxpref")):
+    package = griffe.load("jaxpref", search_paths=["."])
+    assert isinstance(package, griffe.Object)
+    for path in undocumented(package):
         log.warning("%s has no docstring", path)

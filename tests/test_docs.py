@@ -1,32 +1,45 @@
-"""The pages under docs/: what they print is what the code prints, and what they say of the library is what it is."""
+"""The pages, the API reference and the package: their code runs, their links lead somewhere, their shapes are named."""
 
 import ast
+import contextlib
+import copy
+import io
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-import traceback
 import zipfile
 from pathlib import Path
 
 import griffe
+import jax
 import numpy as np
 import pytest
+from outcomes import TIMING, outcome_of, settings_of
+from rich.console import Console
+from sybil import Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+import jaxpref
+from experiments.harness.progress import Done, Progress
+from experiments.reporting import experiment
+from jaxpref import store
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
+for folder in ("docs", "examples"):
+    sys.path.insert(0, str(ROOT / folder))
 
-import api_reference  # noqa: E402
-import code_blocks  # noqa: E402
+import docstrings  # noqa: E402
+import three_seeds  # noqa: E402
 
-PACKAGE = api_reference.load()
-MODULES = PACKAGE.modules
+PACKAGE = griffe.load("jaxpref", search_paths=[ROOT])
 FUNCTIONS = {
-    f"{module.name}.{name}": member
-    for module in MODULES.values()
-    for name, member in api_reference.described(module).items()
-    if isinstance(member, griffe.Function)
+    of.path: of
+    for of in docstrings.objects(PACKAGE)
+    if of.is_function and of.parent.is_module and not of.name.startswith("_")
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
@@ -38,7 +51,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 def same_output(one, other):
     """Equal words and whole numbers; other numbers to 0.1 %, and to two units of the fourth decimal.
 
-    Another machine rounds differently; a different episode, label or formula is much further off.
+    Another machine rounds differently. A different episode, label or formula is much further away.
     """
     if NUMBER.sub("0", one).split() != NUMBER.sub("0", other).split():
         return False
@@ -51,7 +64,6 @@ def same_output(one, other):
 @pytest.mark.parametrize(
     ("printed", "same"),
     [
-        ("loss 0.6931  steps 12", True),
         ("loss  0.6933 steps 12", True),
         ("loss 0.6951 steps 12", False),
         ("loss 0.6931 steps 13", False),
@@ -64,114 +76,159 @@ def test_outputs_are_compared_to_rounding(printed, same):
     assert same_output("loss 0.6931 steps 12", printed) == same
 
 
-@pytest.mark.parametrize("name", ["tutorial.md"])
-def test_a_page_shows_what_its_code_prints(name):
-    path = ROOT / "docs" / name
-    for block, printed in code_blocks.run(path.read_text(), path):
-        assert same_output(block.output, printed), f"{path}:{block.line + 1}: `make docs` mends it:\n{printed}"
+def run_block(example):
+    """Run a Python block in the namespace of its page, and keep what it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        PythonEvaluator()(example)
+    example.namespace["printed"] = printed.getvalue()
 
 
-PAGE = """# Title
-```python
-a = 2
-```
-Prose.
-```python
-print(a)
-```
-
-```text
-3
-```
-```sh
-not Python
-```
-```python
-print(a + 1)
-```
-"""
+def compare_output(example):
+    """A text block shows what the Python block before it printed."""
+    printed = example.namespace["printed"]
+    assert same_output(example.parsed, printed), f"{example.path}:{example.line}: the code prints\n{printed}"
 
 
-def test_blocks_share_a_namespace_and_their_outputs_are_written_below_them():
-    printed = [(block.line, block.output, text) for block, text in code_blocks.run(PAGE, Path("page.md"))]
-    assert printed == [(2, "", ""), (6, "3\n", "2\n"), (16, "", "3\n")]
-    written = code_blocks.with_outputs(PAGE, Path("page.md"))
-    assert written == PAGE.replace("3\n```", "2\n```") + "\n```text\n3\n```\n"
-    assert code_blocks.with_outputs(written, Path("page.md")) == written
+PAGES_WITH_CODE = Sybil([CodeBlockParser("python", run_block), CodeBlockParser("text", compare_output), SkipParser()])
 
 
-def test_an_error_in_a_block_names_the_line_of_the_page():
-    with pytest.raises(ZeroDivisionError) as error:
-        list(code_blocks.run("Text\n\n```python\nx = 1\nx / 0\n```\n", Path("page.md")))
-    frame = traceback.extract_tb(error.tb)[-1]
-    assert (frame.filename, frame.lineno) == ("page.md", 5)
+def run_page(path):
+    for example in PAGES_WITH_CODE.parse(path):
+        example.evaluate()
 
 
-# --- links ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["tutorial", "recipes"])
+def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(name):
+    run_page(ROOT / "docs" / f"{name}.md")
 
 
-def anchors(page):
-    """GitHub's anchors of the headings of a page."""
-    seen = {}
-    for heading in re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), flags=re.MULTILINE):
-        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        seen[slug] = seen.get(slug, -1) + 1
-        yield f"{slug}-{seen[slug]}" if seen[slug] else slug
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder of results with a finished run of DPO: (its parent, its folder, its outcome)."""
+    place = tmp_path_factory.mktemp("run")
+    settings = settings_of("dpo", out=place / "results" / "cartpole-dpo")
+    outcome = outcome_of(settings, np.random.default_rng(5))
+    settings.out.mkdir(parents=True)
+    with Progress(Console(quiet=True), settings.out) as progress:
+        progress.begin(1, 1, np.asarray(settings.seeds))
+        progress.done(Done("dpo", 3, 12, 1.0, 1.0, 1.0, False))
+        progress.log("dpo", outcome.rows[0].metrics, num_pairs=4, reference="pi1")
+    experiment.write(settings, jaxpref.cartpole(), outcome, copy.deepcopy(TIMING), Console(quiet=True))
+    return place, settings.out, outcome
 
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+def test_the_page_about_results_loads_and_exports_the_policy_that_it_names(results, monkeypatch):
+    """The first seed's, trained with the last reference on the largest dataset."""
+    place, _, outcome = results
+    monkeypatch.chdir(place)
+    page = PAGES_WITH_CODE.parse(ROOT / "docs" / "results.md")
+    for example in page.examples():
+        example.evaluate()
+    row = outcome.rows[-1]
+    shown = page.namespace["row"]
+    assert (shown["num_pairs"], shown["reference"]) == (row.num_pairs, row.reference)
+    assert page.namespace["printed"].endswith(f"in the summary {row.true_return[0]:.1f}\n")
+    exported = jaxpref.export.load_policy(place / "policy.safetensors", jaxpref.cartpole())
+    jax.tree.map(np.testing.assert_array_equal, exported.params, jax.tree.map(lambda leaf: leaf[0], row.params.params))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_to_files_and_headings_lead_somewhere(path):
+def test_the_page_about_results_names_every_file_key_and_metric(results):
+    _, folder, _ = results
+    named = re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "results.md").read_text())
+    named = {name.removeprefix("rows[].") for name in named}
+    summary = store.load_json(folder / "summary.json")
+    row, timing = summary["rows"][0], summary["timing"]
+    for table in (summary, row, row["policy"], timing, timing["stages"]["dpo"]):
+        assert table.keys() <= named
+    assert {path.name for path in folder.iterdir()} <= named
+    for metrics in store.load_params(folder / "metrics.npz").values():
+        assert metrics.keys() <= named
+    for name in ("progress.jsonl", "metrics.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            assert json.loads(line).keys() <= named, name
+
+
+def test_a_page_that_shows_something_else_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\na = 2\n```\n\n```python\nprint(a)\n```\n\n```text\n2\n```\n")
+    run_page(page)
+    page.write_text(page.read_text().replace("text\n2", "text\n3"))
+    with pytest.raises(AssertionError, match=r"page.md:9: the code prints\s+2"):
+        run_page(page)
+
+
+def test_readme_shows_the_code_of_the_example():
+    code = (ROOT / "examples" / "three_seeds.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    assert all(block in code for block in blocks)
+
+
+def test_the_example_trains_three_policies_at_once(capsys):
+    returns = np.asarray(three_seeds.main(horizon=30, num_updates=30))
+    lines = capsys.readouterr().out.splitlines()
+    np.testing.assert_allclose(
+        [[float(word) for word in line.split()[:4]] for line in lines[1:]],
+        np.column_stack([[35, 42, 100], returns]),
+        atol=0.06,
+    )
+    assert (returns[:, 0] > returns[:, 1]).all()  # pi1 is the better expert
+    assert (returns <= 30).all()
+
+
+# --- links of the pages that are not part of the site -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_to_files(path):
     prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-        file, _, anchor = target.partition("#")
-        if not file.startswith(("http:", "https:")):
-            page = path.parent / file if file else path
-            assert page.exists(), f"{target}: no such file"
-            assert not anchor or anchor in anchors(page.read_text()), f"{target}: no such heading"
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if not target.startswith("http")]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-# --- the API reference ------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_api_reference_says_what_the_docstrings_say():
-    """`make docs` writes it anew."""
-    stored = {path.name: path.read_text() for path in api_reference.PAGES.glob("*.md")}
-    assert stored == {name: f"{page}\n" for name, page in api_reference.pages(PACKAGE).items()}
+def test_defects_fail_the_build(tmp_path):
+    """A broken link, a broken anchor, a missing docstring: with the command of the Makefile, on a copy."""
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for folder in ("docs", "jaxpref"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "docs" / "index.md").open("a") as page, (tmp_path / "jaxpref" / "returns.py").open("a") as module:
+        page.write("[broken](nowhere.md) [broken](scale.md#nowhere)\n")
+        module.write("def undescribed(): ...\n")
+    command = re.search(r"\$\(BIN\)/(mkdocs .*)", (ROOT / "Makefile").read_text())[1].split()
+    done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    for defect in ("nowhere.md", "scale.md#nowhere", "jaxpref.returns.undescribed has no docstring"):
+        assert defect in done.stderr
+    assert "Aborted with 3 warnings" in done.stdout
 
 
-def test_every_public_function_is_in_the_reference_with_its_signature_and_docstring():
-    """Looked for in the pages with Python's own parser, not with the one that wrote them."""
-    for path in (ROOT / "jaxpref").glob("[!_]*.py"):
-        page = (api_reference.PAGES / f"{path.stem}.md").read_text()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                section = page.split(f"## {node.name}\n", 1)[1].split("\n## ", 1)[0]
-                assert all(f"{argument.arg}: " in section for argument in node.args.args), node.name
-                assert ast.get_docstring(node).splitlines()[0].split("`")[0] in section, node.name
+def test_a_missing_docstring_is_found(tmp_path):
+    (tmp_path / "house.py").write_text(
+        '"""A module."""\nclass Config:\n    """Settings."""\n    told: int = 1\n    """Said."""\n    untold: int = 2\n'
+        "def _private(): ...\ndef public(): ...\n"
+    )
+    package = griffe.load("house", search_paths=[tmp_path])
+    assert list(docstrings.undocumented(package)) == ["house.Config.untold", "house.public"]
 
 
-def test_lines_of_a_docstring_that_name_parameters_become_a_list():
-    paragraph = "low, high: ends of the scale,\n    both included.\nsmooth: width.\nReturns: nothing."
-    fields, rest = api_reference.split_fields(paragraph, {"low", "high", "smooth"})
-    assert fields == {"low, high": "ends of the scale, both included.", "smooth": "width."}
-    assert rest == "Returns: nothing."
+def test_lines_of_a_docstring_that_name_fields_become_a_section():
+    function = PACKAGE["gymnax_tasks.from_gymnax"]
+    text = "Do.\n\nenv:      first,\n    and more.\nname, horizon:  both.\n\nNote: not a field."
+    assert docstrings.with_sections(function, text) == (
+        "Do.\n\n\nArgs:\n    env: first,\n        and more.\n    name: both.\n    horizon: both.\n\nNote: not a field."
+    )
 
 
-# --- what a docstring and a signature say -----------------------------------------------------------------------------
+# --- shapes in signatures ---------------------------------------------------------------------------------------------
 
 DTYPES = {"Array", "Bool", "Float", "Int", "Key", "Num", "Shaped", "UInt"}
 ARRAYS = {"Array", "jax.Array", "np.ndarray"}
 OF_ANY_SHAPE = {"Callable", "dict", "Mapping"}
 """Functions of arrays, and arrays by name, whatever shapes the caller has."""
-
-
-def function_node(function):
-    node = ast.parse(api_reference.griffe_source(function)).body[0]
-    assert isinstance(node, ast.FunctionDef)
-    return node
 
 
 def bare_arrays(annotation):
@@ -183,59 +240,19 @@ def bare_arrays(annotation):
     return [name for child in ast.iter_child_nodes(annotation) for name in bare_arrays(child)]
 
 
-def annotations(function):
-    """Those of the arguments and of the result; None where there is none."""
-    node = function_node(function)
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return {argument.arg: argument.annotation for argument in arguments} | {"return": node.returns}
-
-
 def test_arrays_without_a_shape_are_found():
     hints = ["Array", "tuple[int, np.ndarray]", "Float[Array, 'N']", "tuple[int, Int[Array, '']]", "dict[str, Array]"]
     bare = [bare_arrays(ast.parse(hint, mode="eval").body) for hint in hints]
     assert bare == [["Array"], ["np.ndarray"], [], [], []]
 
 
-def test_every_public_function_says_the_types_and_shapes_of_what_it_takes_and_gives():
-    places = [(name, place, hint) for name, of in FUNCTIONS.items() for place, hint in annotations(of).items()]
-    assert [(name, place) for name, place, hint in places if hint is None] == []
-    assert [(name, place) for name, place, hint in places if bare_arrays(hint)] == []
-
-
-def raised(function, seen=()):
-    """Names of the errors that a function raises, itself or in a private function of its module."""
-    node = function_node(function)
-    raises = [each.exc for each in ast.walk(node) if isinstance(each, ast.Raise)]
-    errors = {ast.unparse(error.func) for error in raises if isinstance(error, ast.Call)}
-    called = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
-    helpers = function.module.members
-    for name in called - set(seen):
-        if name.startswith("_") and isinstance(helpers.get(name), griffe.Function):
-            errors |= raised(helpers[name], (*seen, name))
-    return {str(helpers[error].returns) if error in helpers else error for error in errors}
-
-
-RAISING = {name: sorted(raised(function)) for name, function in FUNCTIONS.items() if raised(function)}
-
-
-def test_raised_errors_are_found():
-    assert RAISING["preferences.split"] == ["ValueError"]
-    assert RAISING["statistics.iqm"] == ["ValueError"]
-    assert "statistics.profile_band" in RAISING  # in a helper of a helper
-    assert "losses.dpo" not in RAISING
-
-
-@pytest.mark.parametrize("name", sorted(RAISING))
-def test_a_docstring_says_what_errors_are_raised(name):
-    docstring = FUNCTIONS[name].docstring.value
-    assert "Errors as" in docstring or [error for error in RAISING[name] if error not in docstring] == []
-
-
-@pytest.mark.parametrize("name", sorted(name for name, module in MODULES.items() if "Config" in module.members))
-def test_every_setting_of_a_config_has_a_text_of_its_own(name):
-    fields = [field for field in MODULES[name]["Config"].members.values() if isinstance(field, griffe.Attribute)]
-    assert fields
-    assert [field.name for field in fields if not field.docstring] == []
+def test_every_public_function_has_types_and_shapes():
+    hints = [(path, p.name, p.annotation) for path, of in FUNCTIONS.items() for p in of.parameters]
+    hints += [(path, "return", of.returns) for path, of in FUNCTIONS.items()]
+    assert [(path, name) for path, name, hint in hints if hint is None] == []
+    # The task decides the shape of an action: a number or a vector.
+    parsed = [(path, name, ast.parse(str(hint), mode="eval").body) for path, name, hint in hints if name != "action"]
+    assert [(path, name) for path, name, hint in parsed if bare_arrays(hint)] == []
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
@@ -243,12 +260,12 @@ def test_every_setting_of_a_config_has_a_text_of_its_own(name):
 
 def test_the_changelog_has_a_section_for_the_version():
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    assert PROJECT["version"] in headings[:2]  # behind what is not released yet
+    assert PROJECT["version"] in headings[:2]  # after what is not released yet
 
 
 def packages_of(folder):
     """Packages, by the names of their projects, that the modules of a folder import."""
-    nodes = [node for path in (ROOT / folder).glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    nodes = [node for path in (ROOT / folder).rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     roots = {name.partition(".")[0] for name in names} - {"__future__"} - sys.stdlib_module_names
@@ -276,5 +293,6 @@ def test_the_wheel_holds_the_modules_the_marker_of_types_and_nothing_else(tmp_pa
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert files == {f"jaxpref/{path.name}" for path in (ROOT / "jaxpref").glob("*.py")} | {"jaxpref/py.typed"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxpref").rglob("*.py")}
+    assert files == modules | {"jaxpref/py.typed"}
     assert wheel.name == f"jaxpref-{PROJECT['version']}-py3-none-any.whl"
