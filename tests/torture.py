@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -94,11 +93,14 @@ def kills(run: Run, expected: dict[str, bytes], seconds: float, rng: random.Rand
     """Kill a run within its first `seconds` and start it again. Yield what went wrong; "" if nothing."""
     while True:
         run.clear()
-        process, moment = run.start(), rng.uniform(0, seconds)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:  # it was faster this time
+        start, process, moment = time.perf_counter(), run.start(), rng.uniform(0, seconds)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        else:  # it was faster this time
+            seconds = time.perf_counter() - start
             continue
         num_kept = len(list(run.stages.glob("*.stage")))
         printed = run.finish()
