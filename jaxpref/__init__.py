@@ -4,6 +4,7 @@
 functions used most are attributes of `jaxpref` itself.
 """
 
+# ruff: noqa: F401
 import importlib
 import sys
 from typing import Any
@@ -47,59 +48,6 @@ from jaxpref.preferences import sample_preferences
 from jaxpref.rollout import episode, episodes, evaluate
 from jaxpref.tasks import TASKS, Task, acrobot, cartpole, task
 from jaxpref.types import Preferences, Trajectory, true_return
-
-__all__ = [
-    "TASKS",
-    "ActorCritic",
-    "Network",
-    "Preferences",
-    "RewardModel",
-    "Task",
-    "Trajectory",
-    "acrobot",
-    "annotators",
-    "apply_policy",
-    "apply_reward",
-    "cartpole",
-    "checks",
-    "distributions",
-    "divergence",
-    "dpo",
-    "episode",
-    "episodes",
-    "evaluate",
-    "export",
-    "gymnax_tasks",
-    "init_policy",
-    "init_reward",
-    "labels",
-    "losses",
-    "networks",
-    "online",
-    "packed",
-    "plots",
-    "ppo",
-    "preferences",
-    "ranking",
-    "reinforce",
-    "render",
-    "returns",
-    "reward_model",
-    "rollout",
-    "sample_preferences",
-    "schema",
-    "statistics",
-    "store",
-    "task",
-    "tasks",
-    "training",
-    "trajectory_kl",
-    "trajectory_log_prob",
-    "trajectory_reward",
-    "true_return",
-    "types",
-]
-
 
 # A module in a folder also has a short name: `from jaxpref.store import save_preferences`.
 for _module in (ranking, statistics, packed, export, labels, schema, store):

@@ -103,9 +103,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_array_of_numbers(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray) and (
-        jnp.issubdtype(value.dtype, np.integer) or jnp.issubdtype(value.dtype, np.floating)
-    )
+    return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, np.number)
 
 
 def check_count(value: Any, name: str, least: int = 1) -> None:
@@ -174,12 +172,13 @@ def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | 
     if len(shape) == 0 or (num_axes is not None and len(shape) != num_axes + 1):
         expected = "a time axis" if num_axes is None else f"the shape {['[T]', '[N, T]'][num_axes]}"
         raise ValueError(f"{name}.mask must have {expected}, got {list(shape)}")
+    obs_shape = np.shape(trajectory.obs)
+    if len(obs_shape) != len(shape) + 1:
+        raise ValueError(f"{name}.obs must have the mask's axes and one of features, got {list(obs_shape)}")
     kinds = {"mask": np.bool_, "action": np.integer, "reward": np.floating, "obs": np.floating, "next_obs": np.floating}
     for field, kind in kinds.items():
-        features = np.shape(trajectory.obs)[len(shape) :][:1] if field in ("obs", "next_obs") else ()
-        _check_array(getattr(trajectory, field), f"{name}.{field}", kind, (*shape, *features))
-    if trajectory.obs.ndim == len(shape):
-        raise ValueError(f"{name}.obs must have a last axis of features, got {list(shape)}")
+        expected_shape = (*shape, obs_shape[-1]) if field in ("obs", "next_obs") else shape
+        _check_array(getattr(trajectory, field), f"{name}.{field}", kind, expected_shape)
 
 
 def check_preferences(preferences: Any, name: str = "preferences", num_axes: int | None = 1) -> None:

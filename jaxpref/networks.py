@@ -212,25 +212,25 @@ def apply_reward(reward: Network, obs: Float[Array, "*batch O"], action: Array) 
     return reward.apply(obs, action)
 
 
-def trajectory_log_prob(policy: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
+def trajectory_log_prob(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return log prod_t pi(a_t | s_t), in nats: the sum over the trajectory's mask."""
-    return _sum(trajectory, lambda played: apply_policy(policy, played.obs)[0].log_prob(played.action))
+    return _sum(trajectory, lambda played: apply_policy(params, played.obs)[0].log_prob(played.action))
 
 
-def trajectory_kl(policy: Network, ref_policy: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
-    """Return KL(policy || ref_policy), in nats, exact in the actions, summed over the visited states.
+def trajectory_kl(params: Network, ref_params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
+    """Return KL(policy || reference), in nats, exact in the actions, summed over the visited states.
 
     Its mean over the policy's own episodes is the KL divergence between the two distributions of trajectories. The
     environment's transition probabilities are the same for both and cancel.
     """
     return _sum(
-        trajectory, lambda played: apply_policy(policy, played.obs)[0].kl(apply_policy(ref_policy, played.obs)[0])
+        trajectory, lambda played: apply_policy(params, played.obs)[0].kl(apply_policy(ref_params, played.obs)[0])
     )
 
 
-def trajectory_reward(reward: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
+def trajectory_reward(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return the learned return: the undiscounted sum of learned rewards over the trajectory's mask."""
-    return _sum(trajectory, lambda played: apply_reward(reward, played.obs, played.action))
+    return _sum(trajectory, lambda played: apply_reward(params, played.obs, played.action))
 
 
 def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Float[Array, "*batch"]:
@@ -239,9 +239,9 @@ def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Floa
     return jnp.where(played.mask, step_fn(played), 0.0).sum(-1)
 
 
-def check_policy(task: Task, policy: Any, name: str = "policy") -> None:
-    """Check that `policy` gives a distribution over the task's actions and one value at its observations."""
-    distribution, value = _output_shapes(apply_policy, task, policy, name)
+def check_policy(task: Task, params: Any, name: str = "params") -> None:
+    """Check that `params` give a distribution over the task's actions and one value at its observations."""
+    distribution, value = _output_shapes(apply_policy, task, params, name)
     shapes = [leaf.shape for leaf in jax.tree.leaves(distribution)]
     if shapes != [(task.num_actions,)] or value.shape != ():
         raise ValueError(
@@ -250,12 +250,12 @@ def check_policy(task: Task, policy: Any, name: str = "policy") -> None:
         )
 
 
-def check_reward(task: Task, reward: Any, name: str = "reward") -> None:
-    """Check that `reward` gives one reward for each of the task's steps."""
-    output = _output_shapes(apply_reward, task, reward, name, jax.ShapeDtypeStruct((), jnp.int32))
+def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
+    """Check that `params` give one reward for each of the task's steps."""
+    output = _output_shapes(apply_reward, task, params, name, jax.ShapeDtypeStruct((), jnp.int32))
     if getattr(output, "shape", None) != ():
         raise ValueError(f"{name} must give one reward for each step of task {task.name}, got {output}")
-    module = getattr(reward.module, "member", reward.module)
+    module = getattr(params.module, "member", params.module)
     if getattr(module, "num_actions", task.num_actions) != task.num_actions:
         raise ValueError(f"{name} is of {module.num_actions} actions, and task {task.name} has {task.num_actions}")
 

@@ -68,27 +68,27 @@ def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeSt
     return jax.eval_shape(act, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32))
 
 
-def episode(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
+def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy. vmap over `key` for a batch.
 
     Returns a `Trajectory` of the task's horizon, zero beyond its mask.
     """
-    check_policy(task, policy)
+    check_policy(task, params)
     check_key(key)
-    return play(task, policy, key)
+    return play(task, params, key)
 
 
-def episodes(task: Task, policy: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
+def episodes(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
     """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
-    check_policy(task, policy)
+    check_policy(task, params)
     check_key(key)
     check_count(num_episodes, "num_episodes")
-    return play_episodes(task, policy, key, num_episodes)
+    return play_episodes(task, params, key, num_episodes)
 
 
-def evaluate(task: Task, policy: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
+def evaluate(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
     """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes of the policy."""
-    return episodes(task, policy, key, num_episodes).reward.sum(-1)
+    return episodes(task, params, key, num_episodes).reward.sum(-1)
 
 
 def play_episodes(task: Task, policy: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import re
+import types
 from typing import get_args
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -29,15 +30,14 @@ def made_up_outcome(settings, returns, lost=()):
     returns, zeros = np.asarray(returns, np.float64), np.zeros(num_seeds)
     sound = Divergence(np.zeros(num_seeds, int), np.zeros(num_seeds, int))
     diverged = Divergence(np.isin(np.arange(num_seeds), list(lost)).astype(int), np.ones(num_seeds, int))
-    quality = ranking.Quality(*[zeros + 0.1 * place for place in range(5)])
+    quality = ranking.Quality(*[jnp.asarray(zeros + 0.1 * place, jnp.float32) for place in range(5)])
     rows = [
         pipeline.Row(
             "pi2", size, None, None, diverged, None, quality, zeros + size, returns[:, place], zeros, zeros + 3
         )
         for place, size in enumerate(settings.num_pairs)
     ]
-    experts = jax.tree.map(lambda _: None, pipeline.reinforce.Result(*[None] * 8))
-    experts = dataclasses.replace(experts, divergence=sound)
+    experts = types.SimpleNamespace(divergence=sound)
     labels = functions.Labels(zeros + 0.6, zeros + 0.7, zeros + 0.8)
     return pipeline.Outcome(experts, {"pi1": zeros + 190, "pi2": zeros + 95}, rows, labels, None)
 
@@ -46,7 +46,7 @@ def result_of(returns, **others):
     """An arm's results with these returns; everything else is NaN unless it is given."""
     returns = np.asarray(returns, np.float64)
     unknown = np.full(returns.shape, np.nan)
-    quality = ranking.Quality(*[unknown] * 5)
+    quality = ranking.Quality(*[jnp.asarray(unknown, jnp.float32)] * 5)
     fields = {field.name: unknown for field in dataclasses.fields(arms.Result)}
     return arms.Result(**fields | {"quality": quality, "diverged": unknown > 0, "true_return": returns} | others)
 

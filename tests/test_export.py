@@ -97,7 +97,8 @@ def pushing_with_its_velocity():
 
 
 def test_the_page_plays_mountain_car_as_the_library_does(tmp_path, monkeypatch):
-    """In gymnasium. Without `observe` the same policy hardly ever gets to the flag."""
+    """In gymnasium. Episodes have a deviation of 27 steps: the means of 30 and 1000 agree within 4 of its errors, 20.
+    Without `observe` the same policy hardly ever gets to the flag."""
     task = jaxpref.task("MountainCar-v0")
     monkeypatch.chdir(tmp_path)
     export.save_policy("policy.safetensors", pushing_with_its_velocity(), task)
@@ -120,9 +121,9 @@ def test_the_page_plays_mountain_car_as_the_library_does(tmp_path, monkeypatch):
                 return step
         return 200
 
-    ours = -jaxpref.evaluate(task, pushing_with_its_velocity(), jax.random.key(0), 100).mean()
-    theirs = np.mean([steps(names["mountain_car_observe"]) for _ in range(10)])
-    np.testing.assert_allclose(theirs, ours, atol=15)
+    ours = -jaxpref.evaluate(task, pushing_with_its_velocity(), jax.random.key(0), 1000).mean()
+    theirs = np.mean([steps(names["mountain_car_observe"]) for _ in range(30)])
+    np.testing.assert_allclose(theirs, ours, atol=20)
     assert np.mean([steps(lambda obs: obs) for _ in range(4)]) > 190 > 150 > theirs
 
 

@@ -59,7 +59,7 @@ def chain(name):
     def judge(params, pairs):
         scores = [jaxpref.trajectory_reward(params, side) for side in (pairs.chosen, pairs.rejected)]
         num_steps = pairs.chosen.mask.sum() + pairs.rejected.mask.sum()
-        return ranking.accuracy(*scores, pairs), (scores[0].sum() + scores[1].sum()) / num_steps
+        return ranking.return_accuracy(*scores, pairs), (scores[0].sum() + scores[1].sum()) / num_steps
 
     pi2, after_dpo, after_ppo = np.asarray(mean_return(policies, stage[:, 5]))
     accuracy, per_step = judge(reward.params, heldout)

@@ -40,7 +40,7 @@ disagreement = jax.jit(online.disagreement)
 choose_many = jax.jit(jax.vmap(online.choose, in_axes=(0, None, None, None)), static_argnums=2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.2, 0.5, -3.0]), min_size=NUM_CANDIDATES, max_size=NUM_CANDIDATES),
@@ -78,8 +78,13 @@ def member(seed):
     """A reward model of two steps' worth of obs and actions, whose head is not zero."""
     params = networks.init_reward(jax.random.key(seed), SHOW)
     head = np.random.default_rng(seed).normal(size=65) / 5
-    params["params"]["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
+    params.params["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
     return params
+
+
+def ensemble(*members):
+    """One network of the mean of these."""
+    return reward_model.as_ensemble(stack(*members))
 
 
 def test_disagreement_is_the_spread_of_the_members_probabilities():
@@ -95,16 +100,16 @@ def test_disagreement_is_the_spread_of_the_members_probabilities():
                     if side.mask[i, t]:
                         gap += sign * numpy_reward(params, np.float64(side.obs[i, t]), int(side.action[i, t]))
             prob[m, i] = 1 / (1 + np.exp(-gap))
-    found = disagreement(stack(*members), first, second)
+    found = disagreement(ensemble(*members), first, second)
     np.testing.assert_allclose(found, prob.std(0), rtol=1e-3)
     assert found.min() > 1e-2
-    np.testing.assert_allclose(disagreement(stack(*members), second, first), found, rtol=1e-4)
+    np.testing.assert_allclose(disagreement(ensemble(*members), second, first), found, rtol=1e-4)
 
 
 def test_members_that_are_equal_do_not_disagree():
     rng = np.random.default_rng(3)
     first, second = (random_trajectories(rng, [1, 4, 6, 6], 6, obs_size=2) for _ in range(2))
-    spread = disagreement(stack(*[member(3)] * 3), first, second)
+    spread = disagreement(ensemble(*[member(3)] * 3), first, second)
     np.testing.assert_allclose(spread, np.zeros(4), atol=1e-6)
 
 
@@ -232,7 +237,7 @@ def test_updates_and_evaluations_are_divided_among_the_rounds(rlhf, from_dpo):
     assert from_dpo.reward_divergence is None
     assert rlhf.reward_divergence.update.shape == (NUM_ROUNDS, NUM_MEMBERS)
     assert not rlhf.reward_divergence.update.any()
-    assert rlhf.reward_params["params"]["reward"]["kernel"].shape == (NUM_MEMBERS, 64, 1)
+    assert rlhf.reward_params.params["reward"]["kernel"].shape == (NUM_MEMBERS, 64, 1)
 
 
 def test_a_learning_rate_of_10000_diverges_in_the_first_update_of_every_round():
@@ -283,7 +288,8 @@ def test_the_loss_of_a_round_is_that_of_all_answers_so_far():
 def margins(reward_params, pairs):
     """Of every member of an ensemble and every pair. Episodes are equally long: a reward's offset means nothing."""
     returns = jax.vmap(networks.trajectory_reward, in_axes=(0, None))
-    return returns(reward_params, pairs.chosen) - returns(reward_params, pairs.rejected)
+    members = networks.Network(reward_params.module.member, reward_params.params)
+    return returns(members, pairs.chosen) - returns(members, pairs.rejected)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -294,7 +300,7 @@ def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
     result = lane(two_still, seed)
     assert_same_bytes(result.params, COIN)
     key_init, key_rounds = jax.random.split(jax.random.key([13, 16][seed]))
-    reward_params = stack(*(networks.init_reward(key, SHOW) for key in jax.random.split(key_init, NUM_MEMBERS)))
+    reward_params = ensemble(*(networks.init_reward(key, SHOW) for key in jax.random.split(key_init, NUM_MEMBERS)))
     pairs = jax.tree.map(jnp.zeros_like, result.preferences)
     for i, key_round in enumerate(jax.random.split(key_rounds, NUM_ROUNDS)):
         key_ask, key_learn = jax.random.split(key_round)
@@ -313,8 +319,7 @@ def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
 
 def test_the_value_head_is_forgotten_at_the_start(rlhf):
     """One of NaN is as good as one of zeros."""
-    layers = COIN["params"]
-    unknown = {"params": {**layers, "value": jax.tree.map(lambda leaf: jnp.full_like(leaf, np.nan), layers["value"])}}
+    unknown = networks.replace_layer(COIN, "value", lambda leaf: jnp.full_like(leaf, np.nan))
     assert_same_bytes(lane(train_rlhf_over_seeds(ONLINE, REWARD, PPO, keys(10, 17), unknown, COIN), 0), rlhf)
 
 
@@ -337,7 +342,7 @@ def test_the_value_head_is_kept_from_round_to_round():
     [
         ({"num_rounds": 3}, 10, "num_rounds must divide num_pairs, got 3 and 10"),
         ({"num_rounds": 5}, 10, "num_rounds must divide num_updates, got 5 and 12"),
-        ({"num_rounds": 4}, 12, "num_updates must be a multiple of eval_every.*got 3 and 2"),
+        ({"num_rounds": 4}, 12, "num_updates must be a multiple of eval_every, got 3 and 2"),
         ({}, 0, "num_pairs must be at least 1, got 0"),
     ],
 )
@@ -349,15 +354,7 @@ def test_rounds_that_do_not_divide_the_work_are_refused(settings, num_pairs, mes
         online.train_dpo(SHOW, config, DPO, key, annotators.noiseless, *rest)
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"num_rounds": 0}, "num_rounds must be at least 1, got 0"),
-        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"num_members": -2}, "num_members must be at least 1, got -2"),
-        ({"disagreement": 1.5}, "disagreement must be between 0 and 1, got 1.5"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        online.Config(**setting)
+def test_a_config_that_cannot_work_is_refused():
+    config = dataclasses.replace(ONLINE, disagreement=1.5)
+    with pytest.raises(ValueError, match=r"^online\.Config: disagreement must be between 0 and 1, got 1.5$"):
+        online.train_dpo(SHOW, config, DPO, jax.random.key(0), annotators.noiseless, 12, COIN, COIN)

@@ -1,4 +1,4 @@
-"""Tasks on gymnax's other environments and on one's own: shapes, time limits, errors, targets that nobody knows."""
+"""Tasks on gymnax's other environments and on custom ones: shapes, time limits, errors, unknown targets."""
 
 import warnings
 
@@ -13,8 +13,7 @@ from gymnax.environments import spaces
 from helpers import LEVER, constant_policy, play
 
 import jaxpref
-from experiments import command, pipeline
-from jaxpref import annotators, networks, reinforce
+from jaxpref import annotators, dpo, gymnax_tasks, ppo, reinforce, reward_model
 from jaxpref.rollout import EnvStep, start_stream, step, stream
 from jaxpref.tasks import from_gymnax
 
@@ -93,8 +92,7 @@ class Forgetful(Board):
 
 
 class Mixed(Board):
-    """What a loop can carry on from: observations of another type, a whole number where there was a float, a key, info
-    of anything."""
+    """Types that a loop accepts: other observations, a whole number in place of a float, a key, any info."""
 
     def reset_env(self, key, params):
         return self._obs(jnp.int32(0)), (jnp.float32(0), key)
@@ -114,7 +112,7 @@ class Unlocked(Mixed):
 # --- from an environment to a task ------------------------------------------------------------------------------------
 
 
-def test_an_environment_of_ones_own_is_played_without_registration():
+def test_a_custom_environment_is_played_without_registration():
     """Observations come flat, row by row, and as float32; the horizon is the parameters' time limit."""
     task = from_gymnax(Board())
     assert (task.name, task.horizon, task.num_actions) == ("Board", 4, 2)
@@ -161,24 +159,41 @@ def test_gymnax_ids_are_tasks_whatever_they_show():
 def test_the_list_of_ids_leaves_out_continuous_actions_only():
     listed, registered = set(jaxpref.tasks.GYMNAX), set(gymnax.registered_envs)
     assert listed < registered
-    assert set(jaxpref.tasks.KNOWN) <= listed
-    for name in registered - listed:
+    assert set(gymnax_tasks.KNOWN) <= listed
+    assert registered - listed == set(gymnax_tasks.CONTINUOUS)
+    for name in gymnax_tasks.CONTINUOUS:
         env, env_params = gymnax.make(name)
         assert isinstance(env.action_space(env_params), spaces.Box)
+
+
+def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
+    for name in ("MountainCar-v0", "Catch-bsuite", "Breakout-MinAtar"):
+        assert from_gymnax(name) == jaxpref.task(name)
+    car, catch, breakout = (jaxpref.task(name) for name in ("MountainCar-v0", "Catch-bsuite", "Breakout-MinAtar"))
+    assert (car.shape_reward, car.config(dpo.Config).beta, car.config(dpo.Config, beta=0.2).beta) == (True, 0.5, 0.2)
+    assert (catch.config(reward_model.Config).weight_decay, catch.config(ppo.Config).kl_coef) == (1, 0.5)
+    assert (breakout.horizon, breakout.config(reinforce.Config).num_updates) == (200, 1500)
+    assert jaxpref.cartpole().config(dpo.Config, num_updates=30) == dpo.Config(num_updates=30)
+    assert from_gymnax("MountainCar-v0", horizon=50, return_range=(-9.0, 0.0)).return_range == (-9, 0)
+    # A task stays hashable: it is a static argument, too.
+    assert jax.jit(lambda task: task.config(dpo.Config).beta)(car) == 0.5
 
 
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
         (lambda: jaxpref.task("breakout-minatari"), r"unknown task 'breakout-minatari'.*perhaps Breakout-MinAtar"),
-        (lambda: jaxpref.task("Pendulum-v1"), r"Pendulum-v1 has an action space of type Box; it must be discrete"),
-        (lambda: from_gymnax(Continuous()), r"pedal has an action space of type Box"),
+        (lambda: jaxpref.task("CartPole-v0"), r"unknown task 'CartPole-v0'.*perhaps cartpole is meant"),
+        (lambda: jaxpref.task("Pendulum-v1"), "Pendulum-v1 has continuous actions.*which jaxpref does not play"),
+        (lambda: from_gymnax(Continuous()), r"pedal has continuous actions \(Box\), which jaxpref does not play"),
+        (lambda: from_gymnax(Board(), pi1_target=5, pi2_target=5), "pi1_target must be above pi2_target, got 5 and 5"),
+        (lambda: from_gymnax(Board(), return_range=(5, 1)), r"return_range must be \(lowest, highest\), got \(5, 1\)"),
         (lambda: from_gymnax(Unlimited()), r"Unlimited needs a horizon of at least 1 step, its time limit; got None"),
         (lambda: from_gymnax(Board(), horizon=0), "horizon must be at least 1, got 0"),
         (lambda: from_gymnax(Two()), r"Two has observations of type dict; they must be arrays"),
-        (lambda: from_gymnax(object()), "env must have gymnax's method reset_env, which object has not"),
+        (lambda: from_gymnax(object()), "env must have gymnax's method reset_env, and object does not have it"),
         (lambda: from_gymnax(gymnasium.make("CartPole-v1")), "env must have gymnax's method reset_env"),
-        (lambda: from_gymnax(NoStep()), "env must have gymnax's method step_env, which NoStep has not"),
+        (lambda: from_gymnax(NoStep()), "env must have gymnax's method step_env, and NoStep does not have it"),
         (
             lambda: from_gymnax(Gymnasiums()),
             "Gymnasiums.step_env must return 5 values, obs, state, reward, terminated, info, got 6",
@@ -199,7 +214,7 @@ def test_the_list_of_ids_leaves_out_continuous_actions_only():
         (lambda: from_gymnax(Forgetful()), "Forgetful.step_env must return state of the same structure as reset_env"),
     ],
 )
-def test_what_is_no_task_is_refused_in_one_sentence(make, complaint):
+def test_what_is_not_a_task_is_refused_in_one_sentence(make, complaint):
     with pytest.raises((TypeError, ValueError), match=complaint) as caught:
         make()
     assert "\n" not in str(caught.value)
@@ -262,7 +277,7 @@ def test_mountain_cars_potential_is_its_energy():
     assert min(np.diff(energy)) < 0 < max(np.diff(energy))
 
 
-# --- targets that nobody knows ----------------------------------------------------------------------------------------
+# --- unknown targets --------------------------------------------------------------------------------------------------
 
 
 def test_targets_lie_between_the_first_window_and_the_best():
@@ -293,7 +308,9 @@ def test_reinforce_finds_the_targets_that_a_task_lacks():
 def test_thresholds_of_an_annotator_need_the_range_of_returns():
     task = from_gymnax(Board())
     for name in ("tie_threshold", "skip_threshold"):
-        with pytest.raises(ValueError, match=f"{name} is a share of the range of returns, which Board does not know"):
+        with pytest.raises(
+            ValueError, match=f"{name} is a share of the range of returns, and task Board has no return_range"
+        ):
             annotators.teacher_of(task, annotators.Config(**{name: 0.1}))
     annotator = annotators.teacher_of(task, annotators.Config(temperature=0.0))
     label = annotator(jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0]))
@@ -304,37 +321,3 @@ def test_thresholds_of_an_annotator_need_the_range_of_returns():
         jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])
     )
     assert label.target == 0.5
-
-
-# --- on the command line ----------------------------------------------------------------------------------------------
-
-
-def test_flags_change_what_a_task_knows():
-    words = "--horizon 7 --pi1-target 0.5 --pi2-target 0 --return-range -1 1 --network conv"
-    task = pipeline.task_of(command.parse(words.split(), "Catch-bsuite", "dpo"))
-    assert (task.horizon, task.pi1_target, task.pi2_target, task.return_range) == (7, 0.5, 0, (-1, 1))
-    assert task.policy_network == networks.ConvActorCritic(3, (10, 5))
-    assert task.reward_network == networks.ConvRewardModel(3, (10, 5))
-    plain = pipeline.task_of(command.parse([], "Catch-bsuite", "dpo"))
-    assert (plain.horizon, plain.pi1_target, plain.policy_network) == (9, None, None)
-    assert command.parse([], "Catch-bsuite", "rlhf").experiment == "Catch-bsuite-rlhf"
-
-
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        ("--task Catch-bsuit --method dpo", "--task: unknown task 'Catch-bsuit'.*perhaps Catch-bsuite is meant"),
-        ("--task Catch-bsuite --method dpo --preset original", "--preset original is of cartpole and acrobot, not of"),
-        ("--task acrobot --method dpo --horizon 0", "--horizon must be at least 1, got 0"),
-        ("--task acrobot --method dpo --pi1-target 1 --pi2-target 1", "--pi1-target must be above --pi2-target"),
-        ("--task Catch-bsuite --method dpo --reinforce.baseline handmade", "handmade needs a task with a baseline"),
-        ("--task Catch-bsuite --method dpo --reinforce.shape-reward", "shape-reward needs a task with a potential"),
-        ("--task acrobot --method dpo --return-range 1 0", "--return-range must be LOWEST HIGHEST, got 1.0 0.0"),
-        ("--task acrobot --method dpo --network conv", "--network conv needs images of at least 3 x 3"),
-        ("--task FourRooms-misc --method dpo --annotator.tie-threshold 0.1", "--annotator.tie-threshold is a share of"),
-    ],
-)
-def test_what_a_task_cannot_do_is_refused_in_one_line(flags, complaint):
-    with pytest.raises(command.UsageError, match=complaint) as error:
-        command.make_task(command.parse(flags.split()))
-    assert "\n" not in str(error.value)

@@ -29,11 +29,6 @@ def band(axes):
     return x, np.array([y.min() for y in ends]), np.array([y.max() for y in ends])
 
 
-def running_mean(row, width):
-    """A plain loop over the windows that lie inside."""
-    return np.array([row[i : i + width].mean() for i in range(len(row) - width + 1)])
-
-
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
@@ -50,66 +45,33 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_percentiles(axes):
     np.testing.assert_allclose(high, np.sort(y, axis=0)[9], rtol=1e-12)
 
 
-def test_a_curve_has_its_label_once_and_its_colour_twice(axes):
-    plots.curve(axes, np.arange(3.0), np.ones((2, 3)), "50 pairs", "#D55E00")
-    _, labels = axes.get_legend_handles_labels()
-    assert labels == ["50 pairs"]
-    assert to_rgba(axes.get_lines()[0].get_color()) == to_rgba("#D55E00")
-    (face,) = axes.collections[0].get_facecolor()
-    assert tuple(face[:3]) == to_rgba("#D55E00")[:3]
-    assert face[3] < 0.5  # curves lie over each other
-
-
 @pytest.mark.parametrize("smooth", [2, 5])
 def test_smoothing_is_a_running_mean_of_each_seed(axes, smooth):
     """Of each seed first, and percentiles of the smoothed seeds; x is the middle of each window."""
     x, y = np.arange(1.0, 13.0), np.random.default_rng(2).normal(size=(4, 12))
-    plots.curve(axes, x, y, "", "black", smooth)
-    smoothed = np.stack([running_mean(row, smooth) for row in y])
+    plots.curve(axes, x, y, "50 pairs", "#D55E00", smooth)
+    smoothed, middle = (
+        np.stack([array[..., i : i + smooth].mean(-1) for i in range(13 - smooth)], axis=-1) for array in (y, x)
+    )
     (line,) = axes.get_lines()
-    np.testing.assert_allclose(line.get_xdata(), running_mean(x, smooth), rtol=1e-12)
+    np.testing.assert_allclose(line.get_xdata(), middle, rtol=1e-12)
     np.testing.assert_allclose(line.get_ydata(), smoothed.mean(axis=0), rtol=1e-9, atol=1e-12)
-    by_numpy = np.convolve(y[0], np.ones(smooth) / smooth, mode="valid")
-    np.testing.assert_allclose(smoothed[0], by_numpy, rtol=1e-9, atol=1e-12)
-    _, low, high = band(axes)
-    np.testing.assert_allclose(low, np.percentile(smoothed, 10, axis=0), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(high, np.percentile(smoothed, 90, axis=0), rtol=1e-9, atol=1e-12)
+    _, *ends = band(axes)
+    np.testing.assert_allclose(ends, np.percentile(smoothed, [10, 90], axis=0), rtol=1e-9, atol=1e-12)
+    assert axes.get_legend_handles_labels()[1] == ["50 pairs"]
+    assert to_rgba(line.get_color()) == to_rgba("#D55E00")
 
 
-def test_a_curve_shorter_than_its_window_is_still_one_curve_of_its_own_numbers(axes):
-    """Two updates and a window of five: nothing outside the data is drawn, neither values nor updates."""
-    y = np.array([[3.0, 5.0], [3.0, 5.0]])
-    plots.curve(axes, np.array([1.0, 2.0]), y, "", "black", smooth=5)
-    (line,) = axes.get_lines()
-    assert len(line.get_xdata()) > 0
-    assert 1 <= line.get_xdata().min() <= line.get_xdata().max() <= 2
-    assert 3 <= line.get_ydata().min() <= line.get_ydata().max() <= 5
-
-
-def test_the_curve_of_a_single_seed_is_that_seed(axes):
-    y = np.array([[1.0, 4.0, 2.0]])
-    plots.curve(axes, np.arange(3.0), y, "", "black")
-    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), y[0])
-    _, low, high = band(axes)
-    np.testing.assert_array_equal(low, high)
-
-
-def test_what_is_drawn_does_not_change_the_data(axes):
-    x, y = np.arange(6.0), np.random.default_rng(3).normal(size=(2, 6))
-    x_before, y_before = x.copy(), y.copy()
-    plots.curve(axes, x, y, "", "black", smooth=3)
-    np.testing.assert_array_equal(x, x_before)
-    np.testing.assert_array_equal(y, y_before)
+def test_a_window_longer_than_the_curve_is_the_whole_curve(axes):
+    plots.curve(axes, np.array([1.0, 2.0]), np.array([[3.0, 5.0], [5.0, 7.0]]), "", "black", smooth=5)
+    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [(1.5, 5)])
 
 
 def test_a_level_runs_across_the_whole_width_at_its_value(axes):
-    plots.level(axes, -145.5, "pi1")
-    plots.level(axes, 0.0, "pi2", ":")
-    first, second = axes.get_lines()
-    np.testing.assert_array_equal(first.get_ydata(), [-145.5, -145.5])
-    np.testing.assert_array_equal(first.get_xdata(), [0, 1])  # of the axes, not of the data
-    assert (first.get_label(), second.get_label()) == ("pi1", "pi2")
-    assert (first.get_linestyle(), second.get_linestyle()) == ("--", ":")
+    plots.level(axes, -145.5, "pi1", ":")
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xydata(), [(0, -145.5), (1, -145.5)])  # x in parts of the axes
+    assert (line.get_label(), line.get_linestyle()) == ("pi1", ":")
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
@@ -159,31 +121,6 @@ def test_the_centre_and_the_ends_of_its_interval_stand_beside_the_points(policie
         assert points.max() < where < place + 0.5
 
 
-def test_names_stand_below_their_policies(policies):
-    np.testing.assert_array_equal(policies.get_xticks(), [0, 1, 2])
-    assert [label.get_text() for label in policies.get_xticklabels()] == NAMES
-
-
-def test_the_same_data_draw_the_same_points(policies):
-    figure, again = plt.subplots()
-    plots.policies(again, NAMES, PER_SEED, INTERVALS, CENTRES, COLOURS)
-    for one, other in zip(scatters(policies), scatters(again), strict=True):
-        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
-    plt.close(figure)
-
-
-def test_a_single_seed_is_one_point_at_its_return(axes):
-    plots.policies(axes, ["pi1"], np.array([[7.0]]), [(7.0, 7.0)], [7.0], ["black"])
-    (offset,) = np.asarray(axes.collections[0].get_offsets())
-    assert offset[1] == 7.0
-    assert abs(offset[0]) < 0.5
-
-
-def test_a_list_too_short_is_refused(axes):
-    with pytest.raises(ValueError, match="zip"):
-        plots.policies(axes, NAMES, PER_SEED, INTERVALS[:2], CENTRES, COLOURS)
-
-
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
@@ -224,22 +161,6 @@ def test_a_row_without_a_centre_is_empty_and_keeps_its_place(axes):
     assert bottom > 2 > 0 > top
 
 
-def test_drawing_the_same_rows_again_does_not_turn_them_over(axes):
-    """As two methods in one panel."""
-    for _ in range(2):
-        plots.intervals(axes, ["a", "b"], [1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)], COLOURS[:2])
-    bottom, top = axes.get_ylim()
-    assert bottom > top
-
-
-@pytest.mark.parametrize("short", range(4))
-def test_a_list_of_rows_too_short_is_refused(axes, short):
-    lists = [["a", "b"], [1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)], COLOURS[:2]]
-    lists[short] = lists[short][:1]
-    with pytest.raises(ValueError, match="zip"):
-        plots.intervals(axes, *lists)
-
-
 # --- heat maps --------------------------------------------------------------------------------------------------------
 
 VALUES = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.6]])
@@ -275,6 +196,14 @@ def test_a_heat_map_shows_each_number_in_its_cell(axes):
     assert image.axes.figure.colorbar(image).vmax == 1
 
 
+def test_panels_that_share_a_scale_share_their_colours(axes):
+    """0.5 has one colour on a scale from 0 to 2, whatever stands beside it; without a scale the data are it."""
+    one = plots.heat_map(axes, VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
+    other = plots.heat_map(axes, 2 * VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
+    np.testing.assert_array_equal(one.to_rgba(VALUES)[0, 2], other.to_rgba(2 * VALUES)[0, 1])
+    assert plots.heat_map(axes, 3 * VALUES - 1, ["", ""], [""] * 3).get_clim() == (-1, 2)
+
+
 def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
     """Of black and white the one with more contrast, which is never under 4.5, WCAG's AA."""
     values = np.linspace(0, 1, 101)[None]
@@ -288,15 +217,6 @@ def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
     assert inks == {"black", "white"}
 
 
-def test_panels_share_a_scale_and_their_colours(axes):
-    """0.5 has one colour on a scale from 0 to 2, whatever stands beside it; without a scale the data are it."""
-    one = plots.heat_map(axes, VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
-    other = plots.heat_map(axes, 2 * VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
-    np.testing.assert_array_equal(one.to_rgba(VALUES)[0, 2], other.to_rgba(2 * VALUES)[0, 1])
-    np.testing.assert_array_equal(other.to_rgba(2 * VALUES)[1, 1], mpl.colormaps["viridis"](1.0))
-    assert plots.heat_map(axes, 3 * VALUES - 1, ["", ""], [""] * 3).get_clim() == (-1, 2)
-
-
 def test_a_cell_that_is_nan_is_empty_and_the_scale_is_that_of_the_others(axes):
     values = VALUES.copy()
     values[1, 1] = np.nan
@@ -304,21 +224,6 @@ def test_a_cell_that_is_nan_is_empty_and_the_scale_is_that_of_the_others(axes):
     assert set(cells(axes)) == {(0, 0), (1, 0), (2, 0), (0, 1), (2, 1)}
     assert image.get_clim() == (0, 0.75)
     assert image.to_rgba(image.get_array())[1, 1, 3] == 0  # transparent
-
-
-@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 3), (3, 3), (2, 2), (2, 4)])
-def test_names_must_be_as_many_as_rows_and_columns(axes, num_rows, num_columns):
-    with pytest.raises(ValueError, match="number of"):
-        plots.heat_map(axes, VALUES, ["row"] * num_rows, ["column"] * num_columns)
-
-
-def test_no_grid_lies_over_a_heat_map():
-    with mpl.rc_context(plots.STYLE):
-        figure, axes = plt.subplots()
-        assert any(line.get_visible() for line in axes.get_xgridlines() + axes.get_ygridlines())
-        plots.heat_map(axes, VALUES, ["", ""], [""] * 3)
-        assert not any(line.get_visible() for line in axes.get_xgridlines() + axes.get_ygridlines())
-        plt.close(figure)
 
 
 # --- performance profiles and paths -----------------------------------------------------------------------------------
@@ -355,19 +260,3 @@ def test_a_path_is_the_mean_over_seeds_of_both_and_ends_in_a_marker(axes):
     assert line.get_linestyle() == "-"
     assert to_rgba(line.get_color()) == to_rgba("#009E73")
     assert axes.get_legend_handles_labels()[1] == ["50 pairs"]
-
-
-# --- the style --------------------------------------------------------------------------------------------------------
-
-
-def test_colours_are_different_and_valid():
-    assert len({to_rgba(colour) for colour in (*plots.COLOURS, plots.GREY)}) == len(plots.COLOURS) + 1
-
-
-def test_the_style_is_one_that_matplotlib_knows():
-    """An unknown setting raises a KeyError here; settings are back to what they were afterwards."""
-    before = mpl.rcParams["font.size"]
-    with mpl.rc_context(plots.STYLE):
-        for name, value in plots.STYLE.items():
-            assert mpl.rcParams[name] == value
-    assert mpl.rcParams["font.size"] == before

@@ -26,7 +26,9 @@ from helpers import (
 )
 
 import jaxpref
-from jaxpref import ppo
+from jaxpref import networks, ppo
+from jaxpref.distributions import Categorical
+from jaxpref.networks import Network, RewardModel
 from jaxpref.rollout import Transition
 from jaxpref.tasks import Task
 
@@ -46,7 +48,7 @@ over_seeds = jax.vmap(ppo.train, in_axes=(None, None, 0, 0, 0, 0))
 over_configs_and_seeds = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, None, None, None, None)))
 loss = jax.jit(ppo.loss_fn)
 loss_grad = jax.jit(jax.grad(ppo.loss_fn))
-advantages = jax.jit(ppo.advantages)
+advantages = jax.jit(functools.partial(ppo.advantages, horizon=200))
 
 
 def policy(seed, task):
@@ -57,7 +59,7 @@ def arms(action_0, action_1):
     """A reward model that pays these for the two actions, whatever it sees."""
     torso = {"kernel": jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), "bias": jnp.zeros(2)}
     head = {"kernel": jnp.array([[action_0], [action_1]], jnp.float32), "bias": jnp.zeros(1)}
-    return {"params": {"torso": torso, "reward": head}}
+    return Network(RewardModel(2, hidden_size=2), {"torso": torso, "reward": head})
 
 
 def probabilities(params, obs=(0.0,)):
@@ -98,7 +100,7 @@ def test_advantages_are_a_plain_loop_over_streams_and_steps(kl_penalty):
     reward = jnp.array(rng.normal(size=(3, 9)), jnp.float32)
     gamma, gae_lambda, kl_coef = 0.9, 0.7, 0.3
     config = ppo.Config(gamma=gamma, gae_lambda=gae_lambda, kl_coef=kl_coef, kl_penalty=kl_penalty)
-    advantage, target = advantages(config, params, ref_logits, reward, steps)
+    advantage, target = advantages(config, params, Categorical(ref_logits), reward, steps)
 
     log_probs, value = numpy_policy(params, np.float64(steps.obs))
     _, next_value = numpy_policy(params, np.float64(steps.next_obs))
@@ -123,8 +125,8 @@ def test_advantages_are_a_plain_loop_over_streams_and_steps(kl_penalty):
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
-def test_the_loss_is_a_plain_loop_over_steps(kl_penalty):
+@pytest.mark.parametrize(("kl_penalty", "normalise"), [("reward", False), ("loss", True)])
+def test_the_loss_is_a_plain_loop_over_steps(kl_penalty, normalise):
     rng = np.random.default_rng(2)
     params, old = policy(2, jaxpref.cartpole()), policy(3, jaxpref.cartpole())
     steps = random_steps(rng, 40)
@@ -132,9 +134,11 @@ def test_the_loss_is_a_plain_loop_over_steps(kl_penalty):
     steps = steps.replace(log_prob=jnp.float32(old_log_probs[np.arange(40), steps.action]))
     ref_logits, advantage, target = rng.normal(size=(40, 2)), rng.normal(size=40), rng.normal(size=40)
     config = ppo.Config(clip_eps=0.1, vf_coef=0.7, ent_coef=0.3, kl_coef=0.6, kl_penalty=kl_penalty)
-    batch = ppo.Batch(steps, *(jnp.float32(array) for array in (ref_logits, advantage, target)))
+    config = dataclasses.replace(config, normalise_advantage=normalise)
+    ref_logits, advantage, target = (jnp.float32(array) for array in (ref_logits, advantage, target))
+    batch = ppo.Batch(steps, Categorical(ref_logits), advantage, target)
 
-    normalised = (advantage - advantage.mean()) / advantage.std()
+    normalised = (advantage - advantage.mean()) / advantage.std() if normalise else advantage
     log_probs, value = numpy_policy(params, np.float64(steps.obs))
     total, clipped = 0.0, 0
     for i in range(40):
@@ -165,9 +169,9 @@ def test_the_gradient_of_the_penalty_in_the_loss():
     """With advantages of zero it is all there is: kl_coef * d KL(ref || pi) / d logits = kl_coef * (pi - ref)."""
     params = constant_policy(SIGN, POLICY)
     config = ppo.Config(kl_penalty="loss", kl_coef=0.3, vf_coef=0.0)
-    batch = ppo.Batch(four_steps(params), jnp.tile(jnp.log(REFERENCE), (4, 1)), jnp.zeros(4), jnp.zeros(4))
+    batch = ppo.Batch(four_steps(params), Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1))), jnp.zeros(4), jnp.zeros(4))
     grads = loss_grad(params, config, batch)
-    np.testing.assert_allclose(grads["params"]["policy"]["bias"], 0.3 * (POLICY - REFERENCE), rtol=1e-5)
+    np.testing.assert_allclose(grads.params["policy"]["bias"], 0.3 * (POLICY - REFERENCE), rtol=1e-5)
 
 
 def test_the_gradient_of_the_penalty_in_the_reward():
@@ -175,14 +179,14 @@ def test_the_gradient_of_the_penalty_in_the_reward():
     advantages' deviation, which is that of the log-ratio: kl_coef cancels."""
     params = constant_policy(SIGN, POLICY)
     config = ppo.Config(kl_penalty="reward", kl_coef=0.3, vf_coef=0.0)
-    steps, ref_logits = four_steps(params), jnp.tile(jnp.log(REFERENCE), (4, 1))
+    steps, reference = four_steps(params), Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1)))
     as_stream = jax.tree.map(lambda leaf: leaf[None], steps)
-    advantage, target = advantages(config, params, ref_logits[None], jnp.zeros((1, 4)), as_stream)
-    grads = loss_grad(params, config, ppo.Batch(steps, ref_logits, advantage[0], target[0]))
+    advantage, target = advantages(config, params, Categorical(reference.logits[None]), jnp.zeros((1, 4)), as_stream)
+    grads = loss_grad(params, config, ppo.Batch(steps, reference, advantage[0], target[0]))
     log_ratio = np.log(POLICY / REFERENCE)
     deviation = np.sqrt((POLICY * (log_ratio - kl(POLICY, REFERENCE)) ** 2).sum())
     expected = POLICY * (log_ratio - kl(POLICY, REFERENCE)) / deviation
-    np.testing.assert_allclose(grads["params"]["policy"]["bias"], expected, rtol=1e-4)
+    np.testing.assert_allclose(grads.params["policy"]["bias"], expected, rtol=1e-4)
 
 
 def test_gradients_are_clipped_to_their_global_norm():
@@ -207,12 +211,11 @@ def reward_of_time(values):
     torso = np.zeros((5, len(slopes)))
     torso[0] = 1
     head = np.diff(slopes, prepend=0)[:, None]
-    return {
-        "params": {
-            "torso": {"kernel": jnp.float32(torso), "bias": -jnp.arange(len(slopes), dtype=jnp.float32)},
-            "reward": {"kernel": jnp.float32(head), "bias": jnp.float32(values[:1])},
-        }
+    layers = {
+        "torso": {"kernel": jnp.float32(torso), "bias": -jnp.arange(len(slopes), dtype=jnp.float32)},
+        "reward": {"kernel": jnp.float32(head), "bias": jnp.float32(values[:1])},
     }
+    return Network(RewardModel(2, hidden_size=len(slopes)), layers)
 
 
 PAID = 2.0 ** (np.arange(10) / 2)
@@ -403,11 +406,11 @@ def echo_run(seed, pays, config=PENALISED, params=None, train_on=train_on):
 def knowing(seed):
     """A policy that knows nothing, and a value head that has learned that action 1 pays: the value is obs[0], by
     relu(x) - relu(-x)."""
-    layers = policy(seed, ECHO)["params"]
+    layers = policy(seed, ECHO).params
     torso, weights = layers["torso"], jnp.zeros((4, 2)).at[0].set(jnp.array([1.0, -1.0]))
     torso = {"kernel": torso["kernel"].at[:, :2].set(weights), "bias": torso["bias"].at[:2].set(0.0)}
     value = {"kernel": jnp.zeros((32, 1)).at[:2, 0].set(jnp.array([1.0, -1.0])), "bias": jnp.zeros(1)}
-    return {"params": {**layers, "torso": torso, "value": value}}
+    return policy(seed, ECHO).replace(params={**layers, "torso": torso, "value": value})
 
 
 def of_action_1(params):
@@ -418,8 +421,7 @@ def of_action_1(params):
 
 
 def with_value_head(params, number):
-    layers = params["params"]
-    return {"params": {**layers, "value": jax.tree.map(lambda leaf: jnp.full_like(leaf, number), layers["value"])}}
+    return networks.replace_layer(params, "value", lambda leaf: jnp.full_like(leaf, number))
 
 
 def test_on_the_true_reward_it_learns_the_true_reward():
@@ -463,7 +465,7 @@ def test_a_reward_of_zero_leaves_the_reference_as_it_is(kl_coef):
     init_params = knowing(34)
     result = echo_run(34, pays=0.0, config=dataclasses.replace(PENALISED, kl_coef=kl_coef))
     for layer in ("torso", "policy"):
-        assert_same_bytes(result.params["params"][layer], init_params["params"][layer])
+        assert_same_bytes(result.params.params[layer], init_params.params[layer])
     assert_same_bytes(result.metrics.kl, jnp.zeros(20))
     assert_same_bytes(result.metrics.learned_return, jnp.zeros(2))
 
@@ -519,21 +521,19 @@ def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
     assert abs(two_by_two.metrics.loss[0] - two_by_two.metrics.loss[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every.*got 10 and 3"),
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+def test_without_discount_it_learns_as_well():
+    """Rewards are scaled by 1 / horizon where 1 - gamma is zero: the policy does not stay a coin's."""
+    result = bandit_run(6, arms(1, -1), gamma=1.0, gae_lambda=0.5)
+    assert probabilities(result.params)[0] > 0.9
+    assert numpy_policy(result.params, np.zeros(1))[1] > 0.1
+
+
+def test_a_config_that_cannot_work_is_refused():
+    for setting, message in (
+        ({"num_updates": 10, "eval_every": 3}, "num_updates must be a multiple of eval_every, got 10 and 3"),
         ({"num_steps": -1}, "num_steps must be at least 1, got -1"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
-        ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
-        (
-            {"num_envs": 2, "num_steps": 3, "num_minibatches": 7},
-            r"7 minibatches do not fit into 2 environments \* 3 steps",
-        ),
-        ({"kl_penalty": "both"}, "kl_penalty must be one of .*reward.*loss.*got 'both'"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        ppo.Config(**setting)
+        ({"num_envs": 2, "num_steps": 3, "num_minibatches": 7}, "num_minibatches must be at most num_envs"),
+        ({"kl_penalty": "both"}, "kl_penalty must be one of reward, loss, got 'both'"),
+    ):
+        with pytest.raises(ValueError, match=rf"^ppo\.Config: {message}"):
+            ppo.train(SIGN, dataclasses.replace(CONFIG, **setting), *lane(seeds(20), 0))

@@ -168,7 +168,7 @@ def test_a_teachers_ties_and_skips_reach_the_pairs():
 @pytest.mark.parametrize("num_pairs", [0, -3])
 def test_fewer_than_one_pair_is_refused(num_pairs):
     with pytest.raises(ValueError, match=f"num_pairs must be at least 1, got {num_pairs}"):
-        preferences.sample_preferences(CLOCK, {}, {}, jax.random.key(0), num_pairs)
+        preferences.sample_preferences(CLOCK, *[constant_policy(CLOCK, [0.5, 0.5])] * 2, jax.random.key(0), num_pairs)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -186,6 +186,13 @@ def test_split_leaves_neither_side_empty(num_heldout):
     some = random_preferences(np.random.default_rng(3), 10, 5)
     with pytest.raises(ValueError, match=rf"between 1 and 9 for 10 pairs, got {num_heldout}"):
         preferences.split(some, num_heldout)
+
+
+def test_a_pair_that_does_not_exist_is_not_taken():
+    some = random_preferences(np.random.default_rng(3), 3, 5)
+    for index in (3, -4, jnp.array([0, 3])):
+        with pytest.raises(IndexError):
+            preferences.take(some, index)
 
 
 def test_take_is_indexing():
@@ -210,7 +217,7 @@ def test_prefix_takes_later_pairs_out_by_their_weight():
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 0.25, 1.0, 1.0, 7.0]), min_size=9, max_size=9).filter(any)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(WEIGHTS, st.integers(0, 2**32 - 1))
 def test_pairs_are_drawn_in_proportion_to_their_weight(weight, seed):
     """A share p of the weight is p * 64 of 64 draws, give or take two; no share is no draw."""

@@ -99,19 +99,19 @@ def test_the_gradient_is_that_of_the_expected_return():
     config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.0)
     grads = loss_grad(params, ZERO_BASELINE, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
     ascent = 0.25 * 0.75 * (3 - 7) * np.array([1, -1])
-    np.testing.assert_allclose(grads["params"]["policy"]["bias"], -ascent, rtol=1e-5)
+    np.testing.assert_allclose(grads.params["policy"]["bias"], -ascent, rtol=1e-5)
 
 
 def test_a_baseline_does_not_change_the_expected_gradient():
     """The same enumeration with the value head's 5 as the baseline: the same gradient. The value head learns by its
     own loss alone: vf_coef (V - R), in the mean 1/2 (5 - (3 + 3 * 7) / 4) = -1/2."""
     params = constant_policy(LEVER, [0.25, 0.75])
-    params["params"]["value"]["bias"] = jnp.array([5.0])
+    params.params["value"]["bias"] = jnp.array([5.0])
     config = reinforce.Config(baseline="value", normalise_advantage=False, gamma=0.0, ent_coef=0.0, vf_coef=0.5)
     grads = loss_grad(params, LEVER, config, bandit_batch([0, 1, 1, 1], reward_of=[3, 7]))
     ascent = 0.25 * 0.75 * (3 - 7) * np.array([1, -1])
-    np.testing.assert_allclose(grads["params"]["policy"]["bias"], -ascent, rtol=1e-5)
-    np.testing.assert_allclose(grads["params"]["value"]["bias"], [-0.5], rtol=1e-5)
+    np.testing.assert_allclose(grads.params["policy"]["bias"], -ascent, rtol=1e-5)
+    np.testing.assert_allclose(grads.params["value"]["bias"], [-0.5], rtol=1e-5)
 
 
 def test_the_entropy_bonus_pulls_towards_the_uniform_policy():
@@ -121,7 +121,7 @@ def test_the_entropy_bonus_pulls_towards_the_uniform_policy():
     grads = loss_grad(params, ZERO_BASELINE, config, bandit_batch([0, 1], reward_of=[0, 0]))
     p = np.array([0.25, 0.75])
     entropy = -(p * np.log(p)).sum()
-    np.testing.assert_allclose(grads["params"]["policy"]["bias"], 0.1 * p * (np.log(p) + entropy), rtol=1e-5)
+    np.testing.assert_allclose(grads.params["policy"]["bias"], 0.1 * p * (np.log(p) + entropy), rtol=1e-5)
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
@@ -231,25 +231,41 @@ def test_vmap_over_seeds_and_hyperparameters_is_one_run_after_the_other(two_seed
     assert lane(swept, 0).num_updates != lane(swept, 1).num_updates
 
 
+def test_without_discount_it_learns_as_well():
+    """Rewards are scaled by 1 / horizon where 1 - gamma is zero: nothing would be learned from rewards of zero."""
+    score = train(LEVER.replace(**NEVER), dataclasses.replace(CONFIG, gamma=1.0), jax.random.key(3)).metrics.score
+    assert score[0] < 7
+    assert score[-1] > 8
+
+
+def test_the_task_decides_about_shaping_where_the_config_does_not():
+    """At gamma 1/2 the shaped score is 16.5 and the true one 21, as above."""
+    task = clock(shortest=6, longest=6, horizon=10).replace(potential=lambda obs: obs[..., 0])
+    config = reinforce.Config(num_updates=1, episodes_per_update=3, gamma=0.5, score_shaping=True)
+    for of_task, of_config, score in ((True, None, 16.5), (False, None, 21), (True, False, 21)):
+        asked = dataclasses.replace(config, shape_reward=of_config)
+        result = train(task.replace(shape_reward=of_task), asked, jax.random.key(5))
+        np.testing.assert_allclose(result.metrics.score, [score], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
-        ({"episodes_per_update": -1}, "episodes_per_update must be at least 1, got -1"),
-        ({"score_window": 0}, "score_window must be at least 1, got 0"),
-        ({"baseline": "none"}, "baseline must be one of .*value.*handmade.*got 'none'"),
+        ({"baseline": "none"}, "baseline must be one of value, handmade, got 'none'"),
+        ({"score_shaping": "maybe"}, "score_shaping must be True or False, got 'maybe'"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        reinforce.Config(**setting)
+    with pytest.raises(ValueError, match=rf"^reinforce\.Config: {message}"):
+        reinforce.train(LEVER, dataclasses.replace(CONFIG, **setting), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"baseline": "handmade"}, "the task's baseline, and lever has none"),
-        ({"shape_reward": True}, "the task's potential, and lever has none"),
+        ({"baseline": "handmade"}, "the task's baseline, and task lever has none"),
+        ({"shape_reward": True}, "the task's potential, and task lever has none"),
     ],
 )
 def test_what_the_task_does_not_have_is_no_zero(setting, message):

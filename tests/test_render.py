@@ -2,13 +2,10 @@
 
 import io
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-import jaxpref
 from jaxpref import render
 
 BLUE, ORANGE, GREEN = (np.array(ImageColor.getrgb(colour)) for colour in ("#0072B2", "#D55E00", "#009E73"))
@@ -79,7 +76,7 @@ def test_the_second_angle_is_measured_from_the_first_link():
     assert places(bent, ORANGE)[:, 1].mean() > 119.5 + 20
 
 
-@pytest.mark.parametrize("angles", [(2.9, 0.4), (1.5, 1.0), (2.0, 1.2), (2.3, 0.9), (1.8, 0.5)])
+@pytest.mark.parametrize("angles", [(2.9, 0.4), (1.5, 1.0), (2.3, 0.9)])
 def test_the_tip_is_over_the_line_where_the_environment_says_so(angles):
     """The episode ends where -cos t1 - cos(t1 + t2) > 1. The line is one link over the pivot."""
     picture = acrobot(*angles)
@@ -101,11 +98,6 @@ def test_bars_go_up_and_down_in_units_of_each_numbers_largest_value():
     for column, filled in ((10, [(0, 81), (40, 81), (80, 81)]), (200, [(80, 161), (40, 81), (80, 81)])):
         for picture, (first, end) in zip(blue, filled, strict=True):
             np.testing.assert_array_equal(np.nonzero(picture[:, column])[0], np.arange(first, end))
-
-
-def test_a_number_that_is_always_zero_is_an_empty_bar():
-    picture = render.frames("other", np.zeros((1, 3)))[0]
-    assert (np.nonzero((picture == BLUE).all(axis=-1))[0] == 80).all()
 
 
 def test_channels_of_an_image_have_colours_of_their_own():
@@ -136,14 +128,6 @@ def test_observations_of_other_shapes_are_refused(shape):
         render.frames("cartpole", np.zeros(shape))
 
 
-def test_arrays_of_jax_are_drawn_like_numpys():
-    obs = jnp.array([[0.3, 0.0, 0.1, 0.0]])
-    np.testing.assert_array_equal(
-        render.frames("cartpole", np.asarray(obs))[0], cartpole(np.float32(0.3), np.float32(0.1))
-    )
-    assert isinstance(jaxpref.render.frames("cartpole", jax.device_get(obs)), np.ndarray)
-
-
 # --- GIF and PNG ------------------------------------------------------------------------------------------------------
 
 
@@ -161,14 +145,11 @@ def test_a_gif_has_its_pictures_and_their_durations_and_repeats_for_ever():
             assert difference.mean() < 0.5
 
 
-def test_the_same_pictures_are_the_same_bytes():
+def test_a_gif_is_the_same_bytes_again_and_needs_a_duration_for_every_picture():
     pictures = render.frames("acrobot", np.random.default_rng(1).normal(size=(4, 6)))
     assert render.gif(pictures, [0.1] * 4) == render.gif(pictures.copy(), [0.1] * 4)
-
-
-def test_every_picture_needs_its_duration():
-    with pytest.raises(ValueError, match="one number for each of 2 pictures, got 3"):
-        render.gif(np.zeros((2, 8, 8, 3), np.uint8), [0.1] * 3)
+    with pytest.raises(ValueError, match="one number for each of 4 pictures, got 3"):
+        render.gif(pictures, [0.1] * 3)
 
 
 def test_a_multiple_exposure_shows_first_last_and_what_lies_between_evenly():

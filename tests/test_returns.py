@@ -55,6 +55,15 @@ def test_discounted_returns_are_the_sum_of_discounted_rewards(reward, gamma):
     np.testing.assert_allclose(discounted_returns(jnp.array(reward), gamma), expected, rtol=1e-5, atol=1e-3)
 
 
+def test_returns_are_about_1_in_size_at_any_discount():
+    """The first return of 50 rewards of 1 is 50 undiscounted, and (1 - 0.9^50) / (1 - 0.9) = 9.95 at gamma 0.9."""
+    assert returns.reward_scale(1.0, 50) * discounted_returns(jnp.ones(50), 1.0)[0] == pytest.approx(1)
+    assert returns.reward_scale(0.9, 50) * discounted_returns(jnp.ones(50), 0.9)[0] == pytest.approx(0.995, rel=1e-3)
+    # Bit for bit 1 - gamma where the discount is what limits the return, as in every experiment of the study.
+    for horizon in (100, 200, 500):
+        assert returns.reward_scale(0.99, horizon) == jnp.float32(1 - 0.99)
+
+
 def test_gae_hand_worked():
     """gamma 1/2, lambda 1/2; three steps, of which the second terminates and the third is cut off.
 

@@ -42,7 +42,7 @@ def model(seed, task=LEVER):
     """A reward model whose head is not zero."""
     params = jaxpref.init_reward(jax.random.key(seed), task)
     head = np.random.default_rng(seed).normal(size=65) / 5
-    params["params"]["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
+    params.params["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
     return params
 
 
@@ -119,10 +119,8 @@ def test_a_fresh_model_is_undecided_and_learns_lengths_first():
     np.testing.assert_allclose(metrics.loss, LN2, rtol=1e-6)
     assert (metrics.margin, metrics.accuracy) == (0, 0)
     longer = np.asarray(data.chosen.mask.sum(-1) - data.rejected.mask.sum(-1))
-    np.testing.assert_allclose(
-        grads["params"]["reward"]["bias"], [-0.5 * np.average(longer, weights=weight)], rtol=1e-5
-    )
-    assert not np.asarray(grads["params"]["torso"]["kernel"]).any()
+    np.testing.assert_allclose(grads.params["reward"]["bias"], [-0.5 * np.average(longer, weights=weight)], rtol=1e-5)
+    assert not np.asarray(grads.params["torso"]["kernel"]).any()
     np.testing.assert_allclose(train(LEVER, CONFIG, jax.random.key(3), data).metrics.loss[0], LN2, rtol=1e-6)
 
 
@@ -135,7 +133,7 @@ def test_full_batch_training_is_an_adamw_loop_over_all_pairs():
     weight = jnp.array([2.0, 0.5, 0.0, 1.0] * 3)
     data, key = pairs(4).replace(weight=weight), jax.random.key(4)
     params = train(LEVER, dataclasses.replace(FULL_BATCH, learning_rate=0.0), key, data).params
-    no_decay_of_biases = {"params": {layer: {"kernel": True, "bias": False} for layer in ("torso", "reward")}}
+    no_decay_of_biases = params.replace(params={layer: {"kernel": True, "bias": False} for layer in params.params})
     adamw = optax.adamw(0.02, weight_decay=0.1, mask=no_decay_of_biases)
 
     def plain_loss(params):
@@ -184,7 +182,7 @@ def test_it_ranks_pairs_that_it_has_not_seen():
     params = train(jaxpref.cartpole(), config, jax.random.key(5), labelled_by_a_linear_reward(5, 200)).params
     heldout = labelled_by_a_linear_reward(6, 500)
     scores = [networks.trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
-    assert ranking.accuracy(*scores, heldout) > 0.9
+    assert ranking.return_accuracy(*scores, heldout) > 0.9
 
 
 def test_wrong_labels_are_outvoted():
@@ -208,7 +206,7 @@ def test_wrong_labels_are_outvoted():
         config = reward_model.Config(num_updates=200, weight_decay=weight_decay)
         params = train(task, config, jax.random.key(7), noisy).params
         scores = [trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
-        return ranking.accuracy(*scores, heldout)
+        return ranking.return_accuracy(*scores, heldout)
 
     decayed, not_decayed = accuracy(10.0), accuracy(0.0)
     assert decayed > 0.9, (decayed, not_decayed)
@@ -307,19 +305,25 @@ def ensemble():
     return train_ensemble(LEVER, CONFIG, jax.random.key(60), preferences.prefix(pairs(60), 7), 3)
 
 
+def member_of(ensemble, member):
+    """The result of one member."""
+    params = networks.Network(ensemble.params.module.member, ensemble.params.params)
+    return lane(ensemble.replace(params=params), member)
+
+
 def test_an_ensembles_members_are_models_with_starts_and_bootstrap_weights_of_their_own(ensemble):
     key_weight, key_train = jax.random.split(jax.random.key(60))
     weight = jax.random.exponential(key_weight, (3, NUM_PAIRS)).at[:, 7:].set(0.0)
     for member, key in enumerate(jax.random.split(key_train, 3)):
         alone = train(LEVER, CONFIG, key, pairs(60).replace(weight=weight[member]))
-        assert_close(lane(ensemble, member), alone, rtol=1e-3, atol=2e-4)
+        assert_close(member_of(ensemble, member), alone, rtol=1e-3, atol=2e-4)
     assert ensemble.metrics.loss.shape == (3, 6)
 
 
 def test_an_ensembles_members_differ(ensemble):
     """In the pairs that they saw, and in what they say of pairs that they did not."""
     some = pairs(61)
-    score = np.stack([trajectory_reward(lane(ensemble.params, member), some.chosen) for member in range(3)])
+    score = np.stack([trajectory_reward(member_of(ensemble, member).params, some.chosen) for member in range(3)])
     assert (score.std(0) > 1e-2).all()
     np.testing.assert_allclose(trajectory_reward(ensemble.params, some.chosen), score.mean(0), rtol=1e-4, atol=1e-4)
 
@@ -369,17 +373,10 @@ def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(two_by_two):
             assert_close(lane(lane(two_by_two, c), s), alone, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
+def test_a_config_that_cannot_work_is_refused():
+    for setting, message in (
         ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be .*got -1"),
-        ({"holdout_every": -1}, "holdout_every must be at least 2, got -1"),
-        ({"holdout_every": 1}, "holdout_every must be at least 2, got 1"),
-        ({"learning_rate": -0.1}, "learning_rate must be at least 0, got -0.1"),
-        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        reward_model.Config(**setting)
+        ({"holdout_every": 1}, "holdout_every must be 0 or at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=rf"^reward_model\.Config: {message}"):
+            reward_model.train(LEVER, dataclasses.replace(CONFIG, **setting), jax.random.key(0), pairs(20))

@@ -37,7 +37,7 @@ def _stack(trees: Sequence[Any]) -> Any:
         shape = np.max([leaf.shape for leaf in leaves], axis=0)
         joined = np.full((shape[0], len(leaves), *shape[1:]), np.nan, leaves[0].dtype)
         for place, leaf in enumerate(leaves):
-            joined[(slice(None), place, *map(slice, leaf.shape[1:]))] = leaf
+            joined[:, place][tuple(map(slice, leaf.shape))] = leaf
         return joined
 
     return jax.tree.map(join, *trees)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pipeline.pipeline import Outcome, Row
+from experiments.pipeline.pipeline import Outcome
 from experiments.reporting.summary import LABELS, sound
 from jaxpref.analysis import plots
 from jaxpref.files import store
@@ -58,9 +58,9 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 class Line(NamedTuple):
-    """What belongs to one dataset size: how it is drawn, and which seeds have numbers."""
+    """How the results of one dataset size are drawn, a `Row` or a reward model, and which seeds have numbers."""
 
-    row: Row
+    result: Any
     label: str
     colour: str
     seeds: Bool[np.ndarray, " S"]
@@ -129,7 +129,7 @@ def draw_returns(results: Results) -> Figure:
     figure, axes_of = panels(len(results.lines), sharey=True)
     for axes, (reference, lines) in zip(axes_of[0], results.lines.items(), strict=True):
         for line in lines:
-            metrics = line.row.metrics
+            metrics = line.result.metrics
             returns = np.column_stack([results.outcome.returns["pi2"], metrics.true_return])
             updates = np.linspace(0, metrics.loss.shape[-1], returns.shape[-1])
             _draw(axes, line, updates, returns)
@@ -151,7 +151,7 @@ def _draw(axes: Axes, line: Line, x: Any, values: Any, smooth: int = 1) -> None:
 def _draw_metric(axes: Axes, title: str, ylabel: str, lines: list[Line], name: str, smooth: int = 1) -> None:
     """Draw one field of the metrics against update. It has an entry for each update, or for each evaluation."""
     for line in lines:
-        values, num_updates = getattr(line.row.metrics, name), line.row.metrics.loss.shape[-1]
+        values, num_updates = getattr(line.result.metrics, name), line.result.metrics.loss.shape[-1]
         _draw(axes, line, np.linspace(0, num_updates, values.shape[-1] + 1)[1:], values, smooth)
     axes.set(title=title, xlabel="update", ylabel=ylabel)
 
@@ -170,10 +170,10 @@ def draw_loss(results: Results) -> Figure:
 
 
 def _fitted_lines(results: Results) -> list[Line]:
-    """Return lines whose rows are the reward models; none where no reward model was fitted as a stage of its own."""
+    """Return lines of the reward models; none where no reward model was fitted as a stage of its own."""
     first, summary = next(iter(results.lines.values())), results.summary
     return [
-        line._replace(row=model, seeds=sound(summary["diverged"], summary["seeds"], None, line.row.num_pairs))
+        line._replace(result=model, seeds=sound(summary["diverged"], summary["seeds"], None, line.result.num_pairs))
         for line, model in zip(first, results.outcome.reward_models or [], strict=False)
         if model.metrics is not None
     ]

@@ -123,9 +123,9 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
     trainer = "ppo" if settings.method == "rlhf" else settings.method
     stages: list[tuple[str, str | None, int | None, Any]] = [("reinforce", None, None, outcome.experts.divergence)]
     stages += [("evaluate", None, None, returns) for returns in outcome.returns.values()]
-    for num_pairs, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
+    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
         if model.divergence is not None:
-            stages.append(("reward model", None, num_pairs, model.divergence))
+            stages.append(("reward model", None, size, model.divergence))
     for row in outcome.rows:
         stages.append((trainer, row.reference, row.num_pairs, row.divergence))
         stages.append(("evaluate", row.reference, row.num_pairs, row.true_return))
@@ -136,8 +136,8 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
         bad = np.asarray(found.update) > 0 if trains else ~np.isfinite(found)
         for place in np.flatnonzero(bad & sound(entries, settings.seeds, reference, num_pairs)):
             of = {"seed": settings.seeds[place], "stage": stage, "reference": reference, "num_pairs": num_pairs}
-            update, what = (int(found.update[place]), WHAT[int(found.what[place])]) if trains else (None, "return")
-            entries.append(of | {"update": update, "what": what})
+            at = {"update": int(found.update[place]), "what": WHAT[int(found.what[place])]} if trains else {}
+            entries.append(of | {"update": None, "what": "return"} | at)
     return entries
 
 

@@ -69,8 +69,8 @@ def length_accuracy(preferences: Preferences) -> Float[Array, ""]:
 
     It is a `return_accuracy`, or a `label_accuracy` if no two returns can be compared. Equal lengths count half.
     """
-    lengths = [jnp.float32(side.mask.sum(-1)) for side in (preferences.chosen, preferences.rejected)]
-    by_return, by_label = (measure(*lengths, preferences) for measure in (return_accuracy, label_accuracy))
+    lengths = jnp.float32(preferences.chosen.mask.sum(-1)), jnp.float32(preferences.rejected.mask.sum(-1))
+    by_return, by_label = return_accuracy(*lengths, preferences), label_accuracy(*lengths, preferences)
     longer = jnp.where(jnp.isnan(by_return), by_label, by_return)
     return jnp.maximum(longer, 1 - longer)
 

@@ -81,22 +81,22 @@ def load_torch_reward_model(path: str | os.PathLike, names: Names, task: Task) -
     return _reward(path, _read_torch(path, REWARD_MODEL, names), task.num_actions, task)
 
 
-def _save(path: str | os.PathLike, kind: str, network: Network, module_type: type, task: Task | None) -> None:
+def _save(path: str | os.PathLike, kind: str, network: Network, module_type: Any, task: Task | None) -> None:
     is_ensemble = isinstance(network.module, Ensemble)
-    module = network.module.member if is_ensemble else network.module
-    if type(module) is not module_type:
+    module: Any = network.module.member if is_ensemble else network.module
+    if type(module) is not module_type:  # a subclass may compute something else
         got, text = type(module).__name__, "store.save_pytree writes any network"
         raise ValueError(f"a {kind} must be of module {module_type.__name__}, got {got}: {text}")
     leaves = named_leaves(network.params)
     tensors = {name.replace("/", "."): np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     _check(f"this {kind}", kind, tensors, num_axes=(2 + is_ensemble,))
     input_size, hidden_size = tensors["torso.kernel"].shape[-2:]
-    observe = task and task.observe
+    observe = None if task is None else task.observe
     description = {
         "kind": kind,
         "format": FORMAT,
         "task": task and task.name,
-        "observe": observe and getattr(observe, "__name__", type(observe).__name__),
+        "observe": None if observe is None else getattr(observe, "__name__", type(observe).__name__),
         "input_size": input_size,
         "hidden_size": hidden_size,
         "num_actions": module.num_actions,
@@ -130,7 +130,7 @@ def _read_torch(path: str | os.PathLike, kind: str, names: Names) -> dict[str, n
     if set(names) != set(LAYERS[kind]) or {layer for layer, module in names.items() if module is None} - optional:
         raise ValueError(f"names must give the modules of {', '.join(LAYERS[kind])}, got {dict(names)}")
     stored, _ = _read(path)
-    own = {}
+    own: dict[str, str] = {}
     for layer, module in names.items():
         if module is not None:
             own |= {f"{module}.weight": f"{layer}.kernel", f"{module}.bias": f"{layer}.bias"}

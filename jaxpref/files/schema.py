@@ -6,6 +6,7 @@ Values are checked, too. Training relies on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def read_numbers(
 
 
 def _read_side(arrays: Mapping[str, np.ndarray], side: str, sizes: Mapping[str, int], task: Task | None) -> Trajectory:
-    fields = {}
+    fields: dict[str, Any] = {}
     for field, (dtype, axes) in FIELDS.items():
         name, shape = f"{side}/{field}", tuple(sizes[axis] for axis in axes)
         fields[field] = arrays[name] if name in arrays else np.full(shape, np.nan, np.float32)
