@@ -45,8 +45,7 @@ def run(settings: Settings, console: Console) -> None:
         row |= {"steps_per_s": side["env_steps_per_s"], "ratio": side["ratio_to_rejax"]}
         rows.append(row | {"return": side["mean_return"]})
     console.print(table(title, rows))
-    facts = f"{results['cores']} cores, load {results['load_before']:.2f}"
-    console.print(f"{facts}; jaxpref's experiments use one device for each core", highlight=False)
+    console.print(f"{results['cores']} cores, load {results['load_before']:.2f}; the experiments use a device per core")
     console.print("jaxpref's time includes a learned reward, a reference policy and more that rejax's PPO does not do")
     console.print(f"written to {OUT / 'summary.json'}", highlight=False)
 
