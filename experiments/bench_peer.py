@@ -38,13 +38,14 @@ def run(settings: Settings, console: Console) -> None:
     results |= {"platform": jax.default_backend()} | peer.measure(settings.num_updates, settings.repeats)
     store.save_json(OUT / "summary.json", results)
     title = f"CartPole, {len(peer.SEEDS)} seeds, {settings.num_updates} updates; train s: median of {settings.repeats}"
-    sides = [{"PPO": name} | side for name, side in results["sides"].items()]
-    for side in sides:
-        spent = side.pop("seconds")
-        side["range"] = f"{min(spent):.2f} to {max(spent):.2f}"
-    console.print(table(title, sides))
-    facts = f"{results['cores']} cores, load {results['load_before']:.2f}"
-    console.print(f"{facts}; jaxpref's experiments use one device for each core", highlight=False)
+    rows = []
+    for name, side in results["sides"].items():
+        spent, row = side["seconds"], {"PPO": name.partition(",")[0], "devices": side["num_devices"]}
+        row |= {"compile_s": side["compile_s"], "train_s": side["train_s"], "least": min(spent), "most": max(spent)}
+        row |= {"steps_per_s": side["env_steps_per_s"], "ratio": side["ratio_to_rejax"]}
+        rows.append(row | {"return": side["mean_return"]})
+    console.print(table(title, rows))
+    console.print(f"{results['cores']} cores, load {results['load_before']:.2f}; the experiments use a device per core")
     console.print("jaxpref's time includes a learned reward, a reference policy and more that rejax's PPO does not do")
     console.print(f"written to {OUT / 'summary.json'}", highlight=False)
 

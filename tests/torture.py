@@ -8,11 +8,11 @@ name each of them and use none.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -60,45 +60,33 @@ class Run:
         return found | {"summary.json": json.dumps(summary).encode()}
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+DAMAGES = "truncate", "flip", "exchange", "empty"
 
 
-def truncate(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Cut off the end."""
-    return content[: rng.randrange(1, len(content))], other
-
-
-def flip(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Flip one bit."""
-    place, bit = rng.randrange(len(content)), rng.randrange(8)
-    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :], other
-
-
-def exchange(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Exchange the two."""
-    return other, content
-
-
-def empty(content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Remove all bytes."""
-    return b"", other
-
-
-DAMAGES = (truncate, flip, exchange, empty)
-
-
-# --- trials -----------------------------------------------------------------------------------------------------------
+def damaged(kind: str, content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
+    """Return what two files hold after one is cut short, gets one wrong bit, changes place with the other, or is emptied."""
+    place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+    flipped = content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+    return {
+        "truncate": (content[:place], other),
+        "flip": (flipped, other),
+        "exchange": (other, content),
+        "empty": (b"", other),
+    }[kind]
 
 
 def kills(run: Run, expected: dict[str, bytes], seconds: float, rng: random.Random) -> Iterator[str]:
     """Kill a run within its first `seconds` and start it again. Yield what went wrong; "" if nothing."""
     while True:
         run.clear()
-        process, moment = run.start(), rng.uniform(0, seconds)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:  # it was faster this time
+        start, process, moment = time.perf_counter(), run.start(), rng.uniform(0, seconds)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        else:  # it was faster this time
+            seconds = time.perf_counter() - start
             continue
         num_kept = len(list(run.stages.glob("*.stage")))
         printed = run.finish()
@@ -109,14 +97,12 @@ def kills(run: Run, expected: dict[str, bytes], seconds: float, rng: random.Rand
 
 def damages(run: Run, expected: dict[str, bytes], rng: random.Random) -> Iterator[str]:
     """Damage a file of a run without its last stage and start it again. Yield what went wrong; "" if nothing."""
-    number = 0
-    while True:
+    for kind in itertools.cycle(DAMAGES):
         for last in run.stages.glob("evaluate-*.stage"):
             last.unlink()
-        damage, number = DAMAGES[number % len(DAMAGES)], number + 1
         one, two = rng.sample(sorted(run.stages.glob("*.stage")), 2)
         before = one.read_bytes(), two.read_bytes()
-        after = damage(*before, rng)
+        after = damaged(kind, *before, rng)
         for path, content in zip((one, two), after, strict=True):
             path.write_bytes(content)
         changed = [path for path, old, new in zip((one, two), before, after, strict=True) if old != new]
@@ -124,7 +110,7 @@ def damages(run: Run, expected: dict[str, bytes], rng: random.Random) -> Iterato
         lines = [line for line in printed.splitlines() if line.startswith("warning: ")]
         wrong = [f"{path.name} not named" for path in changed if sum(str(path) in line for line in lines) != 1]
         wrong += [] if run.results() == expected else ["other bytes"]
-        yield f"{damage.__name__} {one.name}: {', '.join(wrong)}" if wrong else ""
+        yield f"{kind} {one.name}: {', '.join(wrong)}" if wrong else ""
 
 
 def count(title: str, trials: Iterator[str], number: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from rich import box
@@ -14,15 +16,23 @@ from jaxpref.analysis import plots
 
 def table(title: str, rows: list[Row]) -> Table:
     """Return a table of the rows as they are, with a column for every key."""
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         words = column.replace("_", " ")  # a narrow terminal breaks the line between words
-        result.add_column(words, justify="left" if isinstance(rows[0].get(column), str) else "right")
+        if isinstance(rows[0].get(column), str):
+            result.add_column(words, no_wrap=True)
+        else:
+            result.add_column(words, justify="right", overflow="fold")
     for row in rows:
-        cells = (row.get(column, "") for column in columns)
-        result.add_row(*(f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+        result.add_row(*(_cell(row.get(column, "")) for column in columns))
     return result
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @figures.style()
