@@ -444,8 +444,8 @@ def test_a_diverged_seed_is_named_and_earlier_results_of_other_settings_are_set_
     """A learning rate of 1e4 into the folder of a finished run: the exit code is 3, and nothing is lost."""
     out = tmp_path / "results"
     shutil.copytree(dpo_run.folder, out)
+    words = [*flags_of("dpo", SEEDS), "--dpo.learning-rate", "1e4", "--out", str(out)]
     with pytest.raises(SystemExit) as exit:
-        words = [*flags_of("dpo", SEEDS), "--dpo.learning-rate", "1e4", "--out", str(out)]
         experiment.main("run", "cartpole", "dpo", words)
     assert exit.value.code == 3
     printed = capsys.readouterr().out
