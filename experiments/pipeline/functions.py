@@ -1,4 +1,4 @@
-"""The stages of the pipeline, each a pure function of one seed: `function(static parts, config, keys, *inputs)`.
+"""The stages of the pipeline, each a pure function of one seed: `function(setup, config, keys, *inputs)`.
 
 P is the number of dataset sizes, which one program trains on.
 """
@@ -21,7 +21,7 @@ from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Preferences, Trajectory
+from jaxpref.types import Preferences, Scalar, Trajectory
 
 
 class Keys(NamedTuple):
@@ -40,6 +40,18 @@ def with_keys(function: Callable, config: Any, seed: Int[Array, ""], *inputs: An
     return function(config, Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields))), *inputs)
 
 
+class Setup(NamedTuple):
+    """What is static in a stage. `references`: 0 for pi1 and 1 for pi2; `sizes`: of the datasets of one program."""
+
+    task: Task
+    sizes: tuple[int, ...]
+    num_heldout: int
+    references: tuple[int, ...] = (1,)
+    eval_episodes: int = 100
+    evaluation: int = 0
+    per_step: bool = False
+
+
 @struct.dataclass
 class Judged:
     """What scores of trajectories are worth on held-out pairs, and their mean per step."""
@@ -53,7 +65,7 @@ class Trained:
     """A trained policy. `judged` and `reward_params` are None where the reward model is a stage of its own."""
 
     params: Network
-    metrics: Any  # dpo.Metrics or ppo.Metrics
+    metrics: Any
     divergence: Divergence
     judged: Judged | None = None
     reward_params: Network | None = None
@@ -71,8 +83,8 @@ class Fitted:
 
 @struct.dataclass
 class Labels:
-    """Of the held-out pairs: how sure their annotator is, the most that any score can rank as labelled, and the share
-    that the better of "longer" and "shorter" ranks right.
+    """The held-out labels: their entropy, and the share that a score could at best rank as labelled, or the better of
+    "longer" and "shorter" right.
     """
 
     entropy: Float[Array, "*batch"]
@@ -82,9 +94,7 @@ class Labels:
 
 @struct.dataclass
 class Evaluation:
-    """Means over the evaluation's episodes: returns of pi1 and pi2 [2] and KL(pi1 || pi2); and of the trained policies
-    [R, P], with KL(policy || reference), in nats per episode.
-    """
+    """Means over episodes: of pi1 and pi2 [2], and of the trained policies [R, P]. kl is nats per episode."""
 
     expert_return: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
@@ -111,24 +121,25 @@ def play_pairs(
 
 
 def _reference(experts: reinforce.Result, reference: Int[Array, ""]) -> Network:
-    """Return pi1 for 0 and pi2 for 1."""
     return jax.tree.map(lambda pi1, pi2: jnp.where(reference == 0, pi1, pi2), experts.pi1, experts.pi2)
 
 
-def _judge(score: Callable[[Trajectory], Float[Array, " N"]], heldout: Preferences) -> Judged:
+def _judge(setup: Setup, score: Callable[[Trajectory], Float[Array, " N"]], pairs: Preferences) -> Judged:
+    _, heldout = preferences.split(pairs, setup.num_heldout)
     chosen_score, rejected_score = score(heldout.chosen), score(heldout.rejected)
     num_steps = heldout.chosen.mask.sum() + heldout.rejected.mask.sum()
     quality = ranking.quality(chosen_score, rejected_score, heldout)
     return Judged(quality, (chosen_score + rejected_score).sum() / num_steps)
 
 
-# --- DPO --------------------------------------------------------------------------------------------------------------
+def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:
+    """Map a function of the training pairs over all sizes of dataset [P]."""
+    training, _ = preferences.split(pairs, setup.num_heldout)
+    training = preferences.take(training, slice(max(setup.sizes)))
+    return jax.vmap(lambda size: function(preferences.prefix(training, size)))(jnp.array(setup.sizes))
 
 
-def implicit_reward(per_step: bool, beta: Scalar, policy: Network, reference: Network, trajectory: Trajectory) -> Any:
-    """Score a trajectory by DPO: beta times the log-ratio, or beta times its mean per step."""
-    log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
-    return beta * (losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1)) if per_step else log_ratio)
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def is_per_step(config: dpo.Config) -> bool:
@@ -136,126 +147,92 @@ def is_per_step(config: dpo.Config) -> bool:
     return str(config.loss).endswith("_per_step")
 
 
+def implicit_reward(per_step: bool, beta: Scalar, policy: Network, reference: Network, trajectory: Trajectory) -> Any:
+    """Score a trajectory by DPO: beta times the log-ratio, or times its mean per step."""
+    log_ratio = trajectory_log_prob(policy, trajectory) - trajectory_log_prob(reference, trajectory)
+    return beta * (losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1)) if per_step else log_ratio)
+
+
 def train_dpo(
-    task: Task,
-    sizes: tuple[int, ...],
-    num_heldout: int,
-    config: dpo.Config,
-    keys: Keys,
-    experts: reinforce.Result,
-    pairs: Preferences,
-    reference: Int[Array, ""],
+    setup: Setup, config: dpo.Config, keys: Keys, experts: reinforce.Result, pairs: Preferences, reference: Array
 ) -> Trained:
     """Train by DPO from pi2, on every size of dataset [P]."""
     ref_params = _reference(experts, reference)
-    pairs, heldout = preferences.split(pairs, num_heldout)
-    pairs = preferences.take(pairs, slice(max(sizes)))
 
-    def on_size(num_pairs: Int[Array, ""]) -> Trained:
-        some = preferences.prefix(pairs, num_pairs)
-        result = dpo.train(task, config, keys.train, some, experts.pi2, ref_params)
+    def on_pairs(some: Preferences) -> Trained:
+        result = dpo.train(setup.task, config, keys.train, some, experts.pi2, ref_params)
         score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
-        return Trained(result.params, result.metrics, result.divergence, _judge(score, heldout))
+        return Trained(result.params, result.metrics, result.divergence, _judge(setup, score, pairs))
 
-    return jax.vmap(on_size)(jnp.array(sizes))
-
-
-# --- RLHF -------------------------------------------------------------------------------------------------------------
+    return _on_sizes(setup, pairs, on_pairs)
 
 
-def fit_rewards(
-    task: Task,
-    sizes: tuple[int, ...],
-    num_heldout: int,
-    num_members: int,
-    config: reward_model.Config,
-    keys: Keys,
-    pairs: Preferences,
-) -> Fitted:
+def fit_rewards(setup: Setup, num_members: int, config: reward_model.Config, keys: Keys, pairs: Preferences) -> Fitted:
     """Fit a reward model, or an ensemble, to every size of dataset [P]."""
-    pairs, heldout = preferences.split(pairs, num_heldout)
-    pairs = preferences.take(pairs, slice(max(sizes)))
 
-    def on_size(num_pairs: Int[Array, ""]) -> Fitted:
-        some = preferences.prefix(pairs, num_pairs)
+    def on_pairs(some: Preferences) -> Fitted:
         if num_members == 1:
-            result = reward_model.train(task, config, keys.reward_model, some)
+            result = reward_model.train(setup.task, config, keys.reward_model, some)
         else:
-            members = reward_model.train_ensemble(task, config, keys.reward_model, some, num_members)
+            members = reward_model.train_ensemble(setup.task, config, keys.reward_model, some, num_members)
             metrics = jax.tree.map(lambda leaf: leaf.mean(0), members.metrics)
             result = dataclasses.replace(members, metrics=metrics, divergence=_first(members.divergence))
-        judged = _judge(functools.partial(trajectory_reward, result.params), heldout)
+        judged = _judge(setup, functools.partial(trajectory_reward, result.params), pairs)
         return Fitted(result.params, judged, result.metrics, result.divergence)
 
-    return jax.vmap(on_size)(jnp.array(sizes))
+    return _on_sizes(setup, pairs, on_pairs)
 
 
-def control_reward(
-    task: Task, sizes: tuple[int, ...], num_heldout: int, kind: str, config: None, keys: Keys, pairs: Preferences
-) -> Fitted:
+def control_reward(setup: Setup, kind: str, config: None, keys: Keys, pairs: Preferences) -> Fitted:
     """Make a reward model [P] that no pair was used for. Its head is drawn for "random", and zero for other kinds."""
     key_init, key_head = jax.random.split(keys.reward_model)
-    reward = init_reward(key_init, task)  # its head is zero
+    reward = init_reward(key_init, setup.task)  # its head is zero
     if kind == "random":
         head = reward.params["reward"]
         drawn = head | {"kernel": jax.random.normal(key_head, head["kernel"].shape)}
         reward = dataclasses.replace(reward, params=reward.params | {"reward": drawn})
-    _, heldout = preferences.split(pairs, num_heldout)
-    fitted = Fitted(reward, _judge(functools.partial(trajectory_reward, reward), heldout))
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(sizes), *leaf.shape)), fitted)
+    fitted = Fitted(reward, _judge(setup, functools.partial(trajectory_reward, reward), pairs))
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(setup.sizes), *leaf.shape)), fitted)
 
 
 def train_ppo(
-    task: Task,
+    setup: Setup,
     reward_fn: ppo.RewardFn,
     config: ppo.Config,
     keys: Keys,
     experts: reinforce.Result,
     fitted: Fitted,
-    reference: Int[Array, ""],
+    reference: Array,
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
 
     def on_reward(reward_params: Network) -> Trained:
         ref_params = _reference(experts, reference)
-        result = ppo.train(task, config, keys.train, experts.pi2, ref_params, reward_params, reward_fn)
+        result = ppo.train(setup.task, config, keys.train, experts.pi2, ref_params, reward_params, reward_fn)
         return Trained(result.params, result.metrics, result.divergence)
 
     return jax.vmap(on_reward)(fitted.params)
 
 
-# --- online -----------------------------------------------------------------------------------------------------------
-
-
 def train_online(
-    task: Task,
-    sizes: tuple[int],
-    num_heldout: int,
-    configs: tuple[Any, ...],
-    keys: Keys,
-    experts: reinforce.Result,
-    pairs: Preferences,
-    reference: Int[Array, ""],
+    setup: Setup, configs: tuple, keys: Keys, experts: reinforce.Result, pairs: Preferences, reference: Array
 ) -> Trained:
-    """Train in rounds from pi2, by DPO or by a reward model and PPO.
+    """Train in rounds from pi2, by DPO or by a reward model and PPO. P is 1; `pairs` only judge the result.
 
-    configs: of the annotator, of the rounds, then dpo's, or those of the reward model and PPO. Leading axis P = 1.
+    configs:  of the annotator, of the rounds, then DPO's, or those of the reward model and PPO.
     """
-    annotator, online_config, *trainers = configs
-    ref_params, teacher = _reference(experts, reference), annotators.teacher_of(task, annotator)
-    args = keys.train, teacher, *sizes, experts.pi2, ref_params
+    annotator, rounds, *trainers = configs
+    ref_params, teacher = _reference(experts, reference), annotators.teacher_of(setup.task, annotator)
+    args = keys.train, teacher, *setup.sizes, experts.pi2, ref_params
     if len(trainers) == 1:
-        result = online.train_dpo(task, online_config, *trainers, *args)
-        score = functools.partial(
-            implicit_reward, is_per_step(trainers[0]), trainers[0].beta, result.params, ref_params
-        )
+        (config,) = trainers
+        result = online.train_dpo(setup.task, rounds, config, *args)
+        score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
     else:
-        result = online.train_rlhf(task, online_config, *trainers, *args)
+        result = online.train_rlhf(setup.task, rounds, *trainers, *args)
         score = functools.partial(trajectory_reward, result.reward_params)
-    _, heldout = preferences.split(pairs, num_heldout)
-    metrics = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics)
-    divergence = _first(result.divergence)
-    trained = Trained(result.params, metrics, divergence, _judge(score, heldout), result.reward_params)
+    metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
+    trained = Trained(result.params, metrics, divergence, _judge(setup, score, pairs), result.reward_params)
     return jax.tree.map(lambda leaf: leaf[None], trained)
 
 
@@ -268,12 +245,7 @@ def _first(divergence: Divergence) -> Divergence:
 
 
 def evaluate(
-    task: Task,
-    num_episodes: int,
-    evaluation: int,
-    num_heldout: int,
-    references: tuple[int, ...],
-    per_step: bool,
+    setup: Setup,
     beta: Scalar,
     keys: Keys,
     experts: reinforce.Result,
@@ -282,56 +254,47 @@ def evaluate(
     fitted: tuple[Fitted, ...],
 ) -> Evaluation:
     """Play all policies from the same initial states. `trained` [R, P] and `fitted` [P] come in groups of sizes."""
-    key = jax.random.fold_in(keys.evaluate_again, evaluation) if evaluation else keys.evaluate
+    key = jax.random.fold_in(keys.evaluate_again, setup.evaluation) if setup.evaluation else keys.evaluate
     params = _join([each.params for each in trained], 1)
     num_references, num_sizes = jax.tree.leaves(params)[0].shape[:2]
     policies = jax.tree.map(
-        lambda pi1, pi2, leaf: jnp.concatenate([jnp.stack([pi1, pi2]), _flat(leaf)]), experts.pi1, experts.pi2, params
+        lambda *leaves: jnp.concatenate([jnp.stack(leaves[:2]), _flat(leaves[2])]), experts.pi1, experts.pi2, params
     )
-    played = jax.vmap(lambda policy: episodes(task, policy, key, num_episodes))(policies)
+    played = jax.vmap(lambda policy: episodes(setup.task, policy, key, setup.eval_episodes))(policies)
     returns = played.reward.sum(-1).mean(-1)
-    each_run = jnp.repeat(jnp.array(references, jnp.int32), num_sizes)
+    each_run = jnp.repeat(jnp.array(setup.references, jnp.int32), num_sizes)
     ref_params = jax.vmap(functools.partial(_reference, experts))(each_run)
-    rewards = _rewards(trained, fitted, num_references)
 
     def measure(run: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        policy, reference, reward, trajectory = run
+        (policy, trajectory), reference, reward = run
         if reward is None:
-            learned = implicit_reward(per_step, beta, policy, reference, trajectory)
+            learned = implicit_reward(setup.per_step, beta, policy, reference, trajectory)
         else:
             learned = trajectory_reward(reward, trajectory)
         return learned.mean(), trajectory_kl(policy, reference, trajectory).mean()
 
     # One policy after another: side by side, their activations would need gigabytes.
-    runs = (
-        jax.tree.map(lambda leaf: leaf[2:], policies),
-        ref_params,
-        rewards,
-        jax.tree.map(lambda leaf: leaf[2:], played),
-    )
+    runs = jax.tree.map(lambda leaf: leaf[2:], (policies, played)), ref_params, _rewards(trained, fitted, setup)
     learned, kl = jax.lax.map(measure, runs)
     pi1_kl = trajectory_kl(experts.pi1, experts.pi2, jax.tree.map(lambda leaf: leaf[0], played)).mean()
     by_row = [each.reshape(num_references, num_sizes) for each in (returns[2:], learned, kl)]
-    return Evaluation(returns[:2], pi1_kl, *by_row, _labels(pairs, num_heldout))
+    _, heldout = preferences.split(pairs, setup.num_heldout)
+    of_labels = ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout)
+    return Evaluation(returns[:2], pi1_kl, *by_row, Labels(*of_labels))
 
 
-def _rewards(trained: tuple[Trained, ...], fitted: tuple[Fitted, ...], num_references: int) -> Network | None:
+def _rewards(trained: tuple[Trained, ...], fitted: tuple[Fitted, ...], setup: Setup) -> Network | None:
     """Return the reward model of each run [R * P]; None for DPO."""
     if fitted:
         of_sizes = _join([each.params for each in fitted], 0)
-        return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_references,) + (1,) * (leaf.ndim - 1)), of_sizes)
+        return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(setup.references)), of_sizes)
     if trained[0].reward_params is None:
         return None
     return jax.tree.map(_flat, _join([each.reward_params for each in trained], 1))
 
 
-def _flat(leaf: Float[Array, "R P ..."]) -> Float[Array, "RP ..."]:
+def _flat(leaf: Array) -> Array:
     return leaf.reshape(-1, *leaf.shape[2:])
-
-
-def _labels(pairs: Preferences, num_heldout: int) -> Labels:
-    _, heldout = preferences.split(pairs, num_heldout)
-    return Labels(ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout))
 
 
 def _join(trees: list[Any], axis: int) -> Any:

@@ -140,9 +140,17 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
-    trained, fitted = _train(settings, task, stage, experts, pairs)
-    static = settings.eval_episodes, settings.evaluation, settings.num_heldout, tuple(_places(settings))
-    evaluate = functools.partial(functions.evaluate, task, *static, functions.is_per_step(settings.dpo))
+    setup = functions.Setup(
+        task,
+        settings.num_pairs,
+        settings.num_heldout,
+        tuple(POLICIES.index(name) for name in settings.reference),
+        settings.eval_episodes,
+        settings.evaluation,
+        functions.is_per_step(settings.dpo),
+    )
+    trained, fitted = _train(settings, setup, stage, experts, pairs)
+    evaluate = functools.partial(functions.evaluate, setup)
     evaluation = stage("evaluate", evaluate, settings.dpo.beta, experts, pairs, trained, fitted, lanes=4)
 
     log = stages.progress.log
@@ -168,35 +176,30 @@ def trainer_name(settings: Settings) -> str:
     return "ppo" if settings.method == "rlhf" else settings.method
 
 
-def _train(settings: Settings, task: Task, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
+def _train(settings: Settings, setup: functions.Setup, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
     trained, fitted = [], []
     for sizes in settings.size_groups:
         detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
-        static = task, sizes, settings.num_heldout
-        config: Any
-        if settings.method == "dpo":
-            function, config, data, lanes = functools.partial(functions.train_dpo, *static), settings.dpo, pairs, 2
-        elif settings.method == "rlhf":
+        setup, config, data = setup._replace(sizes=sizes), settings.dpo, pairs
+        function: Callable = functools.partial(functions.train_dpo, setup)
+        lanes = {"dpo": 2, "rlhf": 8}.get(settings.method, 1)
+        if settings.method == "rlhf":
             if settings.reward == "learned":
-                fit = functools.partial(functions.fit_rewards, *static, settings.num_members)
-                config = settings.reward_model_config(max(sizes))
+                fit = functools.partial(functions.fit_rewards, setup, settings.num_members)
             else:
-                fit, config = functools.partial(functions.control_reward, *static, settings.reward), None
-            fitted.append(stage(f"reward model{detail}", fit, config, pairs, lanes=4))
+                fit = functools.partial(functions.control_reward, setup, settings.reward)
+            fit_config = settings.reward_model_config(max(sizes)) if settings.reward == "learned" else None
+            data = stage(f"reward model{detail}", fit, fit_config, pairs, lanes=4)
+            fitted.append(data)
             reward_fn = ppo.true_reward if settings.reward == "true" else ppo.learned_reward
-            function = functools.partial(functions.train_ppo, task, reward_fn)
-            config, data, lanes = settings.ppo, fitted[-1], 8
-        else:
+            function, config = functools.partial(functions.train_ppo, setup, reward_fn), settings.ppo
+        elif settings.method != "dpo":
             trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
-            function, data, lanes = functools.partial(functions.train_online, *static), pairs, 1
             config = settings.annotator, settings.online, *trainers
-        options = {"lanes": lanes, "variants": _places(settings)}
+            function = functools.partial(functions.train_online, setup)
+        options = {"lanes": lanes, "variants": np.array(setup.references, np.int32)}
         trained.append(stage(f"{trainer_name(settings)}{detail}", function, config, experts, data, **options))
     return tuple(trained), tuple(fitted)
-
-
-def _places(settings: Settings) -> np.ndarray:
-    return np.array([POLICIES.index(name) for name in settings.reference], np.int32)
 
 
 def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Any) -> list[Row]:
