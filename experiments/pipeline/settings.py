@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model
+from jaxpref.checks import setting
 from jaxpref.gymnax_tasks import KNOWN
 
 StudyTask = Literal["cartpole", "acrobot"]
@@ -14,6 +15,10 @@ StudyTask = Literal["cartpole", "acrobot"]
 Method = Literal["dpo", "rlhf", "online-dpo", "online-rlhf"]
 Policy = Literal["pi1", "pi2"]
 Preset = Literal["default", "original"]
+
+
+MOST = 10**6
+"""More pairs, members or episodes are a typing error: they would take all memory before they fail."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +40,12 @@ class Settings:
     standard setting, in which preferences alone carry the information."""
     preset: Preset = "default"
     """Defaults of all other flags: "original" has the original study's settings."""
-    horizon: int | None = None
+    horizon: int | None = setting(None, low=1)
     """Steps after which an episode is cut off; None: the task's own time limit."""
-    pi1_target: float | None = None
+    pi1_target: float | None = setting(None)
     """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
     first to the best return of a training run."""
-    pi2_target: float | None = None
+    pi2_target: float | None = setting(None)
     """Mean return at which it keeps pi2, the less good policy; None: the task's own, or half of that way."""
     return_range: tuple[float, float] | None = None
     """Lowest and highest return of an episode, the unit of the annotator's thresholds; None: the task's own."""
@@ -48,13 +53,13 @@ class Settings:
     """"mlp": one hidden layer on flat observations; "conv": a convolution before it, for images."""
     reward: Literal["learned", "zero", "random", "true"] = "learned"
     """What PPO maximises. All but "learned" are controls that ignore the preferences."""
-    num_members: int = 1
+    num_members: int = setting(1, low=1, high=MOST)
     """Reward models in PPO's ensemble."""
-    num_heldout: int = 200
+    num_heldout: int = setting(200, low=1, high=MOST)
     """Fresh pairs that accuracies are measured on."""
-    eval_episodes: int = 100
+    eval_episodes: int = setting(100, low=1, high=MOST)
     """Episodes that each final policy is evaluated on."""
-    evaluation: int = 0
+    evaluation: int = setting(0, low=0, high=2**31 - 1)
     """Number of the evaluation: another number evaluates on other episodes."""
     save_preferences: bool = False
     """Also write the preference datasets, one file for each seed."""
@@ -62,14 +67,14 @@ class Settings:
     """Compute every stage again, also those in the memo."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files; needs `pip install jaxpref[tensorboard]`."""
-    devices: int = 0
+    devices: int = setting(0, low=0, high=1024)
     """CPU devices that seeds are spread over; 0: one for each core. Without effect on an accelerator."""
-    batch_seeds: int = 0
+    batch_seeds: int = setting(0, low=0)
     """Seeds in memory at the same time; 0: as many as fit."""
-    processes: int = 1
+    processes: int = setting(1, low=0)
     """Processes that share the seeds, each started with the same flags except --process; 0: as the launcher says
     (Slurm, Open MPI). The first one writes the results."""
-    process: int = 0
+    process: int = setting(0, low=0)
     """Number of this process, from 0; with --coordinator."""
     coordinator: str = ""
     """HOST:PORT of the first process; with --processes."""
@@ -77,7 +82,7 @@ class Settings:
     reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
     dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
-    reward_model_epochs: int = 0
+    reward_model_epochs: int = setting(0, low=0, high=MOST)
     """Passes over the pairs, in place of reward_model.num_updates; 0: off."""
     ppo: ppo.Config = dataclasses.field(default_factory=ppo.Config)
     online: online.Config = dataclasses.field(default_factory=online.Config)
