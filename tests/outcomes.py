@@ -76,7 +76,7 @@ def outcome_of(settings, rng):
         divergence=divergence(num_seeds),
     )
     labels = Labels(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(Labels)))
-    return Outcome(experts, {"pi1": returns(), "pi2": returns()}, rows, labels, None)
+    return Outcome(experts, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None)
 
 
 TIMING = {
