@@ -64,7 +64,7 @@ DAMAGES = "truncate", "flip", "exchange", "empty"
 
 
 def damaged(kind: str, content: bytes, other: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Return what two files hold after one is cut short, gets one wrong bit, changes place with the other, or is emptied."""
+    """Return what two files hold after one is cut short, gets a wrong bit, is exchanged with the other or emptied."""
     place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
     flipped = content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
     return {
