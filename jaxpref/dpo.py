@@ -18,16 +18,24 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses
+from jaxpref import losses, training
 from jaxpref.checks import check_config, check_key, setting
-from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.networks import Network, check_policy
 from jaxpref.preferences import check_pairs
 from jaxpref.rollout import play_episodes
 from jaxpref.tasks import Task
-from jaxpref.training import draw_minibatch, scan_updates, schedule_problems, weighted_mean
-from jaxpref.types import Preferences, Scalar, target_of
+from jaxpref.training import (
+    Pairs,
+    Result,
+    TrainState,
+    draw_minibatch,
+    scan_updates,
+    schedule_problems,
+    weighted_mean,
+)
+from jaxpref.types import Preferences, Scalar
 
 LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
 """The names of losses."""
@@ -99,44 +107,17 @@ class Metrics(PairMetrics):
 
 
 @struct.dataclass
-class Result:
-    """The trained policy, with its metrics."""
+class Dataset(Pairs):
+    """Pairs, with the reference's log-probability of each trajectory."""
 
-    params: Network
-    metrics: Metrics
-    divergence: Divergence
-
-
-@struct.dataclass
-class TrainState:
-    """What one update passes to the next."""
-
-    params: Network
-    opt_state: optax.OptState
-
-
-@struct.dataclass
-class Dataset:
-    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one."""
-
-    rows: packed.Rows
     ref_logp: Float[Array, " 2N"]
-    num_steps: Float[Array, " 2N"]
-    weight: Float[Array, " N"]
-    target: Float[Array, " N"]
 
 
 def prepare(preferences: Preferences, ref_params: Network) -> Dataset:
     """Cut the pairs into rows, and compute the reference's log-probabilities once for all updates."""
-    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
-    everything = jnp.arange(rows.mask.shape[0])
-    return Dataset(
-        rows=rows,
-        ref_logp=packed.log_prob(ref_params, rows, everything),
-        num_steps=1.0 * rows.mask.sum((-1, -2)),
-        weight=preferences.weight,
-        target=target_of(preferences),
-    )
+    pairs = training.prepare(preferences)
+    ref_logp = packed.log_prob(ref_params, pairs.rows, jnp.arange(pairs.num_steps.shape[0]))
+    return Dataset(**vars(pairs), ref_logp=ref_logp)
 
 
 def pair_loss(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,14 +64,6 @@ class Result:
     reward_divergence: Divergence | None = None
 
 
-class Learned(NamedTuple):
-    """What a round's training reports."""
-
-    metrics: ppo.Metrics | dpo.Metrics
-    divergence: Divergence
-    reward_divergence: Divergence | None = None
-
-
 def train_rlhf(
     task: Task,
     config: Config,
@@ -101,7 +93,7 @@ def train_rlhf(
         key_fit, key_train = jax.random.split(key)
         fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members)
         result = ppo.train(task, config_of_round, key_train, params, ref_params, fitted.params)
-        return result.params, fitted.params, Learned(result.metrics, result.divergence, fitted.divergence)
+        return result.params, fitted.params, (result.metrics, result.divergence, fitted.divergence)
 
     untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
     ensemble = reward_model.as_ensemble(untrained)
@@ -129,7 +121,7 @@ def train_dpo(
 
     def learn(key, params, _, pairs):
         result = dpo.train(task, config_of_round, key, pairs, params, ref_params)
-        return result.params, None, Learned(result.metrics, result.divergence)
+        return result.params, None, (result.metrics, result.divergence, None)
 
     every_pair = dataclasses.replace(config, num_candidates=1)
     return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn)
@@ -174,6 +166,26 @@ def choose(
     return jnp.argsort(order)[:num_chosen]
 
 
+def _ask(
+    task: Task,
+    config: Config,
+    annotator: Annotator,
+    num_asked: int,
+    key: Key[Array, ""],
+    params: Network,
+    reward_params: Network | None,
+) -> Preferences:
+    """Play the candidates of a round, and label `num_asked` of them."""
+    key_first, key_second, key_choice, key_label = jax.random.split(key, 4)
+    num_played = num_asked * config.num_candidates
+    first = play_episodes(task, params, key_first, num_played)
+    second = play_episodes(task, params, key_second, num_played)
+    if reward_params is not None and config.num_candidates > 1:
+        asked = choose(key_choice, disagreement(reward_params, first, second), num_asked, config.disagreement)
+        first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
+    return label_pairs(key_label, first, second, annotator)
+
+
 def _rounds(
     task: Task,
     config: Config,
@@ -192,15 +204,7 @@ def _rounds(
     if rest:
         raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")
 
-    def ask(key: Key[Array, ""], params: Network, reward_params: Network | None) -> Preferences:
-        key_first, key_second, key_choice, key_label = jax.random.split(key, 4)
-        num_played = num_asked * config.num_candidates
-        first = play_episodes(task, params, key_first, num_played)
-        second = play_episodes(task, params, key_second, num_played)
-        if config.num_candidates > 1:
-            asked = choose(key_choice, disagreement(reward_params, first, second), num_asked, config.disagreement)
-            first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
-        return label_pairs(key_label, first, second, annotator)
+    ask = functools.partial(_ask, task, config, annotator, num_asked)
 
     def play_round(carry, inputs):
         params, reward_params, pairs = carry
@@ -218,12 +222,5 @@ def _rounds(
     rounds = jax.random.split(key, config.num_rounds), jnp.arange(config.num_rounds) * num_asked
     start = init_params, init_reward_params, nothing
     (params, reward_params, pairs), (pair_return, learned) = jax.lax.scan(play_round, start, rounds)
-    return Result(
-        params,
-        pairs,
-        pair_return,
-        learned.metrics,
-        learned.divergence,
-        reward_params,
-        learned.reward_divergence,
-    )
+    metrics, divergence, reward_divergence = learned
+    return Result(params, pairs, pair_return, metrics, divergence, reward_params, reward_divergence)

@@ -21,16 +21,16 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Key
 
-from jaxpref import losses
+from jaxpref import losses, training
 from jaxpref.checks import check_config, check_key, setting
 from jaxpref.distributions import Distribution
-from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast.shuffle import shuffled
 from jaxpref.networks import Network, apply_policy, apply_reward, check_policy, check_reward, replace_layer
 from jaxpref.returns import gae, reward_scale
 from jaxpref.rollout import StreamState, Transition, play_episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import scan_updates, schedule_problems
+from jaxpref.training import Result, scan_updates, schedule_problems
 from jaxpref.types import Scalar, Trajectory, true_return
 
 KL_PENALTIES = ("reward", "loss")
@@ -129,20 +129,9 @@ class Metrics(UpdateMetrics):
 
 
 @struct.dataclass
-class Result:
-    """The trained policy, with its metrics."""
-
-    params: Network
-    metrics: Metrics
-    divergence: Divergence
-
-
-@struct.dataclass
-class TrainState:
+class TrainState(training.TrainState):
     """What one update passes to the next."""
 
-    params: Network
-    opt_state: optax.OptState
     streams: StreamState
 
 

@@ -29,13 +29,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import losses
 from jaxpref.checks import check_config, check_count, check_key, setting
-from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.networks import Ensemble, Network, init_reward
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
-from jaxpref.training import draw_minibatch, weighted_mean
-from jaxpref.types import Preferences, Scalar, target_of
+from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
+from jaxpref.types import Preferences, Scalar
 
 CHECK_EVERY = 10
 """Updates between two evaluations of the held-out pairs."""
@@ -76,23 +76,6 @@ class Metrics:
     param_size: Float[Array, "*batch"]
 
 
-@struct.dataclass
-class Result:
-    """The fitted reward model, with its metrics."""
-
-    params: Network
-    metrics: Metrics
-    divergence: Divergence
-
-
-@struct.dataclass
-class TrainState:
-    """What one update passes to the next."""
-
-    params: Network
-    opt_state: optax.OptState
-
-
 def optimiser(config: Config) -> optax.GradientTransformation:
     """Make AdamW. Its decay applies to kernels only."""
     return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_is_kernel)
@@ -102,23 +85,8 @@ def _is_kernel(params: Network) -> Network:
     return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
-@struct.dataclass
-class Dataset:
-    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one."""
-
-    rows: packed.Rows
-    weight: Float[Array, " N"]
-    target: Float[Array, " N"]
-
-
-def prepare(preferences: Preferences) -> Dataset:
-    """Cut the pairs into rows."""
-    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
-    return Dataset(rows, preferences.weight, target_of(preferences))
-
-
 def loss_fn(
-    params: Network, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
+    params: Network, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Compute the weighted mean Bradley–Terry loss of the pairs at `index`, and their metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
@@ -136,7 +104,7 @@ def loss_fn(
     )
 
 
-def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
     """Make one gradient step on a minibatch of pairs."""
     index, weight = draw_minibatch(key, data.weight, config.batch_size)
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, data, index, weight)
@@ -183,7 +151,7 @@ class Best:
 
 
 def _train_and_keep_best(
-    config: Config, data: Dataset, start: TrainState, keys: Key[Array, " U"]
+    config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]
 ) -> tuple[Best, Metrics]:
     """Train on the other pairs. Evaluate the held-out pairs before every CHECK_EVERY updates and at the end.
 
@@ -228,7 +196,7 @@ def train_ensemble(
     weight = preferences.weight * jax.random.exponential(key_weight, (num_members, *preferences.weight.shape))
     fit_member = jax.vmap(lambda key, weight: _fit(task, config, key, dataclasses.replace(preferences, weight=weight)))
     members = fit_member(jax.random.split(key_train, num_members), weight)
-    return members.replace(params=as_ensemble(members.params))
+    return dataclasses.replace(members, params=as_ensemble(members.params))
 
 
 def as_ensemble(members: Network) -> Network:

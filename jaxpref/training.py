@@ -1,4 +1,4 @@
-"""What the trainers share: minibatches of pairs, and updates in a scan with evaluations between them."""
+"""What the trainers share: datasets and minibatches of pairs, and updates in a scan with evaluations between them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,49 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from jaxpref.divergence import Divergence
+from jaxpref.fast import packed
+from jaxpref.networks import Network
 from jaxpref.preferences import draw_index
+from jaxpref.types import Preferences, target_of
+
+
+@struct.dataclass
+class Result:
+    """What was trained, with its metrics: a policy, or a reward model."""
+
+    params: Network
+    metrics: Any
+    divergence: Divergence
+
+
+@struct.dataclass
+class TrainState:
+    """What one update passes to the next."""
+
+    params: Network
+    opt_state: optax.OptState
+
+
+@struct.dataclass
+class Pairs:
+    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one."""
+
+    rows: packed.Rows
+    num_steps: Float[Array, " 2N"]
+    weight: Float[Array, " N"]
+    target: Float[Array, " N"]
+
+
+def prepare(preferences: Preferences) -> Pairs:
+    """Cut the pairs into rows, once for all updates."""
+    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
+    return Pairs(rows, 1.0 * rows.mask.sum((-1, -2)), preferences.weight, target_of(preferences))
+
 
 State = TypeVar("State")
 Metrics = TypeVar("Metrics")
