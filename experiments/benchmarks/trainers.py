@@ -52,7 +52,7 @@ def shortened(task: Task, num_seeds: int) -> dict[str, tuple[Stage, float]]:
     Steps are played by REINFORCE and PPO, and learned from by DPO and the reward model.
     """
     seeds, pi2 = np.arange(num_seeds, dtype=np.uint32), np.ones(num_seeds, np.int32)
-    sizes = (NUM_PAIRS,), NUM_HELDOUT
+    setup = functions.Setup(task, (NUM_PAIRS,), NUM_HELDOUT)
     # REINFORCE never reaches its target and trains to the last update. A window of one update makes its score the mean
     # return of that update's episodes. On CartPole this is their length.
     endless = dataclasses.replace(task, pi1_target=math.inf)
@@ -62,12 +62,12 @@ def shortened(task: Task, num_seeds: int) -> dict[str, tuple[Stage, float]]:
 
     play = functools.partial(functions.play_pairs, task, NUM_PAIRS + NUM_HELDOUT)
     pairs = Stage(play, annotators.Config(), (seeds, experts), lanes=4).results()
-    learn = functools.partial(functions.train_dpo, task, *sizes)
+    learn = functools.partial(functions.train_dpo, setup)
     stages["dpo"] = Stage(learn, dpo.Config(num_updates=30, eval_every=30), (seeds, experts, pairs, pi2), lanes=2)
-    fit = functools.partial(functions.fit_rewards, task, *sizes, 1)
+    fit = functools.partial(functions.fit_rewards, setup, 1)
     stages["reward_model"] = Stage(fit, reward_model.Config(num_updates=40), (seeds, pairs), lanes=4)
     fitted = stages["reward_model"].results()
-    maximise = functools.partial(functions.train_ppo, task, ppo.learned_reward)
+    maximise = functools.partial(functions.train_ppo, setup, ppo.learned_reward)
     stages["ppo"] = Stage(maximise, ppo.Config(num_updates=6), (seeds, experts, fitted, pi2), lanes=8)
 
     steps_per_pair = float((pairs.chosen.mask.sum() + pairs.rejected.mask.sum()) / pairs.weight.size)
