@@ -56,7 +56,7 @@ sweep: $(STAMP)
 	@$(BIN)/python -m experiments.sweep $(if $(SEEDS),--num-seeds $(SEEDS)) $(ARGS)
 
 report: $(STAMP)
-	@$(BIN)/python -m experiments.page $(ARGS)
+	@$(BIN)/python -m experiments.reporting.page $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

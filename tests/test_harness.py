@@ -339,7 +339,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         scalars += [(value.tag.replace("_", " "), event.step, value.simple_value) for value in event.summary.value]
         content = content[16 + length :]
     expected = [
-        (f"dpo/reference pi2/{name}".replace("_", " "), row["update"], value)
+        (f"dpo/batch 1/reference pi2/{name}".replace("_", " "), row["update"], value)
         for row in ROWS
         for name, value in row.items()
         if name != "update" and value is not None

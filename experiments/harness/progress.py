@@ -37,18 +37,10 @@ class Progress:
         self.console, self.folder, self.tensorboard = console, folder, tensorboard
         self._files: dict[str, IO[str]] = {}
         self._events: Any = None
-        self._batch, self._tag = 1, ""
-        self._bar = Bar(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("stages"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=console.quiet or not console.is_terminal,
-        )
+        self._batch = {"batch": 1}
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("stages")
+        hidden = console.quiet or not console.is_terminal
+        self._bar = Bar(SpinnerColumn(), *columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
         self._task = self._bar.add_task("preparing", total=0)
 
     def __enter__(self) -> Progress:
@@ -64,15 +56,13 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
         self._event("end", error=kind.__name__ if kind else None)
-        for file in self._files.values():
+        for file in [*self._files.values(), *([self._events] if self._events else [])]:
             file.close()
-        if self._events is not None:
-            self._events.close()
 
     def begin(self, batch: int, num_batches: int, seeds: np.ndarray) -> None:
         """Start a batch of seeds. The first has number 1."""
-        self._batch, self._tag = batch, f"batch {batch}/" if num_batches > 1 else ""
-        self._event("batch", batch=batch, seeds=seeds.tolist())
+        self._batch = {"batch": batch}
+        self._event("batch", seeds=seeds.tolist(), **self._batch)
         if num_batches > 1:
             self.console.print(f"batch {batch} of {num_batches}, {len(seeds)} seeds", highlight=False)
 
@@ -90,16 +80,15 @@ class Progress:
         runs = f"{done.runs} run{'s' if done.runs > 1 else ''}"
         returned = "" if done.mean_return is None else f"return {_return(done.mean_return)}"
         took = "kept" if done.kept else f"{done.compile_s + done.run_s:.1f} s"
-        self.console.print(
-            f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}", highlight=False
-        )
+        line = f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}"
+        self.console.print(line, highlight=False, soft_wrap=True)
         self._event("stage", **done._asdict())
 
     def log(self, stage: str, metrics: Any, **labels: Any) -> None:
         """Write the means over seeds of a training's metrics [S, U], one line for each update.
 
-        Fields with fewer entries than updates were taken at regular updates: they stand in the lines of those. Numbers
-        that are not finite do not count; JSON has null where none is finite.
+        Fields with fewer entries than updates were taken at regular updates, and stand in the lines of those. Numbers
+        that are not finite do not count. Where none is finite, JSON has null.
         """
         means = {name: _mean_of_finite(values) for name, values in vars(metrics).items() if values is not None}
         num_updates = max(map(len, means.values()))
@@ -107,9 +96,9 @@ class Progress:
         for name, values in means.items():
             for place, value in enumerate(values, 1):
                 rows[num_updates * place // len(values) - 1][name] = value
-        tag = self._tag + "/".join([stage, *(f"{name} {value}" for name, value in labels.items())])
+        tag = "/".join([stage, *(f"{name} {value}" for name, value in {**self._batch, **labels}.items())])
         for update, row in enumerate(rows, 1):
-            self._write("metrics", {"batch": self._batch, "stage": stage, **labels, "update": update, **row})
+            self._write("metrics", {**self._batch, "stage": stage, **labels, "update": update, **row})
             for name, value in row.items():
                 if self._events is not None and value is not None:
                     self._events.add_scalar(f"{tag}/{name}", value, update)
