@@ -20,9 +20,9 @@ def table(summary: dict[str, Any]) -> Table:
     result = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1)
     )
-    for column in ("policy", "reference"):
+    for column in ("policy", "ref"):
         result.add_column(column)
-    measures = ("mean", "IQM", interval_name(len(summary["seeds"])), "held-out", "by label", "length")
+    measures = ("mean", "IQM", interval_name(len(summary["seeds"])), "held-out", "label", "length")
     for column in ("pairs", *measures, *(["seeds"] if lacking else [])):
         result.add_column(column, justify="right")
     digits, num_seeds = decimals(summary), len(summary["seeds"])
@@ -71,7 +71,7 @@ def accuracies_explained(summary: dict[str, Any]) -> str:
     ceiling = "" if best is None else f" (the annotator's own probabilities reach {best:.3f})"
     return (
         f"Held-out: share of {summary['config']['num_heldout']} fresh pairs ranked as their true returns rank them; "
-        f"by label: as they were labelled{ceiling}; length: by the better of longer and shorter"
+        f"label: as they were labelled{ceiling}; length: by the better of longer and shorter"
     )
 
 
