@@ -39,7 +39,8 @@ def made_up_outcome(settings, returns, lost=()):
     ]
     experts = types.SimpleNamespace(divergence=sound)
     labels = functions.Labels(zeros + 0.6, zeros + 0.7, zeros + 0.8)
-    return pipeline.Outcome(experts, {"pi1": zeros + 190, "pi2": zeros + 95}, rows, labels, None)
+    returns = {"pi1": zeros + 190, "pi2": zeros + 95}
+    return pipeline.Outcome(experts, returns, zeros + 2, rows, labels, None)
 
 
 def result_of(returns, **others):
