@@ -115,10 +115,10 @@ def from_gymnax(
     name = name or str(getattr(env, "name", type(env).__name__))
     env_params = default_params if env_params is None else env_params
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
-    check_count(horizon, "horizon")
     space = env.action_space(env_params)
     if not hasattr(space, "n"):
         raise ValueError(f"{name} has continuous actions ({type(space).__name__}), which jaxpref does not play")
+    check_count(horizon, "horizon")
     observe = fields.get("observe", lambda obs: obs)
     obs = jax.eval_shape(lambda: observe(env.reset_env(jax.random.key(0), env_params)[0]))
     if not isinstance(obs, jax.ShapeDtypeStruct):

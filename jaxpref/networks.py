@@ -204,28 +204,27 @@ def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Floa
 
 def check_policy(task: Task, params: Any, name: str = "params") -> None:
     """Check that `params` give a distribution over the task's actions and one value at its observations."""
-    _check_outputs(
-        task, params, name, apply_policy, [], [(task.num_actions,), ()], f"{task.num_actions} logits, a value"
-    )
+    check_task(task)
+    _check_outputs(task, params, name, [(task.num_actions,), ()], apply_policy)
 
 
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Check that `params` give one reward for each of the task's steps."""
-    _check_outputs(task, params, name, apply_reward, [jax.ShapeDtypeStruct((), jnp.int32)], [()], "one reward per step")
+    check_task(task)
+    _check_outputs(task, params, name, [()], apply_reward, jax.ShapeDtypeStruct((), jnp.int32))
     num_actions = getattr(getattr(params.module, "member", params.module), "num_actions", task.num_actions)
     if num_actions != task.num_actions:
         raise ValueError(f"{name} is of {num_actions} actions, and task {task.name} has {task.num_actions}")
 
 
-def _check_outputs(task: Task, network: Any, name: str, apply: Callable, actions: list, expected: list, words: str):
-    check_task(task)
+def _check_outputs(task: Task, network: Any, name: str, expected: list, apply: Callable, *action: Any) -> None:
     check_kind(network, Network, name)
     try:
-        outputs = jax.eval_shape(apply, network, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32), *actions)
+        outputs = jax.eval_shape(apply, network, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32), *action)
     except Exception as error:  # a custom module may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         kind = type(network.module).__name__
         raise ValueError(f"{name}, of module {kind}, does not fit task {task.name}: {reason}") from error
     shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
     if shapes != expected:
-        raise ValueError(f"{name} must give {words} for task {task.name}, got {shapes}")
+        raise ValueError(f"{name} must give outputs of shapes {expected} for task {task.name}, got {shapes}")
