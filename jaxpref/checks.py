@@ -36,7 +36,7 @@ def problems(config: Any) -> list[tuple[str, str]]:
     A Config may have a method `problems` of the same form, for rules that concern several fields. It is called where
     each field alone is right.
     """
-    fields = dataclasses.fields(config)
+    fields = [each for each in dataclasses.fields(config) if "limits" in each.metadata]
     found = [(each.name, _problem(each.type, getattr(config, each.name), **each.metadata["limits"])) for each in fields]
     return [(name, problem) for name, problem in found if problem] or list(getattr(config, "problems", list)())
 
