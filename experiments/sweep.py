@@ -15,6 +15,7 @@ from experiments.claims.grid import Sweep, findings, run_grid
 from experiments.claims.running import opened
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
+from experiments.reporting.summary import null_for_nan
 from jaxpref.files import store
 
 
@@ -29,7 +30,8 @@ def main() -> None:
             draw_sweep(summary, sweep.temperatures, folder)
             best, warning = findings(summary)
             took, start = time.perf_counter() - start, time.perf_counter()
-            store.save_json(folder / "summary.json", summary | {"total_s": took})
+            runs = {name: null_for_nan(values) for name, values in summary["runs"].items()}
+            store.save_json(folder / "summary.json", summary | {"runs": runs, "total_s": took})
             console.print(f"{task} {method}: {best}; {took:.0f} s; written to {folder}", highlight=False)
             if warning is not None:
                 console.print(f"warning: {warning}", style="bold yellow", highlight=False, soft_wrap=True)

@@ -28,9 +28,9 @@ class Claim(NamedTuple):
         return [name for pattern in self.shown.split() for name in _expand(pattern)]
 
     @property
-    def comparisons(self) -> list[tuple[str, str, str]]:
+    def comparisons(self) -> list[dict[str, str]]:
         lines = [line.split() for pattern in self.expected.split(",") for line in _expand(pattern)]
-        return [(arm, " ".join(expectation), baseline) for arm, *expectation, baseline in lines]
+        return [{"arm": arm, "expectation": " ".join(middle), "baseline": last} for arm, *middle, last in lines]
 
 
 def _expand(pattern: str) -> list[str]:

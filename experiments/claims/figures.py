@@ -10,15 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims.claims import Claim
-from experiments.claims.grid import ends, iqm_of_known
+from experiments.claims.grid import iqm_of_known
 from experiments.reporting.figures import finish, panels, save, style
 from experiments.reporting.summary import LABELS
 from jaxpref.analysis import plots, statistics
 
-COLOURS = {
-    "pi": "black",
-    **dict(zip(("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning"), plots.COLOURS, strict=False)),
-}
+METHODS = ("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning")
+COLOURS = {"pi": "black"} | dict(zip(METHODS, plots.COLOURS, strict=False))
 """By the beginning of an arm's name."""
 
 
@@ -72,7 +70,7 @@ def draw_sweep(summary: dict[str, Any], shares: Sequence[float], folder: Path) -
 
 def draw_heat_maps(summary: dict[str, Any], shares: Sequence[float], title: str) -> Figure:
     """Draw the IQM of the true return over seeds: a panel for each temperature."""
-    values, strength = iqm_of_known(ends(summary, "true_return")), summary["axes"][-1]
+    values, strength = iqm_of_known(summary["runs"]["true_return"]), summary["axes"][-1]
     known = values[np.isfinite(values)] if np.isfinite(values).any() else np.array([0.0, 1.0])
     rows, columns = [f"{value:g}" for value in summary[strength]], [f"{size:,}" for size in summary["num_pairs"]]
     figure, axes_of = panels(len(shares), sharey=True)
@@ -87,12 +85,11 @@ def draw_heat_maps(summary: dict[str, Any], shares: Sequence[float], title: str)
 def draw_over_optimisation(summary: dict[str, Any], title: str) -> Figure:
     """Draw learned and true return against KL: a line through the strengths for each size, at the first temperature."""
     figure, axes_of = panels(2)
-    kl = ends(summary, "kl")
     for axes, label in zip(axes_of[0], ("learned return", "true return"), strict=True):
-        values = ends(summary, label.replace(" ", "_"))
+        runs = summary["runs"]["kl"], summary["runs"][label.replace(" ", "_")]
         for place, size in enumerate(summary["num_pairs"]):
             # From the strongest pull to the weakest: the marker is where the least holds the policy back.
-            x, y = (each[:, 0, place, ::-1] for each in (kl, values))
+            x, y = (each[:, 0, place, ::-1] for each in runs)
             plots.path(axes, x, y, f"{size:,} pairs", plots.COLOURS[place % len(plots.COLOURS)])
         axes.set(xlabel="KL(policy || reference), nats per episode", ylabel=label)
     return finish(figure, f"{title}: from strong to weak {summary['axes'][-1]}, mean over seeds")

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.claims.running import Run
 from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import StudyTask, default_settings, flag
-from experiments.reporting.summary import diverged, null_for_nan, score, sound, versions
+from experiments.reporting.summary import diverged, score, sound, versions
 from jaxpref import annotators, tasks
 
 Trainer = Literal["dpo", "rlhf"]
@@ -50,7 +50,7 @@ class Sweep:
 
 
 def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[str, Any]:
-    """Run all points of a task with a method; return summary.json without its timing. NaN where a run diverged."""
+    """Run all points of a task with a method; return what is in summary.json. A run that diverged is NaN."""
     trainer, strength = ("dpo", "beta") if method == "dpo" else ("ppo", "kl_coef")
     low, high = tasks.task(task).return_range or (0.0, 1.0)
     temperatures, strengths = [share * (high - low) for share in sweep.temperatures], getattr(sweep, strength)
@@ -80,13 +80,8 @@ def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[s
         "num_pairs": list(sweep.num_pairs),
         strength: list(strengths),
         "versions": versions(),
-        "runs": {name: null_for_nan(values) for name, values in runs.items()},
+        "runs": runs,
     }
-
-
-def ends(summary: dict[str, Any], name: str) -> np.ndarray:
-    """Return a number of all runs: [seed, temperature, num_pairs, strength], NaN for null."""
-    return np.array(summary["runs"][name], np.float64)
 
 
 def iqm_of_known(values: np.ndarray) -> np.ndarray:
@@ -95,15 +90,13 @@ def iqm_of_known(values: np.ndarray) -> np.ndarray:
 
 
 def findings(summary: dict[str, Any]) -> tuple[str, str | None]:
-    """Name the best strength at the first temperature with the most pairs; and the runs that diverged, if any did."""
-    returns, axes = ends(summary, "true_return"), summary["axes"]
+    """Name the best strength at the first temperature with the most pairs; and the seeds that diverged, if any did."""
+    returns, strength, num_pairs = summary["runs"]["true_return"], summary["axes"][-1], summary["num_pairs"][-1]
     best, known = "every run diverged", iqm_of_known(returns)[0, -1]
     if np.isfinite(known).any():
-        k, pairs = int(np.nanargmax(known)), summary["num_pairs"][-1]
-        best = f"with {pairs} pairs the best {axes[-1]} is {summary[axes[-1]][k]:g} (IQM {known[k]:.1f})"
+        place = np.nanargmax(known)
+        value = summary[strength][place]
+        best = f"with {num_pairs} pairs the best {strength} is {value:g} (IQM {known[place]:.1f})"
     lost = np.argwhere(np.isnan(returns))
-    if not lost.size:
-        return best, None
-    seed, *point = (summary[axis.replace("seed", "seeds")][place] for axis, place in zip(axes, lost[0], strict=True))
-    where = f"seed {seed}, temperature {point[0]:g}, {point[1]} pairs, {axes[-1]} {point[2]:g}"
-    return best, f"{len(lost):,} of {returns.size:,} runs diverged and are left out. The first is {where}"
+    seeds = " ".join(str(summary["seeds"][place]) for place in np.unique(lost[:, 0]))
+    return best, f"{len(lost):,} of {returns.size:,} runs diverged and are left out; seeds {seeds}" if seeds else None

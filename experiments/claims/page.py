@@ -39,19 +39,16 @@ COLUMNS = {
 """Columns that a claim can add to its table of arms, by their names in summary.json: heading and format."""
 
 
-def compare(table: Table, arm: str, expectation: str, baseline: str) -> dict[str, Any]:
+def compare(table: Table, comparison: dict[str, str]) -> dict[str, Any]:
     """Compare two arms seed by seed: the difference of the IQMs with its interval, and how often the arm wins."""
-    runs = table[arm]["true_return"], table[baseline]["true_return"]
+    runs = [table[comparison[which]]["true_return"] for which in ("arm", "baseline")]
     difference, low, high = statistics.paired_difference(*runs)
-    return {
-        "arm": arm,
-        "expectation": expectation,
-        "baseline": baseline,
+    return comparison | {
         "difference": difference,
         "ci95": [low, high],
         "seeds_improved": statistics.paired_improvement(*runs),
         "probability_of_improvement": statistics.probability_of_improvement(*runs),
-        "verdict": verdict(expectation, low, high),
+        "verdict": verdict(comparison["expectation"], low, high),
     }
 
 
@@ -96,7 +93,7 @@ def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: Sequence[
         table = {name: {key: values[sound] for key, values in result.items()} for name, result in table.items()}
         summary["arms"][task] = {name: describe(table, name) for name in table}
         for claim in claims:
-            summary["claims"][claim.name][task] = [compare(table, *words) for words in claim.comparisons]
+            summary["claims"][claim.name][task] = [compare(table, each) for each in claim.comparisons]
     return summary
 
 
@@ -104,17 +101,6 @@ def page(claims: Sequence[Claim], summary: dict[str, Any]) -> str:
     """Write everything, one claim a section."""
     by_task = [each for found in summary["claims"].values() for each in found.items()]
     compared = [(task, entry) for task, entries in by_task for entry in entries]
-    template = Template(
-        PAGE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return template.render(
-        summary=summary,
-        claims=claims,
-        num_seeds=len(summary["seeds"]),
-        num_compared=len(compared),
-        contradicting=[(task, entry) for task, entry in compared if entry["verdict"].startswith("NO")],
-        num_open=sum(entry["verdict"].startswith("no") for _, entry in compared),
-        labels=LABELS,
-        columns=COLUMNS,
-        python=python(),
-    )
+    template = Template(PAGE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    used = {"labels": LABELS, "columns": COLUMNS, "python": python()}
+    return template.render(summary=summary, claims=claims, compared=compared, **used) + "\n"
