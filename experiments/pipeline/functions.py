@@ -230,7 +230,8 @@ def train_online(
         result = online.train_dpo(setup.task, rounds, config, *args)
         score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
     else:
-        result = online.train_rlhf(setup.task, rounds, *trainers, *args)
+        fit_config, ppo_config = trainers
+        result = online.train_rlhf(setup.task, rounds, fit_config, ppo_config, *args)
         score = functools.partial(trajectory_reward, cast(Network, result.reward_params))
     metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
     trained = Trained(result.params, metrics, divergence, _judge(setup, score, pairs), result.reward_params)
