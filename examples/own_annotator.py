@@ -1,4 +1,4 @@
-"""An annotator of one's own: a function of a key and of both episodes' rewards that returns a `Label`.
+"""A custom annotator: a function of a key and of both episodes' rewards that returns a `Label`.
 
 This one notices differences in proportion (Weber's law): 10 against 20 more easily than 110 against 120.
 """

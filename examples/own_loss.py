@@ -1,4 +1,4 @@
-"""A preference loss of one's own: a function of four log-probabilities and beta, one value per pair.
+"""A custom preference loss: a function of four log-probabilities and beta, one value per pair.
 
 It is tried where nothing but the preferences can teach: on episodes of an untrained policy, compared with each other.
 """

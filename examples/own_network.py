@@ -1,4 +1,4 @@
-"""A network of one's own, two tanh layers, in place of the default one: `python examples/own_network.py`."""
+"""A custom network, two tanh layers, in place of the default one: `python examples/own_network.py`."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""An environment of one's own, in gymnax's interface and registered nowhere: `python examples/own_task.py`."""
+"""A custom environment in gymnax's interface, registered nowhere: `python examples/own_task.py`."""
 
 import jax
 import jax.numpy as jnp
