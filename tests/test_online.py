@@ -221,7 +221,7 @@ def test_every_round_asks_about_pairs_of_the_policy_that_it_begins_with(method, 
     assert (np.abs(returns[1:].mean(1) - result.metrics.true_return[:-1, -1]) < 1.5).all()
     assert returns[1].mean() > 6.5
     assert returns[2].mean() > 8
-    final = np.exp(networks.apply_policy(result.params, jnp.zeros(2))[0])
+    final = np.exp(networks.apply_policy(result.params, jnp.zeros(2))[0].logits)
     assert abs(10 * final[1] / final.sum() - result.metrics.true_return[-1, -1]) < 0.8
 
 
