@@ -1,7 +1,4 @@
-"""The stages of the pipeline, each a pure function of one seed: `function(setup, config, keys, *inputs)`.
-
-P is the number of dataset sizes, which one program trains on.
-"""
+"""The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program."""
 
 from __future__ import annotations
 
@@ -83,9 +80,7 @@ class Fitted:
 
 @struct.dataclass
 class Labels:
-    """The held-out labels: their entropy, and the share that a score could at best rank as labelled, or the better of
-    "longer" and "shorter" right.
-    """
+    """The held-out labels; see the functions of `ranking`."""
 
     entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
