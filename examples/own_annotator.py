@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A custom annotator: a function of a key and of both episodes' rewards that returns a `Label`.
-=======
 """A custom annotator: a function of a key and the rewards of both episodes that returns a `Label`.
->>>>>>> lib
 
 This annotator sees ratios (Weber's law): 10 and 20 are easier to tell apart than 110 and 120.
 """

@@ -9,11 +9,7 @@ import jaxpref
 
 
 def squared_hinge(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
-<<<<<<< HEAD
-    """max(0, 1 - beta * margin) ** 2: a pair that is ranked right by a margin of 1 / beta teaches nothing more."""
-=======
     """max(0, 1 - beta * margin) ** 2: zero for a pair with a margin of 1 / beta or more."""
->>>>>>> lib
     margin = jaxpref.losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     return jax.nn.relu(1 - beta * margin) ** 2
 

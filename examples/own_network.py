@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A custom network, two tanh layers, in place of the default one: `python examples/own_network.py`."""
-=======
 """A custom network with two tanh layers: `python examples/own_network.py`."""
->>>>>>> lib
 
 import dataclasses
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A custom environment in gymnax's interface, registered nowhere: `python examples/own_task.py`."""
-=======
 """A custom environment with gymnax's interface: `python examples/own_task.py`."""
->>>>>>> lib
 
 import jax
 import jax.numpy as jnp
