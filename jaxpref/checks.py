@@ -70,7 +70,11 @@ KINDS: dict[str, tuple[str, Any]] = {
 """{annotation of a field: (its values in words, their types)}. True is no number."""
 
 
+<<<<<<< HEAD
 def _problem(kind: Any, value: Any, low: Number, high: Number = math.inf, choices: Sequence[str] = ()) -> str | None:
+=======
+def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:
+>>>>>>> t-core
     if choices and value not in choices and (kind == "str" or not callable(value)):
         return f"must be one of {', '.join(choices)}, got {value!r}"
     words, types = KINDS.get(kind, ("", object))
