@@ -123,7 +123,7 @@ REFUSED = {
     ),
     "too many actions": (
         lambda: evaluate(dataclasses.replace(LEVER, num_actions=3), POLICY, KEY, 2),
-        r"params must give 3 logits and one value for task lever, got \[2\] and value \[\]",
+        r"params must give outputs of shapes \[\(3,\), \(\)\] for task lever, got \[\(2,\), \(\)\]",
     ),
     "a reward model for a policy": (lambda: train_dpo(init=REWARD), "init_params, of module RewardModel, does not fit"),
     "a policy for a reward model": (lambda: train_ppo(reward=POLICY), "reward_params, of module ActorCritic, does not"),
@@ -137,13 +137,13 @@ REFUSED = {
         "preferences must have observations of 1 numbers, as task lever",
     ),
     "a single pair": (lambda: train_dpo(preferences.take(PAIRS, 0)), r"preferences.chosen.mask must have the shape"),
-    "zero pairs": (lambda: train_dpo(preferences.take(PAIRS, slice(0))), "preferences must hold at least one pair"),
+    "zero pairs": (lambda: train_dpo(preferences.take(PAIRS, slice(0))), "the number of preferences must be at least 1, got 0"),
     "a tuple of pairs": (lambda: train_dpo((EPISODES, EPISODES)), "preferences must be a Preferences, got a tuple"),
     "pairs of two lengths": (lambda: train_dpo(PAIRS.replace(rejected=LONGER)), "must have the same shape"),
     "weights in a column": (lambda: fit_reward(PAIRS.replace(weight=N1)), r"preferences.weight must .*got \[4, 1\]"),
     "obs without features": (
         lambda: jaxpref.trajectory_kl(POLICY, POLICY, EPISODES.replace(obs=jnp.zeros((4, 10)))),
-        "trajectory.obs must have the mask's axes and one of features",
+        r"trajectory.obs must have the shape \[4, 10, 10\], got \[4, 10\]",
     ),
     "one trajectory to label": (
         lambda: preferences.label_pairs(KEY, lane(EPISODES, 0), lane(EPISODES, 1), bradley_terry),
