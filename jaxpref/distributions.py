@@ -1,11 +1,6 @@
-"""Distributions over actions: what a policy returns at an observation.
-
-Trainers and rollouts call the methods and never ask which distribution it is.
-"""
+"""Distributions over actions. Trainers and rollouts call the methods and never ask which distribution it is."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 @struct.dataclass
 class Categorical:
-    """softmax(logits) over A actions.
-
-    logits:  unnormalised log-probabilities; the last axis is that of the actions.
-    """
+    """softmax(logits) over A actions, the last axis."""
 
     logits: Float[Array, "*batch A"]
 
@@ -42,10 +34,7 @@ class Categorical:
         return self.sample_from(jax.random.gumbel(key, self.logits.shape))
 
     def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T A"]:
-        """Draw the noise of `num_steps` samples at once, which is faster than one key for each step.
-
-        Only the number of actions matters: the logits may be shapes, as `jax.eval_shape` returns them.
-        """
+        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes."""
         return jax.random.gumbel(key, (self.logits.shape[-1], num_steps)).T  # an odd last axis is slow to draw
 
     def sample_from(self, noise: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
@@ -54,8 +43,3 @@ class Categorical:
 
 
 Distribution = Categorical
-
-
-def as_distribution(output: Any) -> Distribution:
-    """Return a module's first output as a distribution. A plain array is taken as logits of a `Categorical`."""
-    return Categorical(output) if hasattr(output, "shape") else output

@@ -1,32 +1,29 @@
 """Detect training that diverged, by its numbers.
 
-A learning rate that is far too large seldom gives NaN. Adam's steps are as large as the learning rate, whatever the
-gradients: parameters grow in even steps, the policy always takes one action, and the loss stays finite. So a run has
-diverged if its loss is NaN or infinite, or if its parameters are far larger than in any successful run.
+A learning rate that is far too large seldom gives NaN. Adam's steps are as large as the learning rate, so parameters
+grow in even steps, the policy always takes one action, and the loss stays finite. So a run has diverged if its loss is
+NaN or infinite, or if its parameters are far larger than in any successful run.
 """
-
-from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxpref.types import Params
 
 LIMIT = 1e3
 """Largest magnitude of a parameter. Fresh ones are below 1, and Adam moves them by about the learning rate in each
 update: by about 10 in a thousand updates with 1e-2, and past the limit in the first update with 1e3."""
-
 WHAT = ("nothing", "loss", "parameters")
+Curve = Float[Array, " U"]
 
 
 @struct.dataclass
 class Divergence:
     """Where a run of training diverged.
 
-    update:  number of the first update, counted from 1, that diverged by its loss or by its parameters after it; 0:
-        none did.
+    update:  the first update, counted from 1, whose loss or whose parameters after it diverged; 0: none.
     what:    which of the two, as an index into `WHAT`; the loss where both did.
     """
 
@@ -44,19 +41,10 @@ def param_size(params: Params) -> Float[Array, ""]:
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def is_sound(params: Params) -> Bool[Array, ""]:
-    """Return whether all parameters are within `LIMIT`. After a loss that was NaN or infinite they never are again."""
-    return param_size(params) <= LIMIT
+def find_divergence(loss: Curve, size: Curve, params: Params, num_updates: int | Int[Array, ""]) -> Divergence:
+    """Find the divergence of one run in its metrics and its last parameters.
 
-
-def find_divergence(
-    loss: Float[Array, " U"], size: Float[Array, " U"], params: Params, num_updates: int | Int[Array, ""]
-) -> Divergence:
-    """Find the divergence of one run in the metrics of its updates and its last parameters. vmap it over runs.
-
-    loss:         of every update.
-    size:         `param_size` before every update.
-    num_updates:  how many were made, at least 1; entries after them are ignored.
+    `size` is `param_size` before every update. Entries after the first `num_updates` are ignored.
     """
     made = jnp.arange(loss.shape[0]) < num_updates
     size_after = jnp.roll(size, -1).at[num_updates - 1].set(param_size(params))

@@ -1,19 +1,19 @@
 """Discounted returns and generalised advantage estimation over one sequence of steps."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxpref.checks import check_number, check_sequence
+from jaxpref.checks import check_sequence
 from jaxpref.types import Scalar
 
+Steps = Float[Array, " T"]
+Flags = Bool[Array, " T"]
 
-def discounted_returns(reward: Float[Array, " T"], gamma: Scalar) -> Float[Array, " T"]:
+
+def discounted_returns(reward: Steps, gamma: Scalar) -> Steps:
     """Compute the rewards-to-go, G_t = r_t + gamma * G_{t+1}. Rewards after the end of an episode must be zero."""
     check_sequence(reward=reward)
-    check_number(gamma, "gamma", 0, 1)
 
     def backward(following, reward):
         current = reward + gamma * following
@@ -23,27 +23,17 @@ def discounted_returns(reward: Float[Array, " T"], gamma: Scalar) -> Float[Array
 
 
 def gae(
-    reward: Float[Array, " T"],
-    value: Float[Array, " T"],
-    next_value: Float[Array, " T"],
-    terminated: Bool[Array, " T"],
-    done: Bool[Array, " T"],
-    gamma: Scalar,
-    gae_lambda: Scalar,
-) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
+    reward: Steps, value: Steps, next_value: Steps, terminated: Flags, done: Flags, gamma: Scalar, gae_lambda: Scalar
+) -> tuple[Steps, Steps]:
     """Estimate advantages: GAE (Schulman et al., 2016, https://arxiv.org/abs/1506.02438).
 
         delta_t = r_t + gamma * (0 if terminated_t else V(next_obs_t)) - V(obs_t)
         A_t     = delta_t + gamma * gae_lambda * (0 if done_t else A_{t+1})
 
     `next_value` is the value of the true next observation. It counts on truncation (done, not terminated), and not on
-    termination. Steps after the last one have no advantage.
-
-    Returns the advantages and the value targets A_t + V(obs_t).
+    termination. Returns the advantages and the value targets A_t + V(obs_t).
     """
     check_sequence(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
-    check_number(gamma, "gamma", 0, 1)
-    check_number(gae_lambda, "gae_lambda", 0, 1)
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
     def backward(following, step):
@@ -56,8 +46,5 @@ def gae(
 
 
 def reward_scale(gamma: Scalar, horizon: int) -> Float[Array, ""]:
-    """Compute the factor that makes returns of rewards of size 1 about 1 in size: 1 / min(horizon, 1 / (1 - gamma)).
-
-    A discounted return counts about 1 / (1 - gamma) steps, and an episode has at most `horizon`.
-    """
+    """Compute the factor that makes returns of rewards of size 1 about 1 in size: 1 / min(horizon, 1 / (1 - gamma))."""
     return jnp.maximum(1 - gamma, 1 / horizon)

@@ -1,10 +1,7 @@
 """Play the game: whole masked episodes, and the auto-resetting stream that PPO learns from.
 
-Two habits make these loops fast on a CPU and do not change their results. All action noise is drawn before a loop,
-where a key for each step would be slow. And a loop over episodes ends when the last of them has ended.
+For speed, all action noise is drawn before a loop, and a loop over episodes ends when the last of them has ended.
 """
-
-from __future__ import annotations
 
 import functools
 from typing import Any
@@ -39,9 +36,7 @@ def reset(task: Task, key: Key[Array, ""]) -> EnvStep:
     return EnvStep(_observe(task, obs), state)
 
 
-def step(
-    task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array
-) -> tuple[EnvStep, Float[Array, ""], Bool[Array, ""]]:
+def step(task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array) -> tuple[EnvStep, Array, Array]:
     """Take one step without reset and without time limit: (next, true reward, terminated)."""
     obs, state, reward, terminated, _ = task.env.step_env(key, env_step.state, action, task.env_params)
     return EnvStep(_observe(task, obs), state), jnp.float32(reward).reshape(()), jnp.bool_(terminated)
@@ -69,10 +64,7 @@ def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeSt
 
 
 def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
-    """Play one episode with actions sampled from the policy. vmap over `key` for a batch.
-
-    Returns a `Trajectory` of the task's horizon, zero beyond its mask.
-    """
+    """Play one episode with actions sampled from the policy: a `Trajectory` that is zero beyond its mask."""
     check_policy(task, params)
     check_key(key)
     return play(task, params, key)
@@ -96,16 +88,6 @@ def play_episodes(task: Task, policy: Network, key: Key[Array, ""], num_episodes
     return jax.vmap(functools.partial(play, task, policy))(jax.random.split(key, num_episodes))
 
 
-@struct.dataclass
-class Record:
-    """The steps of an episode while it is played: a `Trajectory` without next_obs, which is obs shifted by one."""
-
-    obs: Float[Array, "T O"]
-    action: Array
-    reward: Float[Array, " T"]
-    mask: Bool[Array, " T"]
-
-
 def play(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
     """Play as `episode` does, without checks."""
     key_reset, key_play = jax.random.split(key)
@@ -113,12 +95,9 @@ def play(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
     num_chunks = -(-task.horizon // CHUNK)
     num_steps = num_chunks * CHUNK
     first = reset(task, key_reset)
-    record = Record(
-        obs=jnp.zeros((num_steps, task.obs_size)),
-        action=jnp.zeros((num_steps, *action.shape), action.dtype),
-        reward=jnp.zeros(num_steps),
-        mask=jnp.zeros(num_steps, bool),
-    )
+    # (obs, action, reward, mask): a `Trajectory` without next_obs, which is obs shifted by one.
+    shapes = ((task.obs_size,), jnp.float32), (action.shape, action.dtype), ((), jnp.float32), ((), bool)
+    record = tuple(jnp.zeros((num_steps, *shape), dtype) for shape, dtype in shapes)
     play_step = functools.partial(_play_step, task, policy)
 
     def play_chunk(carry):
@@ -135,10 +114,11 @@ def play(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
         return any_lane(alive) & (chunk < num_chunks)
 
     chunk, last, _, record = jax.lax.while_loop(running, play_chunk, (0, first, jnp.bool_(True), record))
+    obs, actions, rewards, mask = record
     # One place more, for the observation after the last step.
-    obs = jnp.pad(record.obs, ((0, 1), (0, 0)))
+    obs = jnp.pad(obs, ((0, 1), (0, 0)))
     obs = jax.lax.dynamic_update_slice_in_dim(obs, last.obs[None], chunk * CHUNK, axis=0)
-    played = Trajectory(obs[:-1], record.action, record.reward, obs[1:], record.mask)
+    played = Trajectory(obs[:-1], actions, rewards, obs[1:], mask)
     return zero_beyond_mask(jax.tree.map(lambda leaf: leaf[: task.horizon], played))
 
 
@@ -152,7 +132,7 @@ def _play_step(task: Task, policy: Network, carry, inputs):
     # The environment of an ended episode stands still. Its observations lie beyond the mask and may change.
     state = jax.tree.map(functools.partial(jnp.where, alive), following.state, current.state)
     following = EnvStep(following.obs, state)
-    return (following, alive & ~terminated), Record(current.obs, action, reward, alive)
+    return (following, alive & ~terminated), (current.obs, action, reward, alive)
 
 
 @struct.dataclass
@@ -162,7 +142,6 @@ class Transition:
     next_obs:    the true next observation, also where the episode ended and the stream was reset.
     terminated:  the environment ended the episode: the value of next_obs is zero.
     done:        the episode ended, by termination or by the time limit (truncation).
-    log_prob:    of the action under the policy that played.
     """
 
     obs: Float[Array, "*batch O"]
@@ -174,42 +153,33 @@ class Transition:
     log_prob: Float[Array, "*batch"]
 
 
-@struct.dataclass
-class StreamState:
-    """The state of one environment's stream. `time` counts the steps of the current episode."""
-
-    env_step: EnvStep
-    time: Int[Array, ""]
+StreamState = tuple[EnvStep, Int[Array, ""]]
+"""One environment's stream: where it stands, and the number of steps of the current episode."""
 
 
 def start_stream(task: Task, key: Key[Array, ""]) -> StreamState:
     """Start a stream at the beginning of its first episode."""
-    return StreamState(reset(task, key), jnp.int32(0))
+    return reset(task, key), jnp.int32(0)
 
 
 def stream(
     task: Task, policy: Network, start: StreamState, key: Key[Array, ""], num_steps: int
 ) -> tuple[StreamState, Transition]:
-    """Play `num_steps` steps of one environment. A new episode starts whenever one ends.
-
-    Returns the stream's state after them, and the steps with a leading axis [num_steps].
-    """
+    """Play `num_steps` steps [T] of one environment. A new episode starts whenever one ends."""
     key_noise, key_step, key_reset = jax.random.split(key, 3)
     distribution_shape, _ = _shapes(task, policy)
     resets = jax.vmap(functools.partial(reset, task))(jax.random.split(key_reset, num_steps))
 
     def stream_step(carry: StreamState, inputs):
-        noise, key_step, fresh = inputs
-        obs = carry.env_step.obs
-        distribution, _ = apply_policy(policy, obs)
+        (current, time), (noise, key_step, fresh) = carry, inputs
+        distribution, _ = apply_policy(policy, current.obs)
         action = distribution.sample_from(noise)
-        following, reward, terminated = step(task, key_step, carry.env_step, action)
-        time = carry.time + 1
-        done = terminated | (time >= task.horizon)
+        following, reward, terminated = step(task, key_step, current, action)
+        done = terminated | (time + 1 >= task.horizon)
         log_prob = distribution.log_prob(action)
-        transition = Transition(obs, action, reward, following.obs, terminated, done, log_prob)
-        env_step = jax.tree.map(functools.partial(jnp.where, done), fresh, following)
-        return StreamState(env_step, jnp.where(done, 0, time)), transition
+        transition = Transition(current.obs, action, reward, following.obs, terminated, done, log_prob)
+        following = jax.tree.map(functools.partial(jnp.where, done), fresh, following)
+        return (following, jnp.where(done, 0, time + 1)), transition
 
     inputs = distribution_shape.noise(key_noise, num_steps), _step_keys(task, key_step, num_steps), resets
     return jax.lax.scan(stream_step, start, inputs)

@@ -1,7 +1,5 @@
 """The study's tasks, and tasks by their names."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from jaxpref.checks import check_count, check_kind
-from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make, unknown  # noqa: F401
+from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make  # noqa: F401
 from jaxpref.types import Observation, Task
 
 
@@ -38,15 +36,12 @@ def cartpole(horizon: int = 200) -> Task:
 
     The targets are the study's 190 and 95 of 200, in the same proportion at other horizons.
     """
-    check_count(horizon, "horizon")
-    env, env_params = make("CartPole-v1")
-    return Task(
+    _, env_params = make("CartPole-v1")
+    return from_gymnax(
+        "CartPole-v1",
+        env_params.replace(max_steps_in_episode=horizon),
         name="cartpole",
-        env=env,
-        env_params=env_params.replace(max_steps_in_episode=horizon),
         horizon=horizon,
-        obs_size=4,
-        num_actions=2,
         pi1_target=0.95 * horizon,
         pi2_target=0.475 * horizon,
         return_range=(0.0, float(horizon)),
@@ -60,15 +55,10 @@ def acrobot(horizon: int = 500) -> Task:
 
     The targets are the study's. At other horizons they would mean something else, so `reinforce.train` finds others.
     """
-    check_count(horizon, "horizon")
-    env, env_params = make("Acrobot-v1")
-    return Task(
+    return from_gymnax(
+        "Acrobot-v1",
         name="acrobot",
-        env=env,
-        env_params=env_params,
         horizon=horizon,
-        obs_size=6,
-        num_actions=3,
         pi1_target=-150.0 if horizon == 500 else None,
         pi2_target=-250.0 if horizon == 500 else None,
         return_range=(-float(horizon), 0.0),
@@ -79,15 +69,9 @@ def acrobot(horizon: int = 500) -> Task:
 
 
 class _NoEnvironment:
-    """An environment of gymnax's interface that cannot be played."""
-
-    def _refuse(self, *_):
+    @staticmethod
+    def reset_env(*_):
         raise ValueError("a task without an environment cannot be played: train with eval_episodes=0")
-
-    reset_env = step_env = _refuse
-
-
-_NO_ENVIRONMENT = _NoEnvironment()
 
 
 def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
@@ -96,23 +80,13 @@ def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
     Raises:
         ValueError: later, where the task is played, for example by an evaluation.
     """
-    check_count(obs_size, "obs_size")
-    check_count(num_actions, "num_actions")
-    check_count(horizon, "horizon")
-    return Task(
-        name="offline",
-        env=_NO_ENVIRONMENT,
-        env_params=None,
-        horizon=horizon,
-        obs_size=obs_size,
-        num_actions=num_actions,
-        pi1_target=math.inf,
-        pi2_target=math.inf,
-    )
+    for name, size in {"obs_size": obs_size, "num_actions": num_actions, "horizon": horizon}.items():
+        check_count(size, name)
+    return Task("offline", _NoEnvironment, None, horizon, obs_size, num_actions, math.inf, math.inf)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"cartpole": cartpole, "acrobot": acrobot}
-"""The study's own tasks by their names. Each takes its horizon."""
+"""The study's own tasks. Each takes its horizon."""
 
 
 def task(name: str, horizon: int | None = None) -> Task:
@@ -121,6 +95,6 @@ def task(name: str, horizon: int | None = None) -> Task:
     horizon: its time limit; None: its own.
     """
     check_kind(name, str, "name")
-    if name in TASKS:
-        return TASKS[name]() if horizon is None else TASKS[name](horizon)
-    return from_gymnax(name, horizon=horizon)
+    if name not in TASKS:
+        return from_gymnax(name, horizon=horizon)
+    return TASKS[name]() if horizon is None else TASKS[name](horizon)

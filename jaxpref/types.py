@@ -1,10 +1,4 @@
-"""The data that stages hand to each other: a task, trajectories, preferences.
-
-Shapes are those of one trajectory or one dataset; `*batch` stands for the axes that the caller adds (episodes, pairs,
-seeds).
-"""
-
-from __future__ import annotations
+"""What stages hand to each other. `*batch` stands for the axes that the caller adds (episodes, pairs, seeds)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -17,10 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 Scalar = int | float | Float[Array, ""]
 """A hyperparameter: a Python number, or a traced array where vmap sweeps it."""
-
 Params = Any
-"""A pytree of arrays: a module's parameters."""
-
+"""A pytree of arrays."""
 Observation = Float[Array, "*batch O"]
 Config = TypeVar("Config")
 
@@ -29,25 +21,22 @@ Config = TypeVar("Config")
 class Task:
     """An environment of gymnax's interface, and what the study needs to know of it.
 
-    Environment parameters, targets and the range of returns are leaves, the rest is static. So a task can be an
-    argument of a jitted function, or a constant in it.
+    Environment parameters, targets and the range of returns are leaves, the rest is static.
 
     horizon:     steps after which an episode is cut off (truncated, not terminated).
-    obs_size:    numbers in an observation; policies, reward models and trajectories have one flat axis for them.
+    obs_size:    numbers in an observation, on one flat axis.
     pi1_target:  mean return at which REINFORCE keeps the good policy; None: `reinforce.train` finds one.
     pi2_target:  lower mean return, at which it keeps the less good policy; None likewise.
     return_range: (lowest, highest) return of an episode, the unit of an annotator's thresholds; None: unknown.
     stochastic:  False says that `step_env` ignores its key; then no keys are drawn for it.
-    potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study; None:
-        there is none.
+    potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
     shape_reward: whether REINFORCE learns from the shaped reward where its config leaves this to the task.
-    baseline:    obs -> hand-made baseline of the original study, read at the next observation; None: there is none.
+    baseline:    obs -> hand-made baseline of the original study, read at the next observation.
     obs_shape:   shape of an observation before it was made flat, which a convolution needs; None: [obs_size].
     observe:     the environment's observation -> one in scales that a network can learn from; None: as it is.
-    policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]), in place of
-        `networks.ActorCritic`. Its last, linear layers are named "policy" and "value": `init_policy` scales the one,
-        PPO resets the other.
-    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...], in place of `networks.RewardModel`.
+    policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]); None: `ActorCritic`.
+        Its last, linear layers are named "policy" and "value": `init_policy` scales the one, PPO resets the other.
+    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`.
     configs:     {trainer: {field: value}}, the numbers that this task needs and a trainer's defaults do not have.
     """
 
@@ -71,12 +60,8 @@ class Task:
     configs: Mapping[str, Mapping[str, Any]] = struct.field(pytree_node=False, default=FrozenDict())  # hashable
 
     def config(self, kind: type[Config], **changes: Any) -> Config:
-        """Return a trainer's default config with this task's own numbers, then `changes`.
-
-        `task.config(dpo.Config, num_updates=50)`.
-        """
-        trainer = kind.__module__.rpartition(".")[2]
-        return kind(**{**self.configs.get(trainer, {}), **changes})
+        """Return a trainer's default config with this task's own numbers, then `changes`."""
+        return kind(**{**self.configs.get(kind.__module__.rpartition(".")[2], {}), **changes})
 
 
 @struct.dataclass
@@ -85,12 +70,7 @@ class Trajectory:
 
     `mask` is True on the steps that were played and False after the end. Values beyond the mask never reach a result:
     select with `jnp.where(mask, ...)`. Rollouts leave zeros there.
-
-    obs:       observation before each step.
-    action:    action taken, int32.
-    reward:    the environment's own reward.
-    next_obs:  observation after each step; on the last step the true last observation, never a reset one.
-    mask:      True until and including the last step.
+    `next_obs` is the observation after each step; on the last step the true last observation, never a reset one.
     """
 
     obs: Float[Array, "*batch T O"]
@@ -103,8 +83,7 @@ class Trajectory:
 def zero_beyond_mask(trajectory: Trajectory) -> Trajectory:
     """Return the trajectory with zeros beyond its mask.
 
-    NaN there must not enter a network. A `where` after the network keeps the value clean, but the gradient of a NaN
-    that was not selected is still NaN.
+    NaN there must not enter a network: where a later `where` does not select it, the gradient is still NaN.
     """
 
     def select(leaf):
@@ -121,9 +100,8 @@ def true_return(trajectory: Trajectory) -> Float[Array, "*batch"]:
 
 @struct.dataclass
 class Preferences:
-    """N labelled pairs of trajectories.
+    """N labelled pairs of trajectories: the one that the annotator preferred, and the other one.
 
-    chosen, rejected:  the trajectory that the annotator preferred, and the other one.
     weight:  how much a pair counts in a loss, >= 0; 0 takes the pair out without changing a shape.
     prob:    the annotator's probability of this label, P(chosen preferred to rejected).
     target:  the probability of "chosen is preferred" that a loss learns: 1 for an answer; 0.5 for a tie, where the

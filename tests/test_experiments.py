@@ -34,7 +34,6 @@ from experiments.reporting import experiment
 from jaxpref import dpo, preferences, store
 from jaxpref.networks import ActorCritic, Network, RewardModel
 
-pytestmark = pytest.mark.usefixtures("optimised")  # the programs that it starts are
 ROOT = Path(__file__).parents[1]
 
 SEEDS, SIZES, REFERENCES = (3, 8, 5), (4, 8), ("pi1", "pi2")
@@ -402,7 +401,7 @@ def program(cache, out, method, *flags, stages=None):
     """An experiment as a program of its own, not started yet: its words, and options for `subprocess`."""
     words = [sys.executable, "-m", f"experiments.cartpole_{method}", *flags, "--out", str(out)]
     places = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAXPREF_STAGES": str(stages or cache / "stages")}
-    return words, {"cwd": ROOT, "env": os.environ | places}
+    return words, {"cwd": ROOT, "env": os.environ | places | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}}
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(dpo_run, cache, tmp_path):

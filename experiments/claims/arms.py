@@ -6,7 +6,6 @@ An arm's name is its method and what differs from the plain case: 200 pairs, ref
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,19 +13,16 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from experiments.claims.running import run_reported
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Stages
-from experiments.pipeline import functions, pipeline
+from experiments.pipeline import pipeline
 from experiments.pipeline.settings import Settings, StudyTask, default_settings, original_ppo
 from experiments.reporting import summary
 from jaxpref import annotators, dpo, online, reward_model
 from jaxpref.analysis import ranking
-from jaxpref.networks import Network, trajectory_kl
-from jaxpref.rollout import episodes
-from jaxpref.tasks import Task
 
 BATCH = 20
 """Seeds that run at the same time: their largest dataset fits in memory."""
@@ -137,7 +133,7 @@ def _informed(config: dpo.Config) -> dpo.Config:
 
 
 def result_of(arm: Arm, outcome: pipeline.Outcome) -> Result:
-    """Take an arm's numbers from the outcome of its settings. The distance of pi1 from pi2 is not among them."""
+    """Take an arm's numbers from the outcome of its settings."""
     row = next(row for row in outcome.rows if row.num_pairs == arm.num_pairs)
     numbers: Any = row.quality, row.score_per_step, row.true_return, row.kl
     quality, score_per_step, true_return, kl = numbers
@@ -146,22 +142,11 @@ def result_of(arm: Arm, outcome: pipeline.Outcome) -> Result:
     if arm.policy != "trained" or arm.settings.reward == "true":
         quality, score_per_step = jax.tree.map(lambda leaf: unknown, quality), unknown
     if arm.policy != "trained":
-        true_return, kl = outcome.returns[arm.policy], np.zeros_like(kl) if arm.policy == "pi2" else unknown
+        true_return, kl = outcome.returns[arm.policy], np.zeros_like(kl) if arm.policy == "pi2" else outcome.pi1_kl
         of_run = {}
     lost = ~summary.sound(summary.diverged(arm.settings, outcome), arm.settings.seeds, **of_run)
     labels: Any = outcome.labels
     return Result(true_return, kl, quality, score_per_step, labels.entropy, labels.best_accuracy, lost)
-
-
-def distance(task: Task, num_episodes: int, config: None, keys: functions.Keys, pi1: Network, pi2: Network) -> Array:
-    """Return KL(pi1 || pi2), mean over episodes of pi1, in nats per episode: a stage of one seed."""
-    return trajectory_kl(pi1, pi2, episodes(task, pi1, keys.evaluate, num_episodes)).mean()
-
-
-def _distance_of(settings: Settings, outcome: pipeline.Outcome, stages: Stages) -> Float[np.ndarray, " S"]:
-    part = functools.partial(distance, pipeline.task_of(settings), settings.eval_episodes)
-    stage, seeds = functools.partial(functions.with_keys, part), np.asarray(settings.seeds, np.uint32)
-    return stages.run("distance", stage, None, seeds, outcome.experts.pi1, outcome.experts.pi2).value
 
 
 def batches_of(seeds: Sequence[int]) -> list[tuple[int, ...]]:
@@ -193,6 +178,4 @@ def _run_batch(task: str, table: dict[str, Arm], seeds: tuple[int, ...], stages:
         outcome = run_reported(title, settings, stages, progress)
         for name in names:
             results[name] = result_of(dataclasses.replace(table[name], settings=settings), outcome)
-        if "pi1" in names:
-            results["pi1"] = dataclasses.replace(results["pi1"], kl=_distance_of(settings, outcome, stages))
     return results

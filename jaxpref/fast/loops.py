@@ -1,7 +1,5 @@
 """Loops that stay loops under vmap."""
 
-from __future__ import annotations
-
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 

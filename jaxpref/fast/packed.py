@@ -1,12 +1,9 @@
 """Sums over episodes of different lengths, without the cost of padding.
 
-Training on preferences sums log-probabilities, or rewards, over whole episodes, and needs the gradient of that sum. In
-the plain functions (`networks.trajectory_log_prob`, `networks.trajectory_reward`) most of the work is padding, and the
-activations of a minibatch do not fit a cache. Here episodes are cut into short rows once. Each sum runs over the rows
-that hold steps, a few hundred steps at a time, features first. Values and gradients are those of the plain functions.
+In `networks.trajectory_log_prob` and `networks.trajectory_reward` most of the work is padding, and the activations of a
+minibatch do not fit a cache. Here episodes are cut into short rows once. Each sum runs over the rows that hold steps, a
+few hundred steps at a time, features first. Values and gradients are those of the plain functions.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -53,10 +50,7 @@ def pack(trajectory: Trajectory) -> Rows:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`.
-
-    Differentiable in the network's parameters, in reverse mode.
-    """
+    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`. Only reverse mode."""
 
     def add_chunk(sums, steps, row_ids):
         return sums.at[row_ids].add(_row_sums(step_fn, network, steps), mode="drop")
@@ -106,23 +100,18 @@ def _over_live_rows(add_chunk, total, rows: Rows, index: Int[Array, " B"]):
         steps = jax.tree.map(lambda leaf: leaf.at[source[row_ids]].get(mode="fill", fill_value=0), flat)
         return start + CHUNK, add_chunk(total, steps, row_ids)
 
-    def remaining(carry):
-        return any_lane(carry[0] < live.sum())
-
-    return jax.lax.while_loop(remaining, body, (0, total))[1]
+    return jax.lax.while_loop(lambda carry: any_lane(carry[0] < live.sum()), body, (0, total))[1]
 
 
-def _torso(params: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
-    layer = params["torso"]
-    return jax.nn.relu(layer["kernel"].T @ inputs + layer["bias"][:, None])
+def _dense(layer: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
+    return layer["kernel"].T @ inputs + layer["bias"][:, None]
 
 
 def _log_prob(policy: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
     if type(policy.module) is not ActorCritic:
-        distribution, _ = apply_policy(policy, obs.T)
-        return distribution.log_prob(action)
-    head = policy.params["policy"]
-    log_probs = jax.nn.log_softmax(head["kernel"].T @ _torso(policy.params, obs) + head["bias"][:, None], axis=0)
+        return apply_policy(policy, obs.T)[0].log_prob(action)
+    features = jax.nn.relu(_dense(policy.params["torso"], obs))
+    log_probs = jax.nn.log_softmax(_dense(policy.params["policy"], features), axis=0)
     taken = action == jnp.arange(log_probs.shape[0])[:, None]
     return jnp.where(taken, log_probs, 0.0).sum(0)
 
@@ -130,14 +119,12 @@ def _log_prob(policy: Network, obs: Float[Array, "O M"], action: Array) -> Float
 def _reward(reward: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
     if type(reward.module) is not RewardModel:
         return apply_reward(reward, obs.T, action)
-    head = reward.params["reward"]
     one_hot = jnp.where(action == jnp.arange(reward.module.num_actions)[:, None], 1.0, 0.0)
-    features = _torso(reward.params, jnp.concatenate([obs, one_hot]))
-    return (head["kernel"].T @ features + head["bias"][:, None]).squeeze(0)
+    features = jax.nn.relu(_dense(reward.params["torso"], jnp.concatenate([obs, one_hot])))
+    return _dense(reward.params["reward"], features).squeeze(0)
 
 
 log_prob = functools.partial(sum_over_steps, _log_prob)
 """(policy, rows, index) -> [B]: `networks.trajectory_log_prob`."""
-
 reward = functools.partial(sum_over_steps, _reward)
 """(reward, rows, index) -> [B]: `networks.trajectory_reward`."""
