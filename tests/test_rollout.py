@@ -28,17 +28,17 @@ CLOCK = clock(shortest=1, longest=90, horizon=60)
 QUARTER = constant_policy(CLOCK, [0.25, 0.75])
 
 
+CARTPOLE = jaxpref.cartpole()
+
+
 @jax.jit
-def cartpole_step(task, obs, action):
+@jax.vmap
+def cartpole_step(obs, action):
     """One step from each observation: CartPole shows its whole state."""
-
-    def one(obs, action):
-        blank = task.env.reset_env(jax.random.key(0), task.env_params)[1]
-        state = blank.replace(x=obs[0], x_dot=obs[1], theta=obs[2], theta_dot=obs[3])
-        following, _, terminated = step(task, jax.random.key(0), EnvStep(obs, state), action)
-        return following.obs, terminated
-
-    return jax.vmap(one)(obs, action)
+    blank = CARTPOLE.env.reset_env(jax.random.key(0), CARTPOLE.env_params)[1]
+    state = blank.replace(x=obs[0], x_dot=obs[1], theta=obs[2], theta_dot=obs[3])
+    following, _, terminated = step(CARTPOLE, jax.random.key(0), EnvStep(obs, state), action)
+    return following.obs, terminated
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,13 @@ def clock_episodes():
 
 
 def test_an_episode_has_exactly_the_steps_that_were_played(clock_episodes):
-    """An episode of n steps is: times 0..n-1, one name, rewards 1..n, and zeros after them."""
+    """An episode of n steps is: times 0..n-1, one name, rewards 1..n, and zeros after them.
+
+    Lengths are U{1..90} cut off at 60, which has 31/90.
+    """
     lengths = clock_episodes.mask.sum(-1)
+    assert abs((lengths == 60).mean() - 31 / 90) < binomial_bound(31 / 90, 256)
+    assert abs((lengths <= 30).mean() - 30 / 90) < binomial_bound(30 / 90, 256)
     for i, n in enumerate(lengths):
         played = lane(clock_episodes, i)
         np.testing.assert_array_equal(played.mask, np.arange(60) < n)
@@ -60,17 +65,7 @@ def test_an_episode_has_exactly_the_steps_that_were_played(clock_episodes):
         np.testing.assert_array_equal(played.reward[:n], 1 + np.arange(n))
         assert len(set(played.obs[:n, 1]) | set(played.next_obs[:n, 1])) == 1
         np.testing.assert_array_equal(played.next_obs[: n - 1], played.obs[1:n])
-        for leaf in (played.obs, played.action, played.reward, played.next_obs):
-            assert not leaf[n:].any()
-
-
-def test_episode_lengths_are_those_of_the_environment_cut_off_at_the_horizon(clock_episodes):
-    """Lengths U{1..90} cut off at 60: each of 1..59 has probability 1/90, and 60 has 31/90."""
-    lengths = clock_episodes.mask.sum(-1)
-    assert lengths.min() >= 1
-    assert lengths.max() == 60
-    assert abs((lengths == 60).mean() - 31 / 90) < binomial_bound(31 / 90, 256)
-    assert abs((lengths <= 30).mean() - 30 / 90) < binomial_bound(30 / 90, 256)
+        assert not any(leaf[n:].any() for leaf in (played.obs, played.action, played.reward, played.next_obs))
 
 
 def test_actions_follow_probabilities_that_depend_on_the_observation():
@@ -105,9 +100,9 @@ def test_a_horizon_of_any_length_is_kept_to_the_step(horizon):
 
 def test_every_step_of_a_cartpole_episode_is_a_step_of_cartpole():
     """Also the last one: its next observation is where the pole fell, not the start of another episode."""
-    task = jaxpref.cartpole()
-    played = jax.tree.map(np.asarray, play(task, constant_policy(task, [0.5, 0.5]), jax.random.key(2), 64))
-    following, terminated = cartpole_step(task, played.obs[played.mask], played.action[played.mask])
+    policy = constant_policy(CARTPOLE, [0.5, 0.5])
+    played = jax.tree.map(np.asarray, play(CARTPOLE, policy, jax.random.key(2), 64))
+    following, terminated = cartpole_step(played.obs[played.mask], played.action[played.mask])
     np.testing.assert_allclose(played.next_obs[played.mask], following, atol=1e-6)
     # A random policy's pole falls well before step 200: the last step, and no other, is terminal.
     lengths = played.mask.sum(-1)
@@ -125,15 +120,17 @@ run_stream = jax.jit(stream, static_argnames="num_steps")
 
 def test_the_time_limit_truncates_a_stream():
     """A policy that never ends: done at every 200th step, never terminated."""
-    task = jaxpref.cartpole()
-    _, steps = run_stream(task, balancing_policy(task), start_stream(task, jax.random.key(6)), jax.random.key(7), 450)
+    policy, start = balancing_policy(CARTPOLE), start_stream(CARTPOLE, jax.random.key(6))
+    _, steps = run_stream(CARTPOLE, policy, start, jax.random.key(7), 450)
     assert not steps.terminated.any()
     np.testing.assert_array_equal(steps.done, np.arange(1, 451) % 200 == 0)
+    log_probs, _ = numpy_policy(policy, np.asarray(steps.obs, np.float64))
+    np.testing.assert_allclose(steps.log_prob, log_probs[np.arange(450), steps.action], atol=1e-5)
     # The observation at the limit is the true one, and the stream goes on from another one, a reset one.
     ends = np.flatnonzero(steps.done)
     inside = np.setdiff1d(np.arange(449), ends)
     np.testing.assert_array_equal(steps.next_obs[inside], steps.obs[inside + 1])
-    following, _ = cartpole_step(task, steps.obs, steps.action)
+    following, _ = cartpole_step(steps.obs, steps.action)
     np.testing.assert_allclose(steps.next_obs, following, atol=1e-6)
     assert np.abs(steps.obs[ends + 1]).max() <= 0.05
 
@@ -181,15 +178,6 @@ def test_a_stream_is_a_plain_loop_of_steps_and_resets():
     # The episode that ran on from the first stream into the second is there twice, no other is.
     assert len(names_seen) - len(set(names_seen)) == 1
     assert len(names_seen) > 15
-
-
-def test_a_streams_log_prob_is_the_policys_of_the_action_taken():
-    task = jaxpref.cartpole()
-    policy = jaxpref.init_policy(jax.random.key(11), task)
-    _, steps = run_stream(task, policy, start_stream(task, jax.random.key(12)), jax.random.key(13), 450)
-    log_probs, _ = numpy_policy(policy, np.asarray(steps.obs, np.float64))
-    expected = np.take_along_axis(log_probs, np.asarray(steps.action)[:, None], axis=1)[:, 0]
-    np.testing.assert_allclose(steps.log_prob, expected, atol=1e-5)
 
 
 # --- any_lane -----------------------------------------------------------------------------------------------------
