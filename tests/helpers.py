@@ -130,12 +130,6 @@ def constant_policy(task, probabilities):
     return linear_policy(task, np.zeros((task.obs_size, task.num_actions)), np.log(probabilities))
 
 
-def balancing_policy(task):
-    """A linear controller that keeps CartPole's pole up for as long as it is asked to: push towards the fall."""
-    push_right = 100 * np.array([0.1, 0.3, 3.0, 1.0])
-    return linear_policy(task, np.stack([-push_right, push_right], axis=1), [0, 0])
-
-
 @struct.dataclass
 class ClockState:
     time: jax.Array

@@ -1,7 +1,4 @@
-"""A wrong argument is named in one sentence, where a user enters the library. Training that diverges is found.
-
-The type checker of the other tests is off here: a user has none.
-"""
+"""A wrong argument is named in one sentence, where a user enters the library. Training that diverges is found."""
 
 from __future__ import annotations
 
@@ -23,8 +20,6 @@ from jaxpref import (
     annotators,
     checks,
     dpo,
-    evaluate,
-    networks,
     online,
     ppo,
     preferences,
@@ -32,11 +27,12 @@ from jaxpref import (
     reinforce,
     returns,
     reward_model,
-    sample_preferences,
 )
 from jaxpref.annotators import Label
-from jaxpref.divergence import LIMIT, WHAT, find_divergence, param_size
-from jaxpref.networks import Ensemble, Network, init_policy, init_reward
+from jaxpref.divergence import LIMIT, WHAT, find_divergence
+from jaxpref.networks import init_policy, init_reward
+from jaxpref.preferences import sample_preferences
+from jaxpref.rollout import evaluate
 from jaxpref.types import Scalar
 
 KEY = jax.random.key(0)
@@ -44,6 +40,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(autouse=True)
 def without_type_checker():
+    """A user has none."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
@@ -56,7 +53,6 @@ POLICY, REWARD = init_policy(KEY, LEVER), init_reward(KEY, LEVER)
 CARTPOLE = init_policy(KEY, jaxpref.cartpole())
 RNG = np.random.default_rng(0)
 PAIRS = random_preferences(RNG, 4, LEVER.horizon, obs_size=1)
-EPISODES = random_trajectories(RNG, [3, 10, 5, 1], LEVER.horizon, obs_size=1)
 LONGER = random_trajectories(RNG, [3, 12, 5, 1], 12, obs_size=1)
 N, N1 = jnp.ones(4), jnp.ones((4, 1))
 DPO, PPO, REWARD_MODEL = dpo.Config(), ppo.Config(), reward_model.Config()
@@ -65,10 +61,6 @@ THREE = dataclasses.replace(LEVER, num_actions=3)
 
 def train_dpo(pairs=PAIRS, init=POLICY, **changes):
     return dpo.train(LEVER, DPO.replace(**changes), KEY, pairs, init, POLICY)
-
-
-def fit_reward(pairs):
-    return reward_model.train(LEVER, REWARD_MODEL, KEY, pairs)
 
 
 def label(annotator):
@@ -91,14 +83,11 @@ REFUSED = [
     (lambda: train_dpo(init=REWARD), "init_params, of module RewardModel, does not fit"),
     (lambda: ppo.train(LEVER, PPO, KEY, POLICY, POLICY, init_reward(KEY, THREE)), "is of 3 actions"),
     # preferences and trajectories
-    (lambda: fit_reward(random_preferences(RNG, 4, 10)), "preferences must have observations of 1 numbers, as task"),
-    (
-        lambda: train_dpo(preferences.take(PAIRS, 0)),
-        r"preferences.chosen.mask must have the shape \[N, T\], got \[10\]",
-    ),
+    (lambda: train_dpo(random_preferences(RNG, 4, 10)), "preferences must have observations of 1 numbers, as task"),
+    (lambda: train_dpo(preferences.take(PAIRS, 0)), r"preferences.chosen.mask must have the shape \[N, T\], got"),
     (lambda: train_dpo(preferences.take(PAIRS, slice(0))), "the number of preferences must be at least 1"),
     (lambda: train_dpo(PAIRS.replace(rejected=LONGER)), "must have the same shape"),
-    (lambda: fit_reward(PAIRS.replace(weight=N1)), r"preferences.weight must have the shape \[4\], got \[4, 1\]"),
+    (lambda: train_dpo(PAIRS.replace(weight=N1)), r"preferences.weight must have the shape \[4\], got \[4, 1\]"),
     (lambda: label(lambda key, first, second: Label(first > second, 1.0, 1.0)), r"whose first_preferred.*bool\[10\]"),
     (lambda: label(REVERSED), r"return_range must be \(lowest, highest\), got \(5.0, 1.0\)"),
     # arrays that would be broadcast
@@ -118,11 +107,6 @@ def test_a_wrong_argument_is_named_in_one_sentence(call, message):
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_an_ensemble_is_a_reward_model():
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), REWARD.params)
-    networks.check_reward(LEVER, Network(Ensemble(REWARD.module), stacked))
 
 
 @settings(deadline=None, max_examples=25)
@@ -169,7 +153,6 @@ def test_only_floats_are_leaves():
     ("changes", "expected"),
     [
         ({}, []),
-        ({"rate": 0, "scale": np.float32(3), "maybe": False, "flag": np.bool_(False)}, []),
         ({"rate": jnp.float32(7)}, []),  # nobody looks at the values of arrays
         ({"rate": 1.5}, [("rate", "must be between 0 and 1, got 1.5")]),
         ({"rate": float("nan")}, [("rate", "must be a finite float32, got nan")]),
@@ -177,7 +160,6 @@ def test_only_floats_are_leaves():
         ({"scale": np.ones(3)}, [("scale", "must be one number, got [3] of them: use jax.vmap to sweep them")]),
         ({"steps": 0, "kind": "c"}, [("steps", "must be at least 1, got 0"), ("kind", "must be one of a, b, got 'c'")]),
         ({"steps": 2.0}, [("steps", "must be a whole number, got 2.0")]),
-        ({"kind": len}, [("kind", f"must be one of a, b, got {len!r}")]),
         ({"flag": 1}, [("flag", "must be True or False, got 1")]),
         ({"maybe": "no"}, [("maybe", "must be True, False or None, got 'no'")]),
         ({"steps": 30}, [("steps", "must be at most 10 * scale")]),
@@ -216,24 +198,16 @@ def test_a_config_is_swept_by_vmap():
     [
         ([1, 2, 3], [1, 1, 1], 1, 3, (0, "nothing")),
         ([1, np.nan, 3], [1, 1, 1], 1, 3, (2, "loss")),
-        ([1, -np.inf, np.nan], [1, 1, 1], 1, 3, (2, "loss")),
         ([1, 2, 3], [1, 1, 1], np.nan, 3, (3, "parameters")),
         ([1, 2, 3], [1, 2 * LIMIT, 1], 1, 3, (1, "parameters")),  # before the second update is after the first
-        ([1, 2, np.nan], [1, 1, 2 * LIMIT], np.nan, 3, (2, "parameters")),
         ([np.nan, 2, 3], [1, np.nan, 1], 1, 3, (1, "loss")),
         ([1, np.nan, np.nan], [1, np.nan, np.nan], 1, 1, (0, "nothing")),  # NaN after the last update
-        ([1, np.nan, np.nan], [1, np.nan, np.nan], -np.inf, 1, (1, "parameters")),
     ],
 )
 def test_the_first_update_that_diverged_hand_worked(loss, size, last, num_updates, expected):
     loss, size = jnp.array(loss, jnp.float32), jnp.array(size, jnp.float32)
     found = find_divergence(loss, size, {"a": jnp.zeros(2), "b": jnp.array([[0.5, last]])}, num_updates)
     assert (int(found.update), WHAT[int(found.what)]) == expected
-
-
-def test_the_size_of_parameters_is_that_of_the_largest():
-    assert param_size({"a": jnp.array([1.0, -3.0]), "b": jnp.array(2.0)}) == 3
-    assert np.isnan(param_size({"a": jnp.array([1.0, np.nan]), "b": jnp.array(2.0)}))
 
 
 SIGNER, SIGN_PAIRS = init_policy(KEY, SIGN), random_preferences(RNG, 8, SIGN.horizon, obs_size=1)

