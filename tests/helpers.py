@@ -15,7 +15,7 @@ play = jax.jit(episodes, static_argnums=3)
 
 
 def assert_same_bytes(one, other):
-    """Every leaf of both trees is equal bit for bit (NaN equals NaN)."""
+    """Bit for bit; NaN equals NaN."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for (path, x), y in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -82,10 +82,8 @@ def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2):
 
 def random_preferences(rng, num_pairs, horizon, obs_size=4, num_actions=2):
     """Pairs of random trajectories of random lengths."""
-    sides = [
-        random_trajectories(rng, rng.integers(1, horizon + 1, num_pairs), horizon, obs_size, num_actions)
-        for _ in range(2)
-    ]
+    lengths = (rng.integers(1, horizon + 1, num_pairs) for _ in range(2))
+    sides = [random_trajectories(rng, each, horizon, obs_size, num_actions) for each in lengths]
     return Preferences(*sides, weight=jnp.ones(num_pairs), prob=jnp.full(num_pairs, 0.5))
 
 
@@ -108,10 +106,7 @@ def spoil_pairs(preferences):
 
 
 def linear_policy(task, weights, bias):
-    """ActorCritic with logits = weights^T obs + bias, exactly: w.x = relu(w.x) - relu(-w.x). Its value is zero.
-
-    weights: [O, A]; bias: [A].
-    """
+    """ActorCritic with logits = weights^T obs + bias, exactly: w.x = relu(w.x) - relu(-w.x). Its value is zero."""
     weights = np.asarray(weights, np.float32)
     torso, head = np.zeros((task.obs_size, 32), np.float32), np.zeros((32, task.num_actions), np.float32)
     for a in range(task.num_actions):

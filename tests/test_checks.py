@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,13 @@ def without_type_checker():
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
-
 POLICY, REWARD = init_policy(KEY, LEVER), init_reward(KEY, LEVER)
 CARTPOLE = init_policy(KEY, jaxpref.cartpole())
 RNG = np.random.default_rng(0)
 PAIRS = random_preferences(RNG, 4, LEVER.horizon, obs_size=1)
 LONGER = random_trajectories(RNG, [3, 12, 5, 1], 12, obs_size=1)
 N, N1 = jnp.ones(4), jnp.ones((4, 1))
-DPO, PPO, REWARD_MODEL = dpo.Config(), ppo.Config(), reward_model.Config()
+DPO, PPO, REWARD_MODEL = dpo.Config(), ppo.Config(eval_episodes=1), reward_model.Config()
 THREE = dataclasses.replace(LEVER, num_actions=3)
 
 
@@ -127,9 +126,6 @@ def test_a_trajectory_is_accepted_if_and_only_if_its_fields_fit(field, shape, dt
             checks.check_trajectory(changed, num_axes=1)
 
 
-# --- configs ----------------------------------------------------------------------------------------------------------
-
-
 @struct.dataclass
 class Config:
     rate: Scalar = checks.setting(0.5, low=0, high=1)
@@ -170,11 +166,8 @@ def test_problems_of_a_config(changes, expected):
     config = Config().replace(**changes)
     assert list(checks.problems(config)) == expected
     if expected:
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
+        with pytest.raises(ValueError, match=re.escape(f"test_checks.Config: {' '.join(expected[0])}")):
             checks.check_config(config, Config)
-        assert str(caught.value) == f"test_checks.Config: {' '.join(expected[0])}"
-    else:
-        checks.check_config(config, Config)
 
 
 @pytest.mark.parametrize("leaf", [None, "0.1", np.ones(3), jax.ShapeDtypeStruct((), np.float32)])
@@ -188,9 +181,6 @@ def test_a_config_is_swept_by_vmap():
     axes = jax.tree.map(lambda _: None, DPO).replace(beta=0)
     swept = jax.vmap(lambda config: checks.check_config(config, dpo.Config) or config.beta, in_axes=(axes,))
     np.testing.assert_array_equal(swept(DPO.replace(beta=jnp.arange(1.0, 4.0))), [1, 2, 3])
-
-
-# --- divergence -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,10 +204,7 @@ SIGNER, SIGN_PAIRS = init_policy(KEY, SIGN), random_preferences(RNG, 8, SIGN.hor
 QUICK = {
     dpo: (dpo.Config(num_updates=4, eval_every=4, eval_episodes=0), SIGN_PAIRS, SIGNER, SIGNER),
     reward_model: (reward_model.Config(num_updates=4), SIGN_PAIRS),
-    ppo: (
-        ppo.Config(num_updates=2, eval_every=2, eval_episodes=1, num_envs=2, num_steps=8),
-        *(SIGNER, SIGNER, sign_reward()),
-    ),
+    ppo: (PPO.replace(num_updates=2, eval_every=2, num_envs=2, num_steps=8), SIGNER, SIGNER, sign_reward()),
     reinforce: (reinforce.Config(num_updates=3, episodes_per_update=2),),
 }
 """{trainer: (config, *what follows the key)}."""

@@ -17,9 +17,7 @@ T = 12
 
 def numpy_gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
     """The definition, A_t = sum_k (gamma lambda)^k delta_{t+k} up to the end of t's episode, summed forwards."""
-    delta = [
-        r + (0 if end else gamma * nv) - v for r, v, nv, end in zip(reward, value, next_value, terminated, strict=True)
-    ]
+    delta = reward + gamma * np.where(terminated, 0, next_value) - value
     advantage = np.zeros(len(reward))
     for t in range(len(reward)):
         for k in range(t, len(reward)):

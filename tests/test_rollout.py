@@ -28,9 +28,6 @@ def clock_episodes():
     return jax.tree.map(np.asarray, play(CLOCK, QUARTER, jax.random.key(1), 256))
 
 
-# --- episodes ---------------------------------------------------------------------------------------------------------
-
-
 def test_an_episode_has_exactly_the_steps_that_were_played(clock_episodes):
     """An episode of n steps is: times 0..n-1, one name, rewards 1..n, and zeros after them.
 
@@ -80,59 +77,25 @@ def test_a_horizon_of_any_length_is_kept_to_the_step(horizon):
     np.testing.assert_array_equal(played.reward.sum(-1), [n * (n + 1) / 2] * 2)
 
 
-# --- the stream ---------------------------------------------------------------------------------------------------
-
-
 run_stream = jax.jit(stream, static_argnames="num_steps")
 
 
-def python_stream(steps, length_of, horizon, time, name):
-    """What a stream of `Clock` must look like, in a plain loop: (obs time, obs name, terminated, done) of each step.
-
-    Names and lengths come from the resets, whose outcome is read off the first step of each episode.
-    """
-    rows = []
-    for t in range(len(steps.action)):
-        if time == 0:
-            name = steps.obs[t, 1]
-        rows.append((time, name, time + 1 >= length_of(name), time + 1 >= min(length_of(name), horizon)))
-        time = 0 if rows[-1][-1] else time + 1
-    return [np.array(column) for column in zip(*rows, strict=True)], time, name
-
-
-def test_a_stream_is_a_plain_loop_of_steps_and_resets():
-    """Two streams of 400 steps, the second where the first stopped: episode after episode, none begun twice."""
-    state = start_stream(CLOCK, jax.random.key(8))
-    time, name, lengths, names_seen = 0, None, {}, []
-    for call in range(2):
-        state_before = state
-        state, steps = run_stream(CLOCK, QUARTER, state, jax.random.key(9 + call), num_steps=400)
-        steps = jax.tree.map(np.asarray, steps)
-        # How long episodes last: the environment knows it of those that run at the start and at the end. Of the others,
-        # the step that terminates them shows it.
-        lengths[float(steps.obs[0, 1])] = int(state_before[0].state.length)
-        lengths[float(state[0].obs[1])] = int(state[0].state.length)
-        for t in np.flatnonzero(steps.done):
-            lengths.setdefault(float(steps.obs[t, 1]), int(steps.next_obs[t, 0]) if steps.terminated[t] else 10**6)
-        (times, names, terminated, done), time, name = python_stream(
-            steps, lambda name: lengths[float(name)], CLOCK.horizon, time, name
-        )
-        np.testing.assert_array_equal(steps.obs[:, 0], times)
-        np.testing.assert_array_equal(steps.obs[:, 1], names)
-        np.testing.assert_array_equal(steps.next_obs[:, 0], times + 1)
-        np.testing.assert_array_equal(steps.next_obs[:, 1], names)
-        np.testing.assert_array_equal(steps.reward, times + 1)
-        np.testing.assert_array_equal(steps.terminated, terminated)
-        np.testing.assert_array_equal(steps.done, done)
-        np.testing.assert_allclose(steps.log_prob, np.log([0.25, 0.75])[steps.action], rtol=1e-5)
-        assert (state[1], state[0].obs[0]) == (time, time)
-        names_seen += list(dict.fromkeys(names))
-    # The episode that ran on from the first stream into the second is there twice, no other is.
-    assert len(names_seen) - len(set(names_seen)) == 1
-    assert len(names_seen) > 15
-
-
-# --- any_lane -----------------------------------------------------------------------------------------------------
+def test_a_stream_is_episode_after_episode():
+    """Two streams of 400 steps, the second where the first stopped. Time and name say what must come next."""
+    state, parts = start_stream(CLOCK, jax.random.key(8)), []
+    for seed in (9, 10):
+        state, steps = run_stream(CLOCK, QUARTER, state, jax.random.key(seed), num_steps=400)
+        parts.append(steps)
+    steps = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    time, name, done = steps.obs[:, 0], steps.obs[:, 1], steps.done
+    np.testing.assert_array_equal(time[1:], np.where(done[:-1], 0, time[:-1] + 1))
+    np.testing.assert_array_equal(name[1:] == name[:-1], ~done[:-1])
+    assert len(set(name)) == 1 + done[:-1].sum() > 15
+    np.testing.assert_array_equal(steps.next_obs[:, :2], np.stack([time + 1, name], axis=1))
+    np.testing.assert_array_equal(steps.reward, time + 1)
+    np.testing.assert_array_equal(done, steps.terminated | (time + 1 == 60))
+    assert 0 < steps.terminated.sum() < done.sum()
+    np.testing.assert_allclose(steps.log_prob, np.log([0.25, 0.75])[steps.action], rtol=1e-5)
 
 
 def collatz(start):
@@ -151,7 +114,5 @@ def test_a_lane_of_a_vmapped_loop_ends_as_it_does_alone():
     """27 takes 111 steps, 1 none: each lane counts its own, whatever runs beside it, under one vmap and under two."""
     starts = jnp.array([1, 27, 6, 9, 97, 2])
     np.testing.assert_array_equal(jax.jit(jax.vmap(collatz))(starts), [0, 111, 8, 19, 118, 1])
-    np.testing.assert_array_equal(
-        jax.jit(jax.vmap(jax.vmap(collatz)))(starts.reshape(2, 3)), [[0, 111, 8], [19, 118, 1]]
-    )
-    assert int(jax.jit(collatz)(27)) == 111
+    twice = jax.jit(jax.vmap(jax.vmap(collatz)))(starts.reshape(2, 3))
+    np.testing.assert_array_equal(twice, [[0, 111, 8], [19, 118, 1]])
