@@ -14,7 +14,7 @@ from typing import get_args
 from experiments.harness.cli import given
 from experiments.harness.errors import exit_codes
 from experiments.pipeline.command import parse
-from experiments.pipeline.settings import Settings, StudyTask
+from experiments.pipeline.settings import Method, Settings, StudyTask
 from experiments.reporting.experiment import run_all
 
 
@@ -29,7 +29,7 @@ def settings_of(argv: list[str]) -> list[Settings]:
     return [dataclasses.replace(run, out=Path(out) / run.out.name) if out else run for run in runs]
 
 
-METHODS = ("dpo", "rlhf")
+METHODS: tuple[Method, ...] = ("dpo", "rlhf")
 
 if __name__ == "__main__":
     with exit_codes():

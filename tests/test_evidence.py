@@ -40,7 +40,7 @@ def made_up_outcome(settings, returns, lost=()):
     experts = types.SimpleNamespace(divergence=sound)
     labels = functions.Labels(zeros + 0.6, zeros + 0.7, zeros + 0.8)
     returns = {"pi1": zeros + 190, "pi2": zeros + 95}
-    return pipeline.Outcome(experts, returns, zeros + 2, rows, labels, None)
+    return pipeline.Outcome(experts, returns, zeros + 2.5, rows, labels, None)
 
 
 def result_of(returns, **others):
@@ -164,7 +164,6 @@ def run_program(module, words, folder, outcome_of):
     """Run a script's main with made-up outcomes; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run", outcome_of)
-        patch.setattr(arms, "_distance_of", lambda settings, outcome, stages: np.full(len(settings.seeds), 2.5))
         patch.setattr(running, "set_up_jax", lambda devices: None)
         patch.setattr(memo, "FOLDER", folder / "memo")
         patch.setattr("sys.argv", ["program", *words, "--out", str(folder)])

@@ -24,7 +24,7 @@ def _library_types(info: Any) -> PrimitiveConstructorSpec | None:
             return PrimitiveConstructorSpec(
                 nargs=1,
                 metavar=metavar,
-                instance_from_str=lambda words, kind=kind: kind(words[0]),
+                instance_from_str=lambda words, kind=kind: kind(words[0]),  # type: ignore[misc]
                 is_instance=lambda value: isinstance(value, int | float | str),
                 str_from_instance=lambda value: [str(value)],
             )

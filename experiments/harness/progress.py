@@ -115,7 +115,7 @@ class Progress:
 
 def mean_return(result: Any) -> float | None:
     """Mean true return at the end of training, over all runs of a stage; None if the stage has none."""
-    metrics = getattr(result, "metrics", None)
+    metrics: Any = getattr(result, "metrics", None)
     if getattr(metrics, "true_return", None) is not None:
         returns = metrics.true_return[..., -1:]
     elif hasattr(metrics, "score"):  # NaN after training ended

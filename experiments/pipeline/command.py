@@ -13,7 +13,7 @@ import tyro
 
 from experiments.harness import cli
 from experiments.harness.errors import UsageError
-from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, flag, preset_of
+from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, flag
 from jaxpref import checks
 
 CONFIGS = ("annotator", "reinforce", "dpo", "reward_model", "ppo", "online")
@@ -55,7 +55,7 @@ def check(settings: Settings) -> None:
 def check_unused(settings: Settings) -> None:
     """Raise UsageError for a flag that the method does not read."""
     unused = set.union(*USED.values()) - USED[settings.method]
-    for name in changes(settings, preset_of(settings)):
+    for name in changes(settings, settings.defaults):
         if name.partition(".")[0] in unused:
             raise UsageError(f"--{name} has no effect on {settings.method}")
 
@@ -72,9 +72,9 @@ def _problems(settings: Settings) -> Iterator[str]:
     for name in ("", *CONFIGS):
         for field, message in checks.problems(getattr(settings, name) if name else settings):
             yield f"--{flag(name)}{'.' if name else ''}{flag(field)} {message}"
-    low, high = settings.return_range or (0.0, 1.0)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        yield f"--return-range must be LOWEST HIGHEST, got {low} {high}"
+    lowest, highest = settings.return_range or (0.0, 1.0)
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+        yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"
     yield from _conflicts(settings)
 
 

@@ -1,14 +1,11 @@
-"""The stages of the pipeline, each a pure function of one seed: `function(setup, config, keys, *inputs)`.
-
-P is the number of dataset sizes, which one program trains on.
-"""
+"""The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +80,7 @@ class Fitted:
 
 @struct.dataclass
 class Labels:
-    """The held-out labels: their entropy, and the share that a score could at best rank as labelled, or the better of
-    "longer" and "shorter" right.
-    """
+    """The held-out labels; see the functions of `ranking`."""
 
     entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
@@ -223,14 +218,16 @@ def train_online(
     """
     annotator, rounds, *trainers = configs
     ref_params, teacher = _reference(experts, reference), annotators.teacher_of(setup.task, annotator)
-    args = keys.train, teacher, *setup.sizes, experts.pi2, ref_params
+    (num_pairs,) = setup.sizes
+    args = keys.train, teacher, num_pairs, experts.pi2, ref_params
     if len(trainers) == 1:
         (config,) = trainers
         result = online.train_dpo(setup.task, rounds, config, *args)
         score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
     else:
-        result = online.train_rlhf(setup.task, rounds, *trainers, *args)
-        score = functools.partial(trajectory_reward, result.reward_params)
+        fit_config, ppo_config = trainers
+        result = online.train_rlhf(setup.task, rounds, fit_config, ppo_config, *args)
+        score = functools.partial(trajectory_reward, cast(Network, result.reward_params))
     metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
     trained = Trained(result.params, metrics, divergence, _judge(setup, score, pairs), result.reward_params)
     return jax.tree.map(lambda leaf: leaf[None], trained)
@@ -277,10 +274,10 @@ def evaluate(
     runs = jax.tree.map(lambda leaf: leaf[2:], (policies, played)), ref_params, _rewards(trained, fitted, setup)
     learned, kl = jax.lax.map(measure, runs)
     pi1_kl = trajectory_kl(experts.pi1, experts.pi2, jax.tree.map(lambda leaf: leaf[0], played)).mean()
-    by_row = [each.reshape(num_references, num_sizes) for each in (returns[2:], learned, kl)]
+    true_return, learned, kl = (each.reshape(num_references, num_sizes) for each in (returns[2:], learned, kl))
     _, heldout = preferences.split(pairs, setup.num_heldout)
     of_labels = ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout)
-    return Evaluation(returns[:2], pi1_kl, *by_row, Labels(*of_labels))
+    return Evaluation(returns[:2], pi1_kl, true_return, learned, kl, Labels(*of_labels))
 
 
 def _rewards(trained: tuple[Trained, ...], fitted: tuple[Fitted, ...], setup: Setup) -> Network | None:

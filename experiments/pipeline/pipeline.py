@@ -160,7 +160,7 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
         if row.reward is not None and row.reward.metrics is not None:
             log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
     for row in rows:
-        log(trainer_name(settings), row.metrics, reference=row.reference, num_pairs=row.num_pairs)
+        log(settings.trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
     returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
     kept_pairs = pairs.value if settings.save_preferences else None
     return Outcome(experts.value, returns, evaluation.value.pi1_kl, rows, evaluation.value.labels, kept_pairs)
@@ -171,16 +171,12 @@ Groups = tuple[tuple[Lazy, ...], tuple[Lazy, ...]]
 """What was trained [S, R, P] and the reward models [S, P], a stage for each group of dataset sizes."""
 
 
-def trainer_name(settings: Settings) -> str:
-    """Return the name of the stage that trains policies."""
-    return "ppo" if settings.method == "rlhf" else settings.method
-
-
 def _train(settings: Settings, setup: functions.Setup, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
     trained, fitted = [], []
     for sizes in settings.size_groups:
         detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
-        setup, config, data = setup._replace(sizes=sizes), settings.dpo, pairs
+        config: Any = settings.dpo
+        setup, data = setup._replace(sizes=sizes), pairs
         function: Callable = functools.partial(functions.train_dpo, setup)
         lanes = {"dpo": 2, "rlhf": 8}.get(settings.method, 1)
         if settings.method == "rlhf":
@@ -198,7 +194,7 @@ def _train(settings: Settings, setup: functions.Setup, stage: Callable, experts:
             config = settings.annotator, settings.online, *trainers
             function = functools.partial(functions.train_online, setup)
         options = {"lanes": lanes, "variants": np.array(setup.references, np.int32)}
-        trained.append(stage(f"{trainer_name(settings)}{detail}", function, config, experts, data, **options))
+        trained.append(stage(f"{settings.trainer}{detail}", function, config, experts, data, **options))
     return tuple(trained), tuple(fitted)
 
 

@@ -93,6 +93,16 @@ class Settings:
         return f"{self.task}-{self.method}"
 
     @property
+    def defaults(self) -> Settings:
+        """The settings that these started from."""
+        return PRESETS[self.preset](self.task, self.method)
+
+    @property
+    def trainer(self) -> str:
+        """Name of the stage that trains policies."""
+        return "ppo" if self.method == "rlhf" else self.method
+
+    @property
     def size_groups(self) -> list[tuple[int, ...]]:
         """Dataset sizes that one program trains on. In epochs, full batches and rounds each size has its own cost."""
         if self.method.startswith("online"):
@@ -185,11 +195,6 @@ def original_ppo() -> ppo.Config:
 PRESETS = {"default": default_settings, "original": original_settings}
 
 
-def preset_of(settings: Settings) -> Settings:
-    """The defaults that `settings` started from."""
-    return PRESETS[settings.preset](settings.task, settings.method)
-
-
 def flag(name: str) -> str:
     """Return a setting's name on the command line."""
     return name.replace("_", "-")
@@ -236,7 +241,7 @@ def to_flags(settings: Settings) -> list[str]:
     words = [f"--task={settings.task}", f"--method={settings.method}"]
     if settings.preset != "default":
         words.append(f"--preset={settings.preset}")
-    for name, (value, _) in changes(settings, preset_of(settings)).items():
+    for name, (value, _) in changes(settings, settings.defaults).items():
         if isinstance(value, bool):
             group, _, last = name.rpartition(".")
             words.append(f"--{name}" if value else f"--{group}{'.' if group else ''}no-{last}")

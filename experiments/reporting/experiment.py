@@ -42,7 +42,10 @@ def run_all(runs: Sequence[Settings]) -> None:
     devices.set_up_jax(first.devices)
     if first.processes != 1:
         devices.join_processes(first.coordinator, first.processes, first.process)
-    tasks = [_task(settings) for settings in runs]  # a wrong one leaves no folder behind
+    try:
+        tasks = [pipeline.task_of(settings) for settings in runs]  # a wrong one leaves no folder behind
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     console, all_well, start = Console(quiet=not devices.is_first()), True, START
     with contextlib.ExitStack() as held:
         if devices.is_first():
@@ -56,13 +59,6 @@ def run_all(runs: Sequence[Settings]) -> None:
         console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
     if not all_well:
         raise SystemExit(DIVERGED)
-
-
-def _task(settings: Settings) -> Task:
-    try:
-        return pipeline.task_of(settings)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
