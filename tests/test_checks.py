@@ -62,10 +62,7 @@ def train_dpo(pairs=PAIRS, init=POLICY, **changes):
     return dpo.train(LEVER, DPO.replace(**changes), KEY, pairs, init, POLICY)
 
 
-def label(annotator):
-    return preferences.label_pairs(KEY, PAIRS.chosen, PAIRS.rejected, annotator)
-
-
+label = functools.partial(preferences.label_pairs, KEY, PAIRS.chosen, PAIRS.rejected)
 SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), POLICY)
 REVERSED = functools.partial(annotators.undecided, threshold=0.1, return_range=(5.0, 1.0))
 REFUSED = [

@@ -105,5 +105,4 @@ def test_pack_puts_every_step_in_its_place():
         row, place = divmod(t, 25)
         np.testing.assert_array_equal(rows.obs[:, row, :, place], trajectories.obs[:, t])
         np.testing.assert_array_equal(rows.action[:, row, place], trajectories.action[:, t])
-        np.testing.assert_array_equal(rows.mask[:, row, place], trajectories.mask[:, t])
     assert int(rows.mask.sum()) == 60 + 30
