@@ -15,7 +15,6 @@ from rich.markdown import Markdown
 
 from experiments import START
 from experiments.claims import claims, figures, page
-from experiments.claims.arms import arms
 from experiments.claims.running import opened, run_arms
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
@@ -43,7 +42,7 @@ def main() -> None:
     chosen = [claim for claim in claims.CLAIMS if claim.name in settings.claims]
     names = dict.fromkeys(["pi1", "pi2", *(name for claim in chosen for name in claim.arms)])
     with opened(out, settings.devices) as (run, console):
-        tables = {task: run_arms(task, arms(task, names), seeds, run) for task in settings.tasks}
+        tables = {task: run_arms(task, names, seeds, run) for task in settings.tasks}
     summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}
     figures.draw_evidence(chosen, summary["arms"], out)
     text = page.page(chosen, summary)

@@ -6,7 +6,6 @@ An arm's name is its method and what differs from the plain case: 200 pairs, ref
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, NamedTuple, get_args
 
 from experiments.pipeline.settings import Method, Settings, StudyTask, default_settings, original_ppo
@@ -69,14 +68,3 @@ def arm(task: StudyTask, name: str) -> Arm:
     settings = dataclasses.replace(default_settings(task, method), **changes)
     size = name.rpartition("-")[2]
     return Arm(settings, name[:3] if name.startswith("pi") else "trained", int(size) if size.isdigit() else 200)
-
-
-def arms(task: StudyTask, names: Iterable[str]) -> dict[str, Arm]:
-    """Return arms by their names. Arms with the same pairs follow each other: their pairs are played once."""
-    table = {name: arm(task, name) for name in names}
-
-    def pairs(name: str) -> str:
-        settings = table[name].settings
-        return repr((settings.annotator, settings.num_pairs, settings))
-
-    return {name: table[name] for name in sorted(table, key=pairs)}

@@ -35,7 +35,9 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
     figure.set_size_inches(5.0 * len(arms) + 1.2, 0.27 * len(claim.arms) + 1.5)
     colours = [next(COLOURS[start] for start in COLOURS if name.startswith(start)) for name in claim.arms]
     for axes, (task, entries) in zip(axes_of[0], arms.items(), strict=True):
-        centres, intervals = ([entries[name][key] for name in claim.arms] for key in ("iqm", "ci95"))
+        centres, intervals = zip(
+            *((entries[name]["iqm"], tuple(entries[name]["ci95"])) for name in claim.arms), strict=True
+        )
         plots.intervals(axes, claim.arms, centres, intervals, colours)
         for policy, line in (("pi2", ":"), ("pi1", "--")):
             axes.axvline(entries[policy]["iqm"], color=plots.GREY, linestyle=line, linewidth=1.0, zorder=0)

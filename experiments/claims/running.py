@@ -6,21 +6,22 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from experiments.claims.arms import Arm
+from experiments.claims.arms import Arm, arm
 from experiments.harness.devices import set_up_jax
 from experiments.harness.folder import locked
 from experiments.harness.memo import Memo
 from experiments.harness.progress import Done, Progress
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
-from experiments.pipeline.settings import Settings
+from experiments.pipeline.settings import Settings, StudyTask
 from experiments.reporting.summary import diverged, mean_or_none, sound
 
 BATCH = 20
@@ -51,30 +52,30 @@ def _run(stages: Stages, progress: Progress, title: str, settings: Settings) -> 
     return outcome
 
 
-def run_arms(task: str, arms: dict[str, Arm], seeds: range, run: Run) -> Table:
-    """Run arms on all seeds.
-
-    All arms run on one batch of seeds before the next batch starts, so that its pairs stay in memory. Arms that follow
-    each other with the same settings are one run of the pipeline.
-    """
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+def run_arms(task: StudyTask, names: Iterable[str], seeds: range, run: Run) -> Table:
+    """Run arms on all seeds, one batch of seeds after another. Arms with the same settings are one run."""
+    arms = {name: arm(task, name) for name in names}
+    # Arms with the same pairs follow each other, so that pairs stay in memory.
+    parts = operator.attrgetter("settings.annotator", "settings.num_pairs", "settings")
+    ordered = sorted(arms, key=lambda name: repr(parts(arms[name])))
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
-        for settings, group in itertools.groupby(arms, lambda name: arms[name].settings):
-            names, settings = list(group), dataclasses.replace(settings, seeds=tuple(batch))
-            outcome = run(f"{task} {', '.join(names)}, seeds {batch[0]}-{batch[-1]}", settings)
-            for name in names:
-                parts[name].append(result_of(arms[name]._replace(settings=settings), outcome))
+        for settings, group in itertools.groupby(ordered, lambda name: arms[name].settings):
+            together, settings = list(group), dataclasses.replace(settings, seeds=tuple(batch))
+            outcome = run(f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", settings)
+            for name in together:
+                results[name].append(result_of(arms[name]._replace(settings=settings), outcome))
     return {
-        name: {key: np.concatenate([part[key] for part in results]) for key in results[0]}
-        for name, results in parts.items()
+        name: {key: np.concatenate([part[key] for part in each]) for key in each[0]} for name, each in results.items()
     }
 
 
 def result_of(arm: Arm, outcome: pipeline.Outcome) -> dict[str, Any]:
     """Take an arm's numbers from the outcome of its settings; `diverged`: the experts, reward model or policy did."""
     row = next(row for row in outcome.rows if row.num_pairs == arm.num_pairs)
-    ends: dict[str, Any] = {"true_return": row.true_return.astype(np.float64), "kl": row.kl}
-    judged: dict[str, Any] = {
+    of_training: Any = (row.reference, row.num_pairs)
+    ends: Any = {"true_return": row.true_return, "kl": row.kl}
+    judged: Any = {
         "heldout_accuracy": row.quality.return_accuracy,
         "label_accuracy": row.quality.label_accuracy,
         "heldout_negative_log_likelihood": row.quality.negative_log_likelihood,
@@ -82,12 +83,11 @@ def result_of(arm: Arm, outcome: pipeline.Outcome) -> dict[str, Any]:
         "heldout_rank_correlation": row.quality.rank_correlation,
         "score_per_step": row.score_per_step,
     }
-    labels = {"label_entropy": outcome.labels.entropy, "best_accuracy": outcome.labels.best_accuracy}
     if arm.policy != "trained" or arm.settings.reward == "true":
         judged = dict.fromkeys(judged, np.full_like(row.kl, np.nan))
-    entries = diverged(arm.settings, outcome)
-    well = sound(entries, arm.settings.seeds, row.reference, row.num_pairs)
     if arm.policy != "trained":
         kl = outcome.pi1_kl if arm.policy == "pi1" else np.zeros_like(row.kl)
-        ends, well = {"true_return": outcome.returns[arm.policy], "kl": kl}, sound(entries, arm.settings.seeds)
+        ends, of_training = {"true_return": outcome.returns[arm.policy], "kl": kl}, ()
+    well = sound(diverged(arm.settings, outcome), arm.settings.seeds, *of_training)
+    labels = {"label_entropy": outcome.labels.entropy, "best_accuracy": outcome.labels.best_accuracy}
     return {**ends, **labels, **judged, "diverged": ~well}
