@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import get_args
 
+from rich.markdown import Markdown
+
 from experiments import START
-from experiments.claims import arms, claims, figures, page, verdicts
-from experiments.claims.running import opened
+from experiments.claims import claims, figures, page
+from experiments.claims.arms import arms
+from experiments.claims.running import opened, run_arms
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.pipeline.settings import StudyTask
@@ -24,16 +27,11 @@ from jaxpref.files import store
 class Evidence:
     """The claims, and the seeds that they are tested on."""
 
-    num_seeds: int = 100
-    """Seeds 0 to num_seeds - 1."""
-    claims: tuple[claims.ClaimName, ...] = get_args(claims.ClaimName)
-    """Names of claims."""
-    tasks: tuple[StudyTask, ...] = get_args(StudyTask)
-    """The tasks that each claim is tested on."""
-    out: Path = Path("results/evidence")
-    """Folder for the page, its figures and summary.json."""
-    devices: int = 0
-    """CPU devices that seeds are spread over; 0: one for each core."""
+    num_seeds: int = 100  # Seeds 0 to num_seeds - 1.
+    claims: tuple[claims.ClaimName, ...] = get_args(claims.ClaimName)  # Names of claims.
+    tasks: tuple[StudyTask, ...] = get_args(StudyTask)  # The tasks that each claim is tested on.
+    out: Path = Path("results/evidence")  # Folder for the page, its figures and summary.json.
+    devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
 
 
 def main() -> None:
@@ -41,16 +39,19 @@ def main() -> None:
     settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "", Evidence())
     if settings.num_seeds < 1 or not settings.claims or not settings.tasks:
         raise UsageError("--num-seeds must be at least 1; --claims and --tasks need at least one name each")
-    chosen, seeds = claims.named(settings.claims), range(settings.num_seeds)
-    with opened(settings.out, settings.devices) as (stages, progress):
-        tables = arms.run_all({task: claims.arms_of(chosen, task) for task in settings.tasks}, seeds, stages, progress)
-    summary, sound = verdicts.summarise(tables, seeds, chosen)
-    summary["total_s"] = time.perf_counter() - START
-    figures.draw_all(chosen, summary, sound, settings.out)
-    page.write(page.page(chosen, summary, sound), settings.out, progress.console)
-    store.save_json(settings.out / "summary.json", summary)
-    files = "evidence.md, summary.json, figures"
-    progress.console.print(f"{summary['total_s']:.0f} s; written to {settings.out}: {files}", highlight=False)
+    out, seeds = settings.out, range(settings.num_seeds)
+    chosen = [claim for claim in claims.CLAIMS if claim.name in settings.claims]
+    names = dict.fromkeys(["pi1", "pi2", *(name for claim in chosen for name in claim.arms)])
+    with opened(out, settings.devices) as (run, console):
+        tables = {task: run_arms(task, arms(task, names), seeds, run) for task in settings.tasks}
+    summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}
+    figures.draw_evidence(chosen, summary["arms"], out)
+    text = page.page(chosen, summary)
+    with store.atomic_write(out / "evidence.md") as file:
+        file.write(text.encode())
+    store.save_json(out / "summary.json", summary)
+    console.print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
+    console.print(f"{summary['total_s']:.0f} s; written to {out}: evidence.md, summary.json, figures", highlight=False)
     if any(summary["diverged"].values()):
         raise SystemExit(DIVERGED)
 

@@ -10,11 +10,12 @@ import sys
 import time
 
 from experiments import START
-from experiments.claims import heat_maps
-from experiments.claims.grid import Grid, Sweep, findings, run, summarise
+from experiments.claims.figures import draw_sweep
+from experiments.claims.grid import Sweep, findings, run_grid
 from experiments.claims.running import opened
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
+from experiments.reporting.summary import null_for_nan
 from jaxpref.files import store
 
 
@@ -22,18 +23,18 @@ def main() -> None:
     """Run every grid, and write its summary and its figures."""
     sweep, all_well, start = read(Sweep, sys.argv[1:], "sweep", __doc__ or "", Sweep()), True, START
     sweep.check()
-    with opened(sweep.out, sweep.devices) as (stages, progress):
+    with opened(sweep.out, sweep.devices) as (run, console):
         for task, method in itertools.product(sweep.tasks, sweep.methods):
-            grid, folder = Grid(sweep, task, method), sweep.out / f"{task}-{method}"
-            runs = run(grid, stages, progress)
+            folder, summary = sweep.out / f"{task}-{method}", run_grid(sweep, task, method, run)
             folder.mkdir(exist_ok=True)
-            heat_maps.draw_all(grid, runs, folder)
-            best, warning = findings(grid, runs)
+            draw_sweep(summary, sweep.temperatures, folder)
+            best, warning = findings(summary)
             took, start = time.perf_counter() - start, time.perf_counter()
-            store.save_json(folder / "summary.json", summarise(grid, runs) | {"total_s": took})
-            progress.console.print(f"{task} {method}: {best}; {took:.0f} s; written to {folder}", highlight=False)
+            runs = {name: null_for_nan(values) for name, values in summary["runs"].items()}
+            store.save_json(folder / "summary.json", summary | {"runs": runs, "total_s": took})
+            console.print(f"{task} {method}: {best}; {took:.0f} s; written to {folder}", highlight=False)
             if warning is not None:
-                progress.console.print(f"warning: {warning}", style="bold yellow", highlight=False, soft_wrap=True)
+                console.print(f"warning: {warning}", style="bold yellow", highlight=False, soft_wrap=True)
                 all_well = False
     if not all_well:
         raise SystemExit(DIVERGED)

@@ -1,145 +1,106 @@
-"""The page of the evidence, in Markdown: one section for each claim, with its comparisons and its arms."""
+"""What the data say about the claims, seed by seed: summary.json, and the page in Markdown that shows it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.markdown import Markdown
+import numpy as np
+from jinja2 import StrictUndefined, Template
 
 from experiments import python
-from experiments.claims.arms import Table
 from experiments.claims.claims import Claim
-from experiments.claims.verdicts import Numbers, explained
-from experiments.reporting.summary import LABELS
-from jaxpref.files import store
+from experiments.claims.running import Table
+from experiments.harness.errors import UsageError
+from experiments.pipeline.settings import StudyTask
+from experiments.reporting.summary import LABELS, mean_or_none, null_for_nan, score, versions
+from jaxpref.analysis import statistics
 
-EXPECTED = {"above": "above", "not below": "not below", "no gain": "to gain nothing on"}
+PAGE = Path(__file__).with_name("evidence.md.jinja")
+VERDICTS = {
+    "above": ("NO, below", "not shown", "yes"),
+    "not below": ("NO, below", "no difference shown", "yes, even above"),
+    "no gain": ("yes, even a loss", "yes", "NO, a gain"),
+}
+"""By expectation, where the interval of the difference lies below zero, around zero and above zero."""
+COLUMNS = {
+    "kl": ("KL to reference, nats per episode", "%.1f"),
+    "explained": ("share of the gain explained", "%s"),
+    "heldout_accuracy": ("held-out accuracy", "%.3f"),
+    "label_accuracy": ("accuracy on labels", "%.3f"),
+    "best_accuracy": ("best possible on labels", "%.3f"),
+    "heldout_negative_log_likelihood": ("negative log-likelihood", "%.3f"),
+    "heldout_calibration_error": ("calibration error", "%.3f"),
+    "heldout_rank_correlation": ("rank correlation with the return", "%.2f"),
+    "label_entropy": ("label entropy, nats", "%.2f"),
+    "positive_reward": ("positive reward per step", "%s"),
+}
+"""Columns that a claim can add to its table of arms, by their names in summary.json: heading and format."""
 
 
-def _number(digits: int, field: str) -> Callable[[Table, str, Numbers], str]:
-    return lambda table, name, numbers: "" if numbers[field] is None else f"{numbers[field]:.{digits}f}"
+def compare(table: Table, comparison: dict[str, str]) -> dict[str, Any]:
+    """Compare two arms seed by seed: the difference of the IQMs with its interval, and how often the arm wins."""
+    runs = [table[comparison[which]]["true_return"] for which in ("arm", "baseline")]
+    difference, low, high = statistics.paired_difference(*runs)
+    return comparison | {
+        "difference": difference,
+        "ci95": [low, high],
+        "seeds_improved": statistics.paired_improvement(*runs),
+        "probability_of_improvement": statistics.probability_of_improvement(*runs),
+        "verdict": verdict(comparison["expectation"], low, high),
+    }
 
 
-def _explained(table: Table, name: str, numbers: Numbers) -> str:
-    values = explained(table, name)
-    if values is None:
-        return ""
-    share, low, high = (f"{100 * value:.0f}" if math.isfinite(value) else "?" for value in values)
+def verdict(expectation: str, low: float, high: float) -> str:
+    """Say what the interval of the difference means for the expectation."""
+    return VERDICTS[expectation][1 + int(low > 0) - int(high < 0)]
+
+
+def describe(table: Table, name: str) -> dict[str, Any]:
+    """Return an arm's entry in summary.json: its score, and means over seeds of everything else."""
+    others = dict(table[name])
+    true_return, per_step, _ = (others.pop(key) for key in ("true_return", "score_per_step", "diverged"))
+    return {
+        **score(true_return),
+        "score_per_step": dict(zip(("min", "max"), null_for_nan([per_step.min(), per_step.max()]), strict=True)),
+        "positive_reward": f"{(per_step > 0).mean():.0%} of seeds",
+        "explained": explained(table, name),
+        **{key: mean_or_none(values) for key, values in others.items()},
+    }
+
+
+def explained(table: Table, name: str) -> str | None:
+    """Say which share of its method's gain over pi2 a control has, with its interval; None for other arms."""
+    method, _, kind = name.rpartition("-")
+    if kind not in ("zero", "random", "coin", "true"):
+        return None
+    shares = statistics.explained_share(*(table[each]["true_return"] for each in (name, method, "pi2")))
+    share, low, high = (f"{100 * value:.0f}" if np.isfinite(value) else "?" for value in shares)
     return f"{share} % ({low} to {high})"
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Table, str, Numbers], str]]] = {
-    "kl": ("KL to reference, nats per episode", _number(1, "kl")),
-    "explained": ("share of the gain explained", _explained),
-    "accuracy": ("held-out accuracy", _number(3, "heldout_accuracy")),
-    "label_accuracy": ("accuracy on labels", _number(3, "label_accuracy")),
-    "best": ("best possible on labels", _number(3, "best_accuracy")),
-    "nll": ("negative log-likelihood", _number(3, "heldout_negative_log_likelihood")),
-    "calibration": ("calibration error", _number(3, "heldout_calibration_error")),
-    "rank": ("rank correlation with the return", _number(2, "heldout_rank_correlation")),
-    "entropy": ("label entropy, nats", _number(2, "label_entropy")),
-    "sign": (
-        "positive reward per step",
-        lambda table, name, _: f"{(table[name].score_per_step > 0).mean():.0%} of seeds",
-    ),
-}
-"""The columns that a claim can add to its table, by name: (heading, cell of an arm)."""
+def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: Sequence[Claim]) -> dict[str, Any]:
+    """Return summary.json. A seed that one arm of a task lost is left out of all its arms: they are paired by seed."""
+    summary: dict[str, Any] = {"seeds": list(seeds), "versions": versions(), "diverged": {}, "arms": {}}
+    summary["claims"] = {claim.name: {} for claim in claims}
+    for task, table in tables.items():
+        lost = {name: np.asarray(seeds)[result["diverged"]].tolist() for name, result in table.items()}
+        summary["diverged"][task] = {name: some for name, some in lost.items() if some}
+        sound = ~np.any([result["diverged"] for result in table.values()], axis=0)
+        if not sound.any():
+            raise UsageError("on every seed an arm diverged: nothing can be compared")
+        table = {name: {key: values[sound] for key, values in result.items()} for name, result in table.items()}
+        summary["arms"][task] = {name: describe(table, name) for name in table}
+        for claim in claims:
+            summary["claims"][claim.name][task] = [compare(table, each) for each in claim.comparisons]
+    return summary
 
 
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    """Format a Markdown table."""
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def arms_table(claim: Claim, table: Table, numbers: Numbers) -> str:
-    """Show a claim's arms on one task."""
-    headings = ["arm", "IQM", "95 % interval", "mean", "worst seed", *(COLUMNS[name][0] for name in claim.columns)]
-    rows = []
-    for name in claim.arms:
-        entry = numbers[name]
-        low, high = entry["ci95"]
-        cells = [name, f"{entry['iqm']:.1f}", f"{low:.1f} to {high:.1f}"]
-        cells += [f"{entry['mean']:.1f}", f"{min(entry['per_seed']):.1f}"]
-        rows.append(cells + [COLUMNS[column][1](table, name, entry) for column in claim.columns])
-    return markdown(headings, rows)
-
-
-def comparisons_table(comparisons: list[Numbers]) -> str:
-    """Show a claim's comparisons on one task."""
-    headings = ["expected", "difference of IQMs", "95 % interval", "better on", "P(improvement)", "borne out"]
-    rows = []
-    for entry in comparisons:
-        low, high = entry["ci95"]
-        expected = f"{entry['arm']} {entry['expectation'].replace('no gain', 'no gain on')} {entry['baseline']}"
-        cells = [expected, f"{entry['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-        cells += [f"{entry['seeds_improved']:.0%} of seeds", f"{entry['probability_of_improvement']:.2f}"]
-        rows.append([*cells, entry["verdict"]])
-    return markdown(headings, rows)
-
-
-def page(claims: Sequence[Claim], summary: Numbers, tables: dict[str, Table]) -> str:
-    """Write everything, one claim a section. `tables`: without the seeds that diverged, as in the summary."""
-    num_seeds = len(summary["seeds"])
-    lines = [
-        "# What do preferences really teach?",
-        f"{num_seeds} seeds (0 to {num_seeds - 1}) on {' and '.join(tables)}. Each seed is a study of its own. All "
-        "arms of a seed share its experts, its initial states and, where annotator and size are the same, its pairs. A "
-        "score is the mean true return of 100 episodes. Held-out pairs are 200 fresh pairs of the same annotator. "
-        "Intervals are 95 % bootstraps over seeds. An interval of a difference resamples the seeds of both arms "
-        "together. They are not corrected for the number of comparisons. A comparison is borne out if its interval "
-        "lies on the expected side of zero.",
-        outcome(summary),
-        *(f"**{line}**" for line in warnings(summary)),
-    ]
-    for claim in claims:
-        lines += [f"## {claim.title}", claim.text, f"![{claim.title}]({claim.name}.png)"]
-        if claim.name == "gain":
-            lines.append("![Performance profiles](profiles.png)")
-        for task, table in tables.items():
-            lines.append(f"**{LABELS[task]}**")
-            lines.append(comparisons_table(summary["claims"][claim.name][task]))
-            lines.append(arms_table(claim, table, summary["arms"][task]))
-        command = f"{python()} -m experiments.evidence --claims {claim.name} --num-seeds {num_seeds}"
-        lines.append(f"Reproduce: `{command}`")
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    return "\n\n".join([*lines, f"Measured with {versions}."]) + "\n"
-
-
-def outcome(summary: Numbers) -> str:
-    """Count the comparisons that are borne out, and name those that contradict."""
-    entries = [
-        (LABELS[task], entry)
-        for by_task in summary["claims"].values()
-        for task, comparisons in by_task.items()
-        for entry in comparisons
-    ]
-    contradicting = [(task, entry) for task, entry in entries if entry["verdict"].startswith("NO")]
-    num_open = sum(entry["verdict"].startswith("no") for _, entry in entries)
-    text = f"Of {len(entries)} comparisons {len(contradicting)} contradict the expectation and {num_open} show nothing."
-    lines = [
-        f"- {task}: {entry['arm']} was expected {EXPECTED[entry['expectation']]} {entry['baseline']}; it is "
-        f"{entry['difference']:+.1f} ({entry['ci95'][0]:+.1f} to {entry['ci95'][1]:+.1f})"
-        for task, entry in contradicting
-    ]
-    return "\n".join([text, "", *lines]) if lines else text
-
-
-def warnings(summary: Numbers) -> list[str]:
-    """Name the seeds that are left out."""
-    return [
-        f"{LABELS[task]}: {arm} diverged on seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}, "
-        "left out of all arms"
-        for task, by_arm in summary["diverged"].items()
-        for arm, seeds in by_arm.items()
-    ]
-
-
-def write(text: str, folder: Path, console: Console) -> None:
-    """Write the page into a folder, and show it on the terminal without its pictures."""
-    with store.atomic_write(folder / "evidence.md") as file:
-        file.write(text.encode())
-    console.print(Markdown("\n".join(line for line in text.splitlines() if not line.startswith("!["))))
+def page(claims: Sequence[Claim], summary: dict[str, Any]) -> str:
+    """Write everything, one claim a section."""
+    by_task = [each for found in summary["claims"].values() for each in found.items()]
+    compared = [(task, entry) for task, entries in by_task for entry in entries]
+    template = Template(PAGE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    used = {"labels": LABELS, "columns": COLUMNS, "python": python()}
+    return template.render(summary=summary, claims=claims, compared=compared, **used) + "\n"

@@ -1,13 +1,19 @@
-"""Many runs of the pipeline in one program: one line, one memo and one set of compiled programs for all of them."""
+"""Run settings one after the other with one memo and one set of programs, and report each run in one line."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from experiments.claims.arms import Arm
 from experiments.harness.devices import set_up_jax
 from experiments.harness.folder import locked
 from experiments.harness.memo import Memo
@@ -15,20 +21,26 @@ from experiments.harness.progress import Done, Progress
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import Settings
-from experiments.reporting.summary import mean_or_none
+from experiments.reporting.summary import diverged, mean_or_none, sound
+
+BATCH = 20
+"""Seeds of the evidence that run at the same time: their largest dataset fits in memory."""
+Run = Callable[[str, Settings], pipeline.Outcome]
+"""Runs settings under a title."""
+Table = dict[str, dict[str, Any]]
+"""Results [S] by the arm's name and by their names in summary.json. NaN where the arm does not have the number."""
 
 
 @contextlib.contextmanager
-def opened(out: Path, devices: int) -> Iterator[tuple[Stages, Progress]]:
-    """Hold the folder of results, with JAX set up, and report in it."""
+def opened(out: Path, devices: int) -> Iterator[tuple[Run, Console]]:
+    """Hold the folder of results, with JAX set up; give a function that runs settings, and a console."""
     with locked(out):
         set_up_jax(devices)
         with Stages(Memo()) as stages, Progress(Console(), out) as progress:
-            yield stages, progress
+            yield functools.partial(_run, stages, progress), progress.console
 
 
-def run_reported(title: str, settings: Settings, stages: Stages, progress: Progress) -> pipeline.Outcome:
-    """Run the pipeline, and report the run in one line. Its mean return is that of the largest dataset."""
+def _run(stages: Stages, progress: Progress, title: str, settings: Settings) -> pipeline.Outcome:
     progress.plan()
     progress.start(title, None)
     stages.follow(Progress(Console(quiet=True)))
@@ -37,3 +49,45 @@ def run_reported(title: str, settings: Settings, stages: Stages, progress: Progr
     mean = mean_or_none(outcome.rows[-1].true_return)
     progress.done(Done(title, len(settings.seeds), None, mean, compile_s, run_s, kept=run_s == 0))
     return outcome
+
+
+def run_arms(task: str, arms: dict[str, Arm], seeds: range, run: Run) -> Table:
+    """Run arms on all seeds.
+
+    All arms run on one batch of seeds before the next batch starts, so that its pairs stay in memory. Arms that follow
+    each other with the same settings are one run of the pipeline.
+    """
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
+        for settings, group in itertools.groupby(arms, lambda name: arms[name].settings):
+            names, settings = list(group), dataclasses.replace(settings, seeds=tuple(batch))
+            outcome = run(f"{task} {', '.join(names)}, seeds {batch[0]}-{batch[-1]}", settings)
+            for name in names:
+                parts[name].append(result_of(arms[name]._replace(settings=settings), outcome))
+    return {
+        name: {key: np.concatenate([part[key] for part in results]) for key in results[0]}
+        for name, results in parts.items()
+    }
+
+
+def result_of(arm: Arm, outcome: pipeline.Outcome) -> dict[str, Any]:
+    """Take an arm's numbers from the outcome of its settings; `diverged`: the experts, reward model or policy did."""
+    row = next(row for row in outcome.rows if row.num_pairs == arm.num_pairs)
+    ends: dict[str, Any] = {"true_return": row.true_return.astype(np.float64), "kl": row.kl}
+    judged: dict[str, Any] = {
+        "heldout_accuracy": row.quality.return_accuracy,
+        "label_accuracy": row.quality.label_accuracy,
+        "heldout_negative_log_likelihood": row.quality.negative_log_likelihood,
+        "heldout_calibration_error": row.quality.calibration_error,
+        "heldout_rank_correlation": row.quality.rank_correlation,
+        "score_per_step": row.score_per_step,
+    }
+    labels = {"label_entropy": outcome.labels.entropy, "best_accuracy": outcome.labels.best_accuracy}
+    if arm.policy != "trained" or arm.settings.reward == "true":
+        judged = dict.fromkeys(judged, np.full_like(row.kl, np.nan))
+    entries = diverged(arm.settings, outcome)
+    well = sound(entries, arm.settings.seeds, row.reference, row.num_pairs)
+    if arm.policy != "trained":
+        kl = outcome.pi1_kl if arm.policy == "pi1" else np.zeros_like(row.kl)
+        ends, well = {"true_return": outcome.returns[arm.policy], "kl": kl}, sound(entries, arm.settings.seeds)
+    return {**ends, **labels, **judged, "diverged": ~well}
