@@ -1,6 +1,6 @@
-"""An annotator of one's own: a function of a key and of both episodes' rewards that returns a `Label`.
+"""A custom annotator: a function of a key and the rewards of both episodes that returns a `Label`.
 
-This one notices differences in proportion (Weber's law): 10 against 20 more easily than 110 against 120.
+This annotator sees ratios (Weber's law): 10 and 20 are easier to tell apart than 110 and 120.
 """
 
 import functools
@@ -20,7 +20,7 @@ def weber(key, first_reward, second_reward, sensitivity=4.0):
 
 
 def main(num_pairs=500, num_updates=150):
-    """Ask it about an untrained policy's episodes; returns and prints the mean return before and after DPO."""
+    """Label episodes of an untrained policy. Print and return the mean return before and after DPO."""
     task, annotator = jaxpref.cartpole(), functools.partial(weber, sensitivity=8.0)
     key_init, key_pairs, key_train, key_eval = jax.random.split(jax.random.key(0), 4)
     start = jaxpref.init_policy(key_init, task)

@@ -1,6 +1,6 @@
-"""A preference loss of one's own: a function of four log-probabilities and beta, one value per pair.
+"""A custom preference loss: a function of four log-probabilities and beta, one value per pair.
 
-It is tried where nothing but the preferences can teach: on episodes of an untrained policy, compared with each other.
+The pairs are episodes of an untrained policy, so only the preferences can teach.
 """
 
 import jax
@@ -9,13 +9,13 @@ import jaxpref
 
 
 def squared_hinge(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
-    """max(0, 1 - beta * margin) ** 2: a pair that is ranked right by a margin of 1 / beta teaches nothing more."""
+    """max(0, 1 - beta * margin) ** 2: zero for a pair with a margin of 1 / beta or more."""
     margin = jaxpref.losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     return jax.nn.relu(1 - beta * margin) ** 2
 
 
 def main(num_pairs=500, num_updates=150):
-    """Train with it; returns and prints the mean return before and after."""
+    """Train with this loss. Print and return the mean return before and after."""
     task = jaxpref.cartpole()
     key_init, key_pairs, key_train, key_eval = jax.random.split(jax.random.key(0), 4)
     start = jaxpref.init_policy(key_init, task)

@@ -1,4 +1,4 @@
-"""A network of one's own, two tanh layers, in place of the default one: `python examples/own_network.py`."""
+"""A custom network with two tanh layers: `python examples/own_network.py`."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import jaxpref
 
 
 class TwoLayers(nn.Module):
-    """obs -> two layers -> logits and value. The heads are named "policy" and "value", the rest is free."""
+    """obs -> two layers -> logits and value. The heads must be named "policy" and "value"."""
 
     num_actions: int
 
@@ -21,7 +21,7 @@ class TwoLayers(nn.Module):
 
 
 def main(seed: int = 0, num_pairs: int = 200, expert_updates: int = 600, dpo_updates: int = 150) -> dict[str, float]:
-    """CartPole and DPO: the mean true returns of pi1, pi2 and the trained policy."""
+    """Train on CartPole by DPO. Return the mean true returns of pi1, pi2 and the trained policy."""
     task = jaxpref.cartpole()
     task = dataclasses.replace(task, policy_network=TwoLayers(task.num_actions))
     key_experts, key_pairs, key_train, key_eval = jax.random.split(jax.random.key(seed), 4)

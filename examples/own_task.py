@@ -1,4 +1,4 @@
-"""An environment of one's own, in gymnax's interface and registered nowhere: `python examples/own_task.py`."""
+"""A custom environment with gymnax's interface: `python examples/own_task.py`."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jaxpref
 
 
 class Corridor:
-    """Nine places in a row, from the middle to the door at the right end: -1 for every step until then."""
+    """Nine places in a row. Walk from the middle to the door at the right end; each step costs 1."""
 
     def action_space(self, params):
         return Discrete(2)  # left, right
@@ -23,10 +23,10 @@ class Corridor:
 
 
 def main(seed: int = 0, num_pairs: int = 200, expert_updates: int = 100, dpo_updates: int = 150) -> dict[str, float]:
-    """DPO in the corridor: the mean true returns of pi1, pi2 and the trained policy."""
+    """Train in the corridor by DPO. Return the mean true returns of pi1, pi2 and the trained policy."""
     task = jaxpref.tasks.from_gymnax(Corridor(), name="corridor", horizon=50)
     key_experts, key_pairs, key_train, key_eval = jax.random.split(jax.random.key(seed), 4)
-    config = jaxpref.reinforce.Config(num_updates=expert_updates)  # it finds the targets that the task has not named
+    config = jaxpref.reinforce.Config(num_updates=expert_updates)  # it finds the targets, which the task does not have
     experts = jax.jit(jaxpref.reinforce.train)(task, config, key_experts)
     pairs = jaxpref.sample_preferences(task, experts.pi1, experts.pi2, key_pairs, num_pairs)
     config = jaxpref.dpo.Config(num_updates=dpo_updates)

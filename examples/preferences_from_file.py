@@ -1,4 +1,4 @@
-"""Preferences from files: pairs that were recorded, a person's answers as JSON lines, and training on them alone."""
+"""Preferences from files: recorded pairs and a person's answers as JSON lines. Training needs nothing else."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ import jaxpref
 
 
 def record(folder, num_pairs):
-    """Stands for the world outside: episodes are recorded, and somebody says which last longer."""
+    """Record episodes, and write down which one of each pair is longer, as a person might."""
     task, keys = jaxpref.cartpole(), jax.random.split(jax.random.key(0), 3)
     policy = jaxpref.init_policy(keys[0], task)
     first, second = (jaxpref.episodes(task, policy, key, num_pairs) for key in keys[1:])
@@ -21,7 +21,7 @@ def record(folder, num_pairs):
 
 
 def main(folder, num_updates=150):
-    """Train a policy and a reward model on the files, without an environment; prints their accuracies."""
+    """Train a policy and a reward model without an environment. Print and return their accuracies."""
     task = jaxpref.tasks.offline(obs_size=4, num_actions=2, horizon=200)
     pairs = jaxpref.store.load_labels(folder / "labels.jsonl", folder / "pairs.npz", task)
     start, key = jaxpref.init_policy(jax.random.key(0), task), jax.random.key(1)

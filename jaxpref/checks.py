@@ -36,8 +36,11 @@ def problems(config: Any) -> list[tuple[str, str]]:
     A Config may have a method `problems` of the same form, for rules that concern several fields. It is called where
     each field alone is right.
     """
-    fields = [each for each in dataclasses.fields(config) if "limits" in each.metadata]
-    found = [(each.name, _problem(each.type, getattr(config, each.name), **each.metadata["limits"])) for each in fields]
+    fields = dataclasses.fields(config)
+    found = [
+        (each.name, _problem(each.type, getattr(config, each.name), **each.metadata.get("limits", {})))
+        for each in fields
+    ]
     return [(name, problem) for name, problem in found if problem] or list(getattr(config, "problems", list)())
 
 
@@ -70,7 +73,7 @@ KINDS: dict[str, tuple[str, Any]] = {
 """{annotation of a field: (its values in words, their types)}. True is no number."""
 
 
-def _problem(kind: Any, value: Any, low: Number, high: Number = math.inf, choices: Sequence[str] = ()) -> str | None:
+def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:
     if choices and value not in choices and (kind == "str" or not callable(value)):
         return f"must be one of {', '.join(choices)}, got {value!r}"
     words, types = KINDS.get(kind, ("", object))

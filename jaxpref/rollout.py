@@ -36,7 +36,9 @@ def reset(task: Task, key: Key[Array, ""]) -> EnvStep:
     return EnvStep(_observe(task, obs), state)
 
 
-def step(task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array) -> tuple[EnvStep, Array, Array]:
+def step(
+    task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array
+) -> tuple[EnvStep, Float[Array, ""], Bool[Array, ""]]:
     """Take one step without reset and without time limit: (next, true reward, terminated)."""
     obs, state, reward, terminated, _ = task.env.step_env(key, env_step.state, action, task.env_params)
     return EnvStep(_observe(task, obs), state), jnp.float32(reward).reshape(()), jnp.bool_(terminated)

@@ -75,11 +75,7 @@ class _NoEnvironment:
 
 
 def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
-    """Make a task of recorded episodes, without an environment: enough to train on preferences from a file.
-
-    Raises:
-        ValueError: later, where the task is played, for example by an evaluation.
-    """
+    """Make a task of recorded episodes, enough to train on preferences from a file. Playing it raises ValueError."""
     for name, size in {"obs_size": obs_size, "num_actions": num_actions, "horizon": horizon}.items():
         check_count(size, name)
     return Task("offline", _NoEnvironment, None, horizon, obs_size, num_actions, math.inf, math.inf)

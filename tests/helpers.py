@@ -13,11 +13,9 @@ from jaxpref.types import Preferences, Trajectory
 play = jax.jit(episodes, static_argnums=3)
 """(task, policy, key, num_episodes) -> episodes; one program for all tests with the same task and number."""
 
-# --- comparing ------------------------------------------------------------------------------------------------------
-
 
 def assert_same_bytes(one, other):
-    """Every leaf of both trees is equal bit for bit (NaN equals NaN)."""
+    """Bit for bit; NaN equals NaN."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for (path, x), y in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -52,9 +50,6 @@ def binomial_bound(probability, num_draws, sigmas=5.0):
     return sigmas * np.sqrt(probability * (1 - probability) / num_draws)
 
 
-# --- oracles --------------------------------------------------------------------------------------------------------
-
-
 def numpy_policy(policy, obs):
     """Compute ActorCritic's forward pass in float64: (log-probabilities, value)."""
     layers = jax.tree.map(np.float64, policy.params)
@@ -72,9 +67,6 @@ def numpy_reward(reward, obs, action):
     return (features @ layers["reward"]["kernel"] + layers["reward"]["bias"])[..., 0]
 
 
-# --- hand-made data ---------------------------------------------------------------------------------------------------
-
-
 def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2):
     """Trajectories [N] of the given lengths, of random contents, zero beyond their masks."""
     mask = np.arange(horizon) < np.asarray(lengths)[:, None]
@@ -90,10 +82,8 @@ def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2):
 
 def random_preferences(rng, num_pairs, horizon, obs_size=4, num_actions=2):
     """Pairs of random trajectories of random lengths."""
-    sides = [
-        random_trajectories(rng, rng.integers(1, horizon + 1, num_pairs), horizon, obs_size, num_actions)
-        for _ in range(2)
-    ]
+    lengths = (rng.integers(1, horizon + 1, num_pairs) for _ in range(2))
+    sides = [random_trajectories(rng, each, horizon, obs_size, num_actions) for each in lengths]
     return Preferences(*sides, weight=jnp.ones(num_pairs), prob=jnp.full(num_pairs, 0.5))
 
 
@@ -115,14 +105,8 @@ def spoil_pairs(preferences):
     return preferences.replace(chosen=spoil(preferences.chosen), rejected=spoil(preferences.rejected))
 
 
-# --- hand-made policies -----------------------------------------------------------------------------------------------
-
-
 def linear_policy(task, weights, bias):
-    """ActorCritic with logits = weights^T obs + bias, exactly: w.x = relu(w.x) - relu(-w.x). Its value is zero.
-
-    weights: [O, A]; bias: [A].
-    """
+    """ActorCritic with logits = weights^T obs + bias, exactly: w.x = relu(w.x) - relu(-w.x). Its value is zero."""
     weights = np.asarray(weights, np.float32)
     torso, head = np.zeros((task.obs_size, 32), np.float32), np.zeros((32, task.num_actions), np.float32)
     for a in range(task.num_actions):
@@ -139,15 +123,6 @@ def linear_policy(task, weights, bias):
 def constant_policy(task, probabilities):
     """ActorCritic with the same action probabilities everywhere."""
     return linear_policy(task, np.zeros((task.obs_size, task.num_actions)), np.log(probabilities))
-
-
-def balancing_policy(task):
-    """A linear controller that keeps CartPole's pole up for as long as it is asked to: push towards the fall."""
-    push_right = 100 * np.array([0.1, 0.3, 3.0, 1.0])
-    return linear_policy(task, np.stack([-push_right, push_right], axis=1), [0, 0])
-
-
-# --- environments with known answers, in gymnax's interface -----------------------------------------------------------
 
 
 @struct.dataclass
@@ -184,22 +159,12 @@ class Clock:
 
 def clock(shortest, longest, horizon):
     """A task on a `Clock`."""
-    return Task(
-        name="clock",
-        env=Clock(shortest, longest),
-        env_params=None,
-        horizon=horizon,
-        obs_size=3,
-        num_actions=2,
-        pi1_target=jnp.inf,
-        pi2_target=jnp.inf,
-    )
+    return Task("clock", Clock(shortest, longest), None, horizon, 3, 2, pi1_target=jnp.inf, pi2_target=jnp.inf)
 
 
 class Sign:
     """Shows a number from U(-1, 1) in every step and never ends. The true reward is -|obs| where the action (0 or 1)
-    is the number's sign, else 0: the opposite of what `sign_reward` pays for, so nothing can be learned from it by
-    accident."""
+    is the number's sign, else 0: the opposite of what `sign_reward` pays for."""
 
     def reset_env(self, key, params):
         obs = jax.random.uniform(key, (1,), minval=-1, maxval=1)
@@ -241,10 +206,8 @@ def pairs_of_returns(chosen_returns, rejected_returns):
 
     def one_step(returns):
         reward = jnp.array(returns, jnp.float32)[:, None]
-        shape = (len(returns), 1)
-        return Trajectory(
-            jnp.zeros((*shape, 1)), jnp.zeros(shape, jnp.int32), reward, jnp.zeros((*shape, 1)), reward == reward
-        )
+        obs = jnp.zeros((len(returns), 1, 1))
+        return Trajectory(obs, jnp.zeros(reward.shape, jnp.int32), reward, obs, reward == reward)
 
     ones = jnp.ones(len(chosen_returns))
     return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)

@@ -27,21 +27,19 @@ class Reward(networks.RewardModel):
     """The default reward model as a class that the library does not know."""
 
 
-TASK = jaxpref.cartpole(horizon=20)
+KEY, TASK = jax.random.key(0), jaxpref.cartpole(horizon=20)
 CUSTOM = dataclasses.replace(TASK, policy_network=Policy(), reward_network=Reward(2), pi1_target=18, pi2_target=15)
 
 
 def default(network):
     """The default network with a custom network's parameters."""
-    return Network(
-        {Policy: networks.ActorCritic(2), Reward: networks.RewardModel(2)}[type(network.module)], network.params
-    )
+    return Network(networks.ActorCritic(2) if network.module == Policy() else networks.RewardModel(2), network.params)
 
 
 def test_a_custom_network_computes_what_the_default_one_does():
     """Also in packed sums, which know the default forward pass and take the custom one as it is."""
     pairs = random_preferences(np.random.default_rng(0), 3, 20)
-    policy = networks.init_policy(jax.random.key(0), CUSTOM, policy_scale=0.5)
+    policy = networks.init_policy(KEY, CUSTOM, policy_scale=0.5)
     reward = jax.tree.map(lambda leaf: leaf + 0.1, networks.init_reward(jax.random.key(1), CUSTOM))
     outputs = [networks.apply_policy(each, pairs.chosen.obs) for each in (policy, default(policy))]
     assert_close(*outputs)
@@ -52,48 +50,6 @@ def test_a_custom_network_computes_what_the_default_one_does():
         assert_close((value, default(grads)), value_and_grad(default(network)), rtol=1e-4, atol=1e-5)
 
 
-def test_policy_scale_shrinks_a_custom_policy_head_alone():
-    full, small = (networks.init_policy(jax.random.key(0), CUSTOM, scale) for scale in (1.0, 0.01))
-    assert_close(small.params["policy"], jax.tree.map(lambda leaf: 0.01 * leaf, full.params["policy"]))
-    for name in ("torso", "value"):
-        assert_same_bytes(small.params[name], full.params[name])
-
-
-def test_every_trainer_takes_a_custom_network():
-    pairs = random_preferences(np.random.default_rng(1), 8, 20)
-    key, policy = jax.random.key(2), networks.init_policy(jax.random.key(3), CUSTOM)
-    dpo_config = dpo.Config(num_updates=4, eval_every=2, eval_episodes=2, batch_size=4)
-    reward_config = reward_model.Config(num_updates=4, batch_size=4)
-    ppo_config = ppo.Config(num_updates=2, eval_every=1, eval_episodes=2, num_envs=2, num_steps=16, num_minibatches=2)
-
-    @jax.jit
-    def train_all(task, policy):
-        trained = dpo.train(task, dpo_config, key, pairs, policy, policy)
-        reward = reward_model.train_ensemble(task, reward_config, key, pairs, num_members=2)
-        return trained, reward, ppo.train(task, ppo_config, key, policy, policy, reward.params)
-
-    custom, plain = train_all(CUSTOM, policy), train_all(TASK, default(policy))
-    assert custom[1].params.module == Ensemble(Reward(2))
-    assert plain[1].params.module == Ensemble(networks.RewardModel(2))
-    for one, other in zip(custom, plain, strict=True):
-        assert_close(one.params.params, other.params.params, rtol=1e-3, atol=1e-4)
-        assert_close(one.metrics, other.metrics, rtol=1e-3, atol=1e-3)
-
-
-def test_reinforce_takes_its_network_from_the_task():
-    result = jax.jit(reinforce.train)(CUSTOM, reinforce.Config(num_updates=2), jax.random.key(0))
-    assert result.pi1.module == Policy()
-    assert result.pi1.params["torso"]["kernel"].shape == (4, 32)
-
-
-def test_ppo_resets_the_value_head_of_a_custom_network():
-    policy = networks.init_policy(jax.random.key(0), CUSTOM)
-    without = ppo.without_value(policy)
-    obs = jax.random.normal(jax.random.key(1), (5, 4))
-    np.testing.assert_array_equal(networks.apply_policy(without, obs)[1], np.zeros(5))
-    assert_same_bytes(networks.apply_policy(without, obs)[0], networks.apply_policy(policy, obs)[0])
-
-
 def test_a_network_is_stored_under_the_names_of_its_parameters(tmp_path):
     policy, other = (networks.init_policy(jax.random.key(seed), CUSTOM) for seed in (0, 1))
     names = {f"params/{layer}/{part}" for layer in ("torso", "policy", "value") for part in ("kernel", "bias")}
@@ -102,50 +58,60 @@ def test_a_network_is_stored_under_the_names_of_its_parameters(tmp_path):
     assert_same_bytes(store.load_pytree(tmp_path / "policy.npz", other), policy)
 
 
-def test_networks_that_cannot_serve_are_refused():
+def test_a_custom_policy_has_the_heads_that_others_change():
+    """`init_policy` scales the one, PPO resets the other, and nothing else changes."""
+    full, small = (networks.init_policy(KEY, CUSTOM, scale) for scale in (1.0, 0.01))
+    assert_close(small.params["policy"], jax.tree.map(lambda leaf: 0.01 * leaf, full.params["policy"]))
+    without = ppo.without_value(small)
+    obs = jax.random.normal(jax.random.key(1), (5, 4))
+    np.testing.assert_array_equal(networks.apply_policy(without, obs)[1], np.zeros(5))
+    assert_same_bytes(without.params["torso"], full.params["torso"])
+
     class Headless(nn.Module):
         @nn.compact
         def __call__(self, obs):
             outputs = nn.Dense(3, name="outputs")(obs)
             return outputs[..., :2], outputs[..., 2]
 
-    class Counting(nn.Module):
-        @nn.compact
-        def __call__(self, obs):
-            self.variable("counts", "calls", lambda: jnp.zeros(()))
-            return nn.Dense(2, name="policy")(obs), nn.Dense(1, name="value")(obs).squeeze(-1)
+    with pytest.raises(ValueError, match=r'Headless must have layers "policy" and "value", but has .*outputs'):
+        networks.init_policy(KEY, dataclasses.replace(TASK, policy_network=Headless()))
 
-    for module, complaint in (
-        (Headless(), r'Headless must have submodules "policy" and "value".*but has outputs'),
-        (Counting(), r"Counting must have parameters only, but has counts, params"),
-    ):
-        with pytest.raises(ValueError, match=complaint):
-            networks.init_policy(jax.random.key(0), dataclasses.replace(TASK, policy_network=module))
+
+def test_every_trainer_takes_a_custom_network_and_returns_it():
+    """Traced, not run. REINFORCE takes it from the task, the others with the parameters."""
+    pairs, policy = random_preferences(np.random.default_rng(1), 8, 20), networks.init_policy(KEY, CUSTOM)
+    ppo_config = ppo.Config(num_updates=2, eval_every=1, num_envs=2, num_steps=16, num_minibatches=2)
+
+    def train_all(key):
+        reward = reward_model.train_ensemble(CUSTOM, reward_model.Config(), key, pairs, num_members=2).params
+        trained = dpo.train(CUSTOM, dpo.Config(), key, pairs, policy, policy).params
+        experts = reinforce.train(CUSTOM, reinforce.Config(), key)
+        return reward, trained, ppo.train(CUSTOM, ppo_config, key, policy, policy, reward).params, experts.pi1
+
+    reward, *policies = jax.eval_shape(train_all, KEY)
+    assert reward.module == Ensemble(Reward(2))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(reward)} == {2}
+    for trained in policies:
+        assert trained.module == Policy()
+        assert jax.tree.map(jnp.shape, trained.params) == jax.tree.map(jnp.shape, policy.params)
 
 
 def test_the_convolution_is_that_of_its_definition():
     """features[y, x, k] = relu(sum_{i, j, c} image[y + i, x + j, c] * kernel[i, j, c, k] + bias[k])."""
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(2, 5, 4, 3))
-    kernel, bias = rng.normal(size=(3, 3, 3, 6)), rng.normal(size=6)
+    image, kernel, bias = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(3, 3, 3, 6)), rng.normal(size=6)
     params = {"kernels": {"kernel": jnp.float32(kernel.reshape(27, 6)), "bias": jnp.float32(bias)}}
     module = networks.Convolution((5, 4, 3), features=6)
     features = module.apply({"params": params}, jnp.float32(image.reshape(2, 60)))
-    expected = np.zeros((2, 3, 2, 6))
-    for y in range(3):
-        for x in range(2):
-            expected[:, y, x] = np.einsum("bijc,ijck->bk", image[:, y : y + 3, x : x + 3], kernel) + bias
-    np.testing.assert_allclose(features, np.maximum(expected, 0).reshape(2, 36), rtol=1e-4, atol=1e-5)
+    patches = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(1, 2))  # [b, y, x, c, i, j]
+    expected = np.maximum(np.einsum("byxcij,ijck->byxk", patches, kernel) + bias, 0)
+    np.testing.assert_allclose(features, expected.reshape(2, 36), rtol=1e-4, atol=1e-5)
 
 
 def test_convolutions_take_flat_images_with_any_batch_axes():
-    task = jaxpref.task("Catch-bsuite")  # a shape of two axes: one channel
-    task = dataclasses.replace(
-        task,
-        policy_network=networks.ConvActorCritic(3, task.obs_shape),
-        reward_network=networks.ConvRewardModel(3, task.obs_shape),
-    )
+    conv = networks.ConvActorCritic(3, (10, 5)), networks.ConvRewardModel(3, (10, 5))  # two axes: one channel
+    task = dataclasses.replace(jaxpref.task("Catch-bsuite"), policy_network=conv[0], reward_network=conv[1])
     obs, action = jnp.ones((2, 4, 50)), jnp.zeros((2, 4), jnp.int32)
-    distribution, value = networks.apply_policy(networks.init_policy(jax.random.key(0), task), obs)
+    distribution, value = networks.apply_policy(networks.init_policy(KEY, task), obs)
     assert (distribution.logits.shape, value.shape) == ((2, 4, 3), (2, 4))
-    assert networks.apply_reward(networks.init_reward(jax.random.key(0), task), obs, action).shape == (2, 4)
+    assert networks.apply_reward(networks.init_reward(KEY, task), obs, action).shape == (2, 4)

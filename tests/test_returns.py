@@ -17,9 +17,7 @@ T = 12
 
 def numpy_gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
     """The definition, A_t = sum_k (gamma lambda)^k delta_{t+k} up to the end of t's episode, summed forwards."""
-    delta = [
-        r + (0 if end else gamma * nv) - v for r, v, nv, end in zip(reward, value, next_value, terminated, strict=True)
-    ]
+    delta = reward + gamma * np.where(terminated, 0, next_value) - value
     advantage = np.zeros(len(reward))
     for t in range(len(reward)):
         for k in range(t, len(reward)):
@@ -40,12 +38,6 @@ def random_steps(seed):
 def test_discounted_returns_hand_worked():
     """Rewards 1, 2, 4 at gamma 1/2: 4; 2 + 4/2 = 4; 1 + 4/2 = 3."""
     np.testing.assert_array_equal(discounted_returns(jnp.array([1.0, 2.0, 4.0]), 0.5), [3, 4, 4])
-
-
-def test_discounted_returns_at_the_limits_of_gamma():
-    reward = jnp.array([1.0, -2.0, 3.0, 5.0])
-    np.testing.assert_array_equal(discounted_returns(reward, 0.0), reward)
-    np.testing.assert_array_equal(discounted_returns(reward, 1.0), [7, 6, 8, 5])
 
 
 @settings(deadline=None, max_examples=30)
@@ -82,53 +74,15 @@ def test_gae_hand_worked():
     np.testing.assert_array_equal(target, [5.75, 4, 5])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_gae_is_the_sum_of_discounted_td_errors(seed):
+@pytest.mark.parametrize(("seed", "gae_lambda"), [(0, 0.8), (1, 0.8), (2, 0.8), (3, 0.0), (4, 1.0)])
+def test_gae_is_the_sum_of_discounted_td_errors(seed, gae_lambda):
     steps = random_steps(seed)
-    for result, expected in zip(gae(*steps, 0.9, 0.8), numpy_gae(*steps, 0.9, 0.8), strict=True):
+    for result, expected in zip(gae(*steps, 0.9, gae_lambda), numpy_gae(*steps, 0.9, gae_lambda), strict=True):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_gae_with_lambda_0_is_the_td_error():
-    reward, value, next_value, terminated, done = random_steps(6)
-    advantage, target = gae(reward, value, next_value, terminated, done, 0.9, 0.0)
-    td_target = reward + 0.9 * np.where(terminated, 0, next_value)
-    np.testing.assert_allclose(advantage, td_target - value, atol=1e-6)
-    np.testing.assert_allclose(target, td_target, atol=1e-6)
-
-
-def test_gae_with_lambda_1_is_the_discounted_return_minus_the_value():
-    """In one episode that terminates at its end, where each next value is the value of the next step."""
-    reward, value, _, _, _ = random_steps(7)
-    last = np.arange(T) == T - 1
-    advantage, target = gae(reward, value, np.roll(value, -1), last, last, 0.9, 1.0)
-    expected = discounted_returns(reward, 0.9)
-    np.testing.assert_allclose(advantage, expected - value, atol=1e-5)
-    np.testing.assert_allclose(target, expected, atol=1e-5)
-
-
-def test_truncation_bootstraps_where_termination_does_not():
-    """One step, reward 1, V(s) = 2, V(s') = 10, gamma 0.9: cut off 1 + 9 - 2 = 8, terminated 1 - 2 = -1."""
-    one, yes, no = jnp.ones(1), jnp.array([True]), jnp.array([False])
-    truncated, _ = gae(one, 2 * one, 10 * one, no, yes, 0.9, 0.95)
-    terminated, _ = gae(one, 2 * one, 10 * one, yes, yes, 0.9, 0.95)
-    np.testing.assert_allclose(truncated, [8], rtol=1e-6)
-    np.testing.assert_allclose(terminated, [-1], rtol=1e-6)
-
-
-def test_an_episodes_advantages_ignore_the_episode_behind_it():
-    """Whatever follows a done step, cut off or terminated, changes nothing before it."""
-    reward, value, next_value, _, _ = random_steps(8)
-    for terminated in (True, False):
-        end = np.arange(T) == 5
-        before, _ = gae(reward, value, next_value, end & terminated, end, 0.9, 0.8)
-        changed = np.where(np.arange(T) > 5, 1e6, reward).astype(np.float32)
-        after, _ = gae(changed, value, next_value, end & terminated, end, 0.9, 0.8)
-        np.testing.assert_array_equal(before[:6], after[:6])
-
-
 @pytest.mark.parametrize("garbage", [np.nan, np.inf])
-def test_the_value_behind_a_terminal_step_is_never_read(garbage):
+def test_the_value_after_a_terminal_step_is_never_read(garbage):
     """Neither by the advantages nor by their gradient."""
     reward, value, next_value, terminated, done = (jnp.array(column) for column in random_steps(9))
     assert terminated.any()

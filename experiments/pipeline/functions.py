@@ -1,7 +1,4 @@
-"""The stages of the pipeline, each a pure function of one seed: `function(setup, config, keys, *inputs)`.
-
-P is the number of dataset sizes, which one program trains on.
-"""
+"""The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program."""
 
 from __future__ import annotations
 
@@ -83,9 +80,7 @@ class Fitted:
 
 @struct.dataclass
 class Labels:
-    """The held-out labels: their entropy, and the share that a score could at best rank as labelled, or the better of
-    "longer" and "shorter" right.
-    """
+    """The held-out labels; see the functions of `ranking`."""
 
     entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
@@ -230,7 +225,8 @@ def train_online(
         result = online.train_dpo(setup.task, rounds, config, *args)
         score = functools.partial(implicit_reward, is_per_step(config), config.beta, result.params, ref_params)
     else:
-        result = online.train_rlhf(setup.task, rounds, *trainers, *args)
+        fit_config, ppo_config = trainers
+        result = online.train_rlhf(setup.task, rounds, fit_config, ppo_config, *args)
         score = functools.partial(trajectory_reward, cast(Network, result.reward_params))
     metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
     trained = Trained(result.params, metrics, divergence, _judge(setup, score, pairs), result.reward_params)

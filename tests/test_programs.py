@@ -1,0 +1,76 @@
+"""The scripts of experiments: what is wrong with a command is one line and exit code 2, and nothing is touched."""
+
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments.benchmarks import peer
+from experiments.harness import devices
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(monkeypatch, script, line, *more):
+    """Run a script as `python -m experiments.SCRIPT LINE` does; return its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *shlex.split(line), *more])
+    monkeypatch.setattr(devices, "set_up_jax", lambda *_: pytest.fail("went on"))
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "experiments" / f"{script}.py"), run_name="__main__")
+    return exit.value.code
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "parts"),
+    [
+        ("evidence", "--num-seeds 0", ["--num-seeds must be at least 1"]),
+        ("evidence", "--claims", ["--claims and --tasks need at least one name"]),
+        ("sweep", "--temperatures inf", ["--temperatures"]),
+        ("sweep", "--num-pairs 0", ["--num-pairs"]),
+        ("bench", "--repeats 0", ["--repeats", "0"]),
+        ("bench", "--num-envs 4 0", ["--num-envs", "0"]),
+        ("bench_peer", "--repeats 0", ["--repeats", "0"]),
+        ("bench_peer", "", ["rejax's environment"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2(capsys, monkeypatch, script, line, parts):
+    monkeypatch.setattr(peer, "PYTHON", Path("no such python"))
+    code = run(monkeypatch, script, line)
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert all(part in err for part in ["error: ", *parts]), err
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "parts"),
+    [
+        ("evidence", "--clams gain", ["--clams", "--claims"]),
+        ("evidence", "--tasks pong", ["--tasks", "pong", "acrobot"]),
+        ("sweep", "--num-seeds ten", ["--num-seeds", "ten"]),
+        ("bench_peer", "--repeats x", ["--repeats", "x"]),
+    ],
+)
+def test_what_cannot_be_read_has_exit_code_2(capsys, monkeypatch, script, line, parts):
+    code = run(monkeypatch, script, line)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert all(part in err for part in parts), err
+
+
+def test_a_mistake_in_an_experiment_touches_nothing(capsys, monkeypatch, tmp_path):
+    (tmp_path / "summary.json").write_bytes(b"precious")
+    assert run(monkeypatch, "cartpole_dpo", "--dpo.learning-rate 1e39 --out", str(tmp_path)) == 2
+    assert "--dpo.learning-rate" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_an_interruption_while_modules_load_is_one_line():
+    program = "import experiments\nraise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert (done.stdout, done.stderr) == ("", experiments.INTERRUPTED + "\n")
