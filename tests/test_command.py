@@ -197,6 +197,8 @@ def test_what_only_the_task_can_refuse_is_one_sentence(line, message):
         ("--ppo.kl-coef 1", "dpo", "--ppo.kl-coef"),
         ("--dpo.beta 1", "rlhf", "--dpo.beta"),
         ("--online.num-rounds 10", "rlhf", "--online.num-rounds"),
+        ("--reward zero", "dpo", "--reward"),
+        ("--num-members 3", "online-rlhf", "--num-members"),
     ],
 )
 def test_a_flag_without_effect_is_refused(line, method, flag):

@@ -19,11 +19,11 @@ from jaxpref import checks
 CONFIGS = ("annotator", "reinforce", "dpo", "reward_model", "ppo", "online")
 USED = {
     "dpo": {"dpo"},
-    "rlhf": {"reward-model", "ppo"},
+    "rlhf": {"reward-model", "ppo", "reward", "num-members", "reward-model-epochs"},
     "online-dpo": {"dpo", "online"},
     "online-rlhf": {"reward-model", "ppo", "online"},
 }
-"""The configs that each method reads, of those that not all methods read."""
+"""The flags and configs that each method reads, of those that not all methods read."""
 
 
 def parse(argv: Sequence[str], script: str, task: str | None = None, method: Method | None = None) -> Settings:

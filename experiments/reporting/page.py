@@ -6,6 +6,7 @@ runs, by default in each folder of `results`.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import functools
 import json
@@ -177,10 +178,10 @@ def main(argv: Sequence[str]) -> None:
     from experiments.harness.devices import set_up_jax
 
     with exit_codes():
-        if any(word.startswith("-") for word in argv):
-            raise UsageError("usage: python -m experiments.reporting.page [FOLDER ...]")
+        parser = argparse.ArgumentParser("python -m experiments.reporting.page", description=main.__doc__)
+        parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="results of an experiment")
         held = [path.parent for path in sorted(Path("results").glob("*/policies.npz"))]
-        folders = [Path(word) for word in argv] or [path for path in held if (path / "summary.json").exists()]
+        folders = parser.parse_args(argv).folders or [path for path in held if (path / "summary.json").exists()]
         if not folders:
             raise UsageError("there are no results: run an experiment first, for example make cartpole-dpo")
         set_up_jax(num_cpu_devices=0)

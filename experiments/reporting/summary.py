@@ -120,14 +120,13 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
     reference, num_pairs:  None if the stage is the same for all of them.
     what, update:          "loss" or "parameters" at an update, the first has number 1; "return" has no update.
     """
-    trainer = "ppo" if settings.method == "rlhf" else settings.method
     stages: list[tuple[str, str | None, int | None, Any]] = [("reinforce", None, None, outcome.experts.divergence)]
     stages += [("evaluate", None, None, returns) for returns in outcome.returns.values()]
     for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
         if model.divergence is not None:
             stages.append(("reward model", None, size, model.divergence))
     for row in outcome.rows:
-        stages.append((trainer, row.reference, row.num_pairs, row.divergence))
+        stages.append((settings.trainer, row.reference, row.num_pairs, row.divergence))
         stages.append(("evaluate", row.reference, row.num_pairs, row.true_return))
 
     entries: list[dict[str, Any]] = []
