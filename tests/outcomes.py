@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import jaxpref
-from experiments.pipeline.functions import Fitted, Judged, Labels
+from experiments.pipeline.functions import Fitted, Labels
 from experiments.pipeline.pipeline import Outcome, Row
 from experiments.pipeline.settings import default_settings
 from jaxpref import dpo, ppo, ranking, reinforce, reward_model
@@ -41,27 +41,24 @@ def outcome_of(settings, rng):
     def policy():
         return jax.tree.map(lambda leaf: rng.normal(size=(num_seeds, *leaf.shape)).astype(np.float32), shapes)
 
-    def judged():
-        quality = (rng.random(num_seeds, np.float32) for _ in dataclasses.fields(ranking.Quality))
-        return Judged(ranking.Quality(*quality), rng.random(num_seeds, np.float32))
+    def quality():
+        return ranking.Quality(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(ranking.Quality)))
 
     def returns():
         return rng.normal(scale=100, size=num_seeds).astype(np.float32)
 
     fitted = {
-        size: Fitted(
-            {"scale": returns()}, judged(), _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds)
-        )
+        size: Fitted({"scale": returns()}, _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds))
         for size in settings.num_pairs
         if settings.method == "rlhf"
     }
     rows = []
     for reference in settings.reference:
         for size in settings.num_pairs:
-            metrics, reward = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds), fitted.get(size)
-            scored = reward.judged if reward else judged()
-            ends = scored.quality, scored.score_per_step, returns(), returns(), rng.random(num_seeds)
-            rows.append(Row(reference, size, policy(), metrics, divergence(num_seeds), reward, *ends))
+            metrics = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds)
+            score = returns(), returns(), rng.random(num_seeds), quality(), rng.random(num_seeds, np.float32)
+            of_run = policy(), metrics, divergence(num_seeds), fitted.get(size)
+            rows.append(Row(*score, reference, size, *of_run))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
     experts = reinforce.Result(

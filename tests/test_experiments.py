@@ -484,8 +484,8 @@ def inputs(dpo_run):
 @pytest.mark.parametrize(("kind", "scale"), [("zero", 0), ("random", 1)])
 def test_a_control_reward_is_zero_or_random(inputs, kind, scale):
     """A fresh head is zero, and a drawn one is standard normal: its 64 weights have a mean square near 1."""
-    task, keys, _, pairs = inputs
-    fitted = functions.control_reward(functions.Setup(task, SIZES, NUM_HELDOUT), kind, None, keys, pairs)
+    task, keys, _, _ = inputs
+    fitted = functions.control_reward(functions.Setup(task, SIZES, NUM_HELDOUT, reward=kind), None, keys)
     head = np.asarray(fitted.params.params["reward"]["kernel"])
     assert head.shape == (2, 64, 1)
     np.testing.assert_allclose(np.mean(head**2), scale, atol=0.6)
@@ -498,14 +498,14 @@ def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs
     reference, online = jnp.int32(1), jaxpref.online.Config(num_rounds=2)
     configs = jaxpref.annotators.Config(), online, jaxpref.reward_model.Config(), jaxpref.ppo.Config(num_updates=12)
     train = functools.partial(functions.train_online, functions.Setup(task, (4,), NUM_HELDOUT))
-    rlhf = jax.eval_shape(train, configs, keys, experts, pairs, reference)
+    rlhf = jax.eval_shape(train, configs, keys, experts, reference)
     assert rlhf.metrics.loss.shape == (1, 12)
-    assert rlhf.divergence.update.shape == rlhf.judged.score_per_step.shape == (1,)
+    assert rlhf.divergence.update.shape == (1,)
     assert rlhf.reward_params.params["reward"]["bias"].shape == (1, 3, 1)
-    direct = jax.eval_shape(train, (*configs[:2], jaxpref.dpo.Config()), keys, experts, pairs, reference)
+    direct = jax.eval_shape(train, (*configs[:2], jaxpref.dpo.Config()), keys, experts, reference)
     assert direct.metrics.loss.shape == (1, 150)
     fit = functools.partial(
-        functions.fit_rewards, functions.Setup(task, SIZES, NUM_HELDOUT), 3, jaxpref.reward_model.Config()
+        functions.fit_rewards, functions.Setup(task, SIZES, NUM_HELDOUT, num_members=3), jaxpref.reward_model.Config()
     )
     fitted = jax.eval_shape(fit, keys, pairs)
     assert fitted.params.params["reward"]["bias"].shape == (2, 3, 1)

@@ -115,8 +115,8 @@ def test_a_stage_is_a_plain_loop_over_seeds_and_variants(tmp_path):
     assert computed == ["first", "second"]
 
 
-def test_another_number_is_not_another_program():
-    with Stages(Memo(None)) as stages:
+def test_another_number_is_not_another_program(tmp_path):
+    with Stages(Memo(tmp_path)) as stages:
         TRACED.clear()
         values = [stages.run("first", functools.partial(first, 1.0), Config(rate=rate), SEEDS) for rate in (1.0, 2.0)]
         np.testing.assert_allclose(values[1].value.params["w"][:, 0], 2 * SEEDS + 1)
@@ -153,10 +153,6 @@ def test_what_is_kept_is_the_result_itself(memo):
 def test_whatever_a_result_depends_on_changes_its_key(memo, changed):
     assert run(memo[0], **changed)[1] == ["first", "second"]
     assert run(memo[0])[1] == []  # and the first result is still there
-
-
-def test_without_a_folder_nothing_is_kept():
-    assert run(None)[1] == run(None)[1] == ["first", "second"]
 
 
 def flip(path):
@@ -359,8 +355,9 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 def test_the_return_of_a_stage_is_that_of_its_last_updates(metrics, expected):
     class Returned(NamedTuple):
         metrics: object
+        num_updates: object
 
-    assert progress.mean_return(Returned(metrics)) == expected
+    assert progress.mean_return(Returned(metrics, np.array([2, 3]))) == expected
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def shortened(task: Task, num_seeds: int) -> dict[str, tuple[Stage, float]]:
     pairs = Stage(play, annotators.Config(), (seeds, experts), lanes=4).results()
     learn = functools.partial(functions.train_dpo, setup)
     stages["dpo"] = Stage(learn, dpo.Config(num_updates=30, eval_every=30), (seeds, experts, pairs, pi2), lanes=2)
-    fit = functools.partial(functions.fit_rewards, setup, 1)
+    fit = functools.partial(functions.fit_rewards, setup)
     stages["reward_model"] = Stage(fit, reward_model.Config(num_updates=40), (seeds, pairs), lanes=4)
     fitted = stages["reward_model"].results()
-    maximise = functools.partial(functions.train_ppo, setup, ppo.learned_reward)
+    maximise = functools.partial(functions.train_ppo, setup)
     stages["ppo"] = Stage(maximise, ppo.Config(num_updates=6), (seeds, experts, fitted, pi2), lanes=8)
 
     steps_per_pair = float((pairs.chosen.mask.sum() + pairs.rejected.mask.sum()) / pairs.weight.size)

@@ -1,7 +1,5 @@
 """Settings from the command line. tyro speaks for itself: help, unknown flags, wrong values, suggestions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar
 

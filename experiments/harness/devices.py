@@ -1,7 +1,5 @@
 """Devices, processes, and a function of one run mapped over many."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -1,7 +1,5 @@
 """What ends a program early, in words for its user."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

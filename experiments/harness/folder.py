@@ -1,7 +1,5 @@
 """The folder of a program's results: one process writes into it at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -14,23 +12,18 @@ from jaxpref.files import store
 LOCK = ".lock"
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` and check that files can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {folder}: no permission to write into this folder")
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this process; remove temporary files of a killed process.
 
     The kernel releases the lock when the process ends, however it ends.
     """
-    prepare(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {folder}: no permission to write into this folder")
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,8 +4,6 @@ A file starts with a line of two SHA-256 digests: the key, as in its name, and t
 are written whole or not at all, so several processes share the folder, and a killed run continues from it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -49,23 +47,21 @@ def environment() -> str:
 
 
 class Memo:
-    """Finished stages on disk. `fresh`: use none that an earlier process wrote. Without a folder nothing is kept."""
+    """Finished stages on disk. `fresh`: use none that an earlier process wrote."""
 
-    def __init__(self, folder: Path | None = FOLDER, fresh: bool = False):
+    def __init__(self, folder: Path = FOLDER, fresh: bool = False):
         self.folder, self.console = folder, Console()
         self._known: set[str] | None = set() if fresh else None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str, key: str) -> bool:
         """Whether a result of this key is there."""
-        path = self._path(name, key)
-        return path is not None and (self._known is None or key in self._known) and path.exists()
+        return (self._known is None or key in self._known) and self._path(name, key).exists()
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
         """Return the result of this key, in the structure of `like`; None, and a warning, for a damaged file."""
         path = self._path(name, key)
-        if path is None or not self.has(name, key):
+        if not self.has(name, key):
             return None
         try:
             head, _, archive = path.read_bytes().partition(b"\n")
@@ -87,11 +83,10 @@ class Memo:
 
     def save(self, name: str, key: str, result: Any) -> None:
         """Write a result, if it is not too large to be worth it."""
-        path = self._path(name, key)
-        if path is None or num_bytes(result) > LARGEST:
+        if num_bytes(result) > LARGEST:
             return
         archive = store.to_npz(result)
-        with store.atomic_write(path) as file:
+        with store.atomic_write(self._path(name, key)) as file:
             file.write(f"{key} {hashlib.sha256(archive).hexdigest()}\n".encode())
             file.write(archive)
         if self._known is not None:
@@ -99,8 +94,6 @@ class Memo:
 
     def prune(self) -> None:
         """Remove the files that were not used for the longest time, and what killed processes left half written."""
-        if self.folder is None:
-            return
         for temporary in self.folder.glob(store.TEMPORARY):
             if time.time() - _last_use(temporary) > 3600:
                 temporary.unlink(missing_ok=True)
@@ -111,8 +104,8 @@ class Memo:
                 if total > LIMIT:
                     path.unlink()
 
-    def _path(self, name: str, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}-{key}.stage"
+    def _path(self, name: str, key: str) -> Path:
+        return self.folder / f"{name.replace(' ', '-')}-{key}.stage"
 
 
 def _last_use(path: Path) -> float:

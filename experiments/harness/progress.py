@@ -4,8 +4,6 @@
 training stage, one line for each update, when the stage is done. Compiled code calls nobody: the bar counts stages.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
@@ -43,7 +41,7 @@ class Progress:
         self._bar = Bar(SpinnerColumn(), *columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
         self._task = self._bar.add_task("preparing", total=0)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         if self.folder is not None:
             self._files["progress"] = (self.folder / "progress.jsonl").open("a")
             self._files["metrics"] = (self.folder / "metrics.jsonl").open("w")
@@ -90,7 +88,8 @@ class Progress:
         Fields with fewer entries than updates were taken at regular updates, and stand in the lines of those. Numbers
         that are not finite do not count. Where none is finite, JSON has null.
         """
-        means = {name: _mean_of_finite(values) for name, values in vars(metrics).items() if values is not None}
+        logged = {name: values for name, values in vars(metrics).items() if values is not None}
+        means = {name: np.ma.masked_invalid(values).mean(0, np.float64).tolist() for name, values in logged.items()}
         num_updates = max(map(len, means.values()))
         rows: list[dict[str, Any]] = [{} for _ in range(num_updates)]
         for name, values in means.items():
@@ -116,14 +115,13 @@ class Progress:
 def mean_return(result: Any) -> float | None:
     """Mean true return at the end of training, over all runs of a stage; None if the stage has none."""
     metrics: Any = getattr(result, "metrics", None)
-    if getattr(metrics, "true_return", None) is not None:
-        returns = metrics.true_return[..., -1:]
-    elif hasattr(metrics, "score"):  # NaN after training ended
-        rows = metrics.score.reshape(-1, metrics.score.shape[-1])
-        returns = np.concatenate([row[np.isfinite(row)][-1:] for row in rows])
+    if hasattr(metrics, "score"):
+        returns = np.take_along_axis(metrics.score, result.num_updates[..., None] - 1, -1)
+    elif getattr(metrics, "true_return", None) is not None:
+        returns = metrics.true_return[..., -1]
     else:
         return None
-    return float(returns.mean()) if returns.size and np.isfinite(returns).all() else None
+    return float(returns.mean()) if np.isfinite(returns).all() else None
 
 
 def _updates(number: int | None) -> str:
@@ -133,14 +131,6 @@ def _updates(number: int | None) -> str:
 def _return(value: float) -> str:
     """Format a return: two decimals where it is small, as on Catch."""
     return f"{value:.{1 if abs(value) >= 10 else 2}f}"
-
-
-def _mean_of_finite(values: Any) -> list[float | None]:
-    """Means over the first axis of the finite numbers."""
-    values = np.asarray(values, np.float64)
-    finite = np.isfinite(values)
-    sums, counts = np.where(finite, values, 0.0).sum(0), finite.sum(0)
-    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
 
 
 def _event_writer(folder: Path) -> Any:

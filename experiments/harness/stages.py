@@ -4,8 +4,6 @@
 runs the stages in their order, while the caller goes on to the next ones. A result in the memo is not computed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -52,20 +50,49 @@ class Program:
 
 
 class Lazy:
-    """The result of a stage: NumPy arrays with the seeds on the first axis."""
+    """The result of a stage: NumPy arrays with the seeds on the first axis, of the shapes of `like`."""
 
-    def __init__(self, key: str, like: Any, prepare: Callable[[], Any], compute: Callable[[], Any]):
-        self.key, self.like, self.prepare = key, like, prepare
-        self._compute: Callable[[], Any] | None = compute
+    def __init__(self, stages: "Stages", name: str, key: str, like: Any, program: Program, call: tuple):
+        self.stages, self.name, self.key, self.like, self.program = stages, name, key, like, program
+        self._call: tuple | None = call
         self._lock, self._value = threading.Lock(), None
+
+    def compile(self) -> None:
+        """Compile in the background what the result takes, if the memo does not have it."""
+        if self._call and self.program.compiled is None and not self.stages.memo.has(self.name, self.key):
+            for each in jax.tree.leaves(self._call[1]):
+                if isinstance(each, Lazy):
+                    each.compile()
+            self.program.compiled = self.stages.compiler.submit(self.program.lowered.compile)
 
     @property
     def value(self) -> Any:
-        """Find, compute or await the result."""
+        """Await the result, find it in the memo, or compute it."""
         with self._lock:
-            if self._compute is not None:
-                self._value, self._compute = self._compute(), None
+            if self._call is not None:
+                self._value = self._compute(*self._call)
+                self._call = None  # the inputs may be large
         return self._value
+
+    def _compute(self, config: Any, inputs: Any, variants: Any, axes: tuple[int, ...]) -> Any:
+        stages, times = self.stages, self.stages.times[self.name]
+        num_updates = getattr(config, "num_updates", None)
+        stages.progress.start(self.name, num_updates)
+        result, compile_s, run_s = stages.memo.load(self.name, self.key, self.like), 0.0, 0.0
+        kept = result is not None
+        if not kept:
+            inputs = jax.tree.map(lambda each: each.value if isinstance(each, Lazy) else each, inputs)
+            start = time.perf_counter()
+            self.program.compiled = self.program.compiled or stages.compiler.submit(self.program.lowered.compile)
+            compiled = self.program.compiled.result()
+            compile_s = time.perf_counter() - start
+            result = _execute(compiled, config, inputs, variants, axes, self.program.num_padded)
+            run_s = time.perf_counter() - start - compile_s
+            stages.write(self.name, self.key, result)
+        times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
+        stages.progress.done(Done(self.name, math.prod(axes), num_updates, mean_return(result), compile_s, run_s, kept))
+        stages.forget()
+        return result
 
 
 class Stages:
@@ -74,17 +101,17 @@ class Stages:
     def __init__(self, memo: Memo, progress: Progress | None = None):
         self.memo = memo
         self.follow(progress or Progress(Console(quiet=True)))
+        self.compiler = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2))
         self._programs: dict[Any, Program] = {}
         self._recent: dict[str, Lazy] = {}
-        self._compiler = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2))
         self._runner, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writes: list[Future] = []
 
-    def __enter__(self) -> Stages:
+    def __enter__(self) -> "Stages":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for pool in (self._runner, self._compiler, self._writer):
+        for pool in (self._runner, self.compiler, self._writer):
             pool.shutdown(cancel_futures=kind is not None)
         if kind is None:
             for write in self._writes:
@@ -118,13 +145,11 @@ class Stages:
             return self._recent[key]
 
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape[1:]), leaf.dtype), program.like)
-        prepare = functools.partial(self._prepare, name, key, program, inputs)
-        compute = functools.partial(self._compute, name, key, like, program, (config, inputs, variants, axes))
-        lazy = self._recent[key] = Lazy(key, like, prepare, compute)
+        lazy = self._recent[key] = Lazy(self, name, key, like, program, (config, inputs, variants, axes))
         self.progress.plan()
         # A result that is too large for the memo may not be needed at all. It waits until another stage asks for it.
         if not self.memo.has(name, key) and num_bytes(like) <= LARGEST:
-            prepare()
+            lazy.compile()
             self._runner.submit(lambda: lazy.value)
         return lazy
 
@@ -141,37 +166,11 @@ class Stages:
             self._programs[identity] = Program(lowered, like, key, num_padded)
         return self._programs[identity]
 
-    def _prepare(self, name: str, key: str, program: Program, inputs: Any) -> None:
-        """Compile in the background what a result takes, if the memo does not have it."""
-        if program.compiled is None and not self.memo.has(name, key):
-            for each in jax.tree.leaves(inputs):
-                if isinstance(each, Lazy):
-                    each.prepare()
-            program.compiled = self._compiler.submit(program.lowered.compile)
+    def write(self, name: str, key: str, result: Any) -> None:
+        """Keep a result in the memo, in the background."""
+        self._writes.append(self._writer.submit(self.memo.save, name, key, result))
 
-    def _compute(self, name: str, key: str, like: Any, program: Program, call: tuple) -> Any:
-        """Find a result in the memo or compute it; report it and keep it."""
-        config, inputs, variants, axes = call
-        num_updates = getattr(config, "num_updates", None)
-        self.progress.start(name, num_updates)
-        result, compile_s, run_s = self.memo.load(name, key, like), 0.0, 0.0
-        kept = result is not None
-        if not kept:
-            inputs = jax.tree.map(lambda each: each.value if isinstance(each, Lazy) else each, inputs)
-            start = time.perf_counter()
-            program.compiled = program.compiled or self._compiler.submit(program.lowered.compile)
-            compiled = program.compiled.result()
-            compile_s = time.perf_counter() - start
-            result = _execute(compiled, config, inputs, variants, axes, program.num_padded)
-            run_s = time.perf_counter() - start - compile_s
-            self._writes.append(self._writer.submit(self.memo.save, name, key, result))
-        times = self.times[name]
-        times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
-        self.progress.done(Done(name, math.prod(axes), num_updates, mean_return(result), compile_s, run_s, kept))
-        self._forget()
-        return result
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop the oldest results beyond what may stay in memory. Whoever uses one still holds it."""
         sizes = {key: num_bytes(lazy.like) for key, lazy in list(self._recent.items())}  # run() adds to it meanwhile
         for key in list(sizes)[:-1]:

@@ -1,19 +1,17 @@
 """From a command line to the settings of a run, with the checks that tyro cannot make."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import tyro
 
 from experiments.harness import cli
 from experiments.harness.errors import UsageError
-from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, flag
+from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, default_settings, flag
 from jaxpref import checks
 
 CONFIGS = ("annotator", "reinforce", "dpo", "reward_model", "ppo", "online")
@@ -31,12 +29,11 @@ def parse(argv: Sequence[str], script: str, task: str | None = None, method: Met
 
     `--task`, `--method` and `--preset` choose the defaults of all other flags.
     """
-    preset, chosen = cli.given(argv, "preset"), cli.given(argv, "method") or method
-    known = chosen if chosen in get_args(Method) else "dpo"
+    chosen = cli.given(argv, "method") or method
+    known = cast(Method, chosen if chosen in get_args(Method) else "dpo")
     try:
-        default = PRESETS.get(preset or "default", PRESETS["default"])(
-            cli.given(argv, "task") or task or "cartpole", cast(Method, known)
-        )
+        preset = PRESETS.get(cli.given(argv, "preset") or "default", default_settings)
+        default = preset(cli.given(argv, "task") or task or "cartpole", known)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if task is None:
@@ -61,28 +58,20 @@ def check_unused(settings: Settings) -> None:
 
 
 def _problems(settings: Settings) -> Iterator[str]:
-    for name in ("seeds", "num_pairs", "reference"):
-        values = getattr(settings, name)
+    for name, low, high in (("seeds", 0, 2**32 - 1), ("num_pairs", 1, MOST), ("reference", None, None)):
+        values, shown = getattr(settings, name), " ".join(map(str, getattr(settings, name))) or "none"
         if not values or len(set(values)) < len(values):
-            yield f"--{flag(name)} needs at least one value and none twice, got {_shown(values)}"
-    for name, values, high in (("seeds", settings.seeds, 2**32 - 1), ("num-pairs", settings.num_pairs, MOST)):
-        low = 0 if name == "seeds" else 1
-        if not all(low <= value <= high for value in values):
-            yield f"--{name} must be between {low} and {high}, got {_shown(values)}"
+            yield f"--{flag(name)} needs at least one value and none twice, got {shown}"
+        elif low is not None and not low <= min(values) <= max(values) <= high:
+            yield f"--{flag(name)} must be between {low} and {high}, got {shown}"
     for name in ("", *CONFIGS):
         for field, message in checks.problems(getattr(settings, name) if name else settings):
             yield f"--{flag(name)}{'.' if name else ''}{flag(field)} {message}"
     lowest, highest = settings.return_range or (0.0, 1.0)
     if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
         yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"
-    yield from _conflicts(settings)
-
-
-def _conflicts(settings: Settings) -> Iterator[str]:
     if settings.dpo.eval_episodes < 1:
         yield "--dpo.eval-episodes must be at least 1 for curves of the true return, got 0"
-    if max(settings.dpo.batch_size, settings.reward_model.batch_size) > MOST:
-        yield f"--dpo.batch-size and --reward-model.batch-size must be at most {MOST:,}"
     pairs_at_once = min(max(sizes) for sizes in settings.size_groups)
     if settings.reward_model.holdout_every > pairs_at_once:
         yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
@@ -101,7 +90,3 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield "--processes needs --coordinator HOST:PORT, the address of the first process"
     if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         yield "--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'"
-
-
-def _shown(values: Any) -> str:
-    return " ".join(map(str, values)) or "none"

@@ -4,13 +4,11 @@ Each stage is a pure function of one seed (`functions.py`). `Stages.run` maps it
 once. An experiment, an arm of the evidence and a point of a sweep are all settings that come through here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -18,11 +16,11 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from experiments.harness.devices import gather, share
+from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import networks, ppo, reinforce, tasks
-from jaxpref.analysis import ranking
+from jaxpref import networks, reinforce, tasks
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
@@ -33,14 +31,10 @@ BATCH_BYTES = 1e9
 
 
 @struct.dataclass
-class Row:
-    """A policy trained on pairs of one size with one reference, for each of S seeds.
+class Row(functions.Score):
+    """A policy trained on pairs of one size with one reference, and its score, for each of S seeds.
 
     reward:  the reward model that PPO maximised; None for other methods.
-    quality, score_per_step: of the learned score on held-out pairs, DPO's or the reward model's;
-        score_per_step is its mean over their steps.
-    true_return, learned_return: means over the evaluation's episodes; learned is what training maximised.
-    kl:      of the policy from its reference, mean over those episodes, in nats per episode.
     """
 
     reference: str = struct.field(pytree_node=False)
@@ -49,11 +43,6 @@ class Row:
     metrics: Any
     divergence: Divergence
     reward: functions.Fitted | None
-    quality: ranking.Quality
-    score_per_step: Float[Array, " S"]
-    true_return: Float[Array, " S"]
-    learned_return: Float[Array, " S"]
-    kl: Float[Array, " S"]
 
 
 @struct.dataclass
@@ -74,10 +63,9 @@ class Outcome:
     pairs: Preferences | None
 
     @property
-    def reward_models(self) -> list[functions.Fitted] | None:
-        """The reward model of each dataset size, the same for every reference; None for methods without one."""
-        models = [row.reward for row in self.rows if row.reference == self.rows[0].reference]
-        return [model for model in models if model is not None] or None
+    def reward_models(self) -> list[functions.Fitted]:
+        """The reward model of each dataset size, the same for every reference; none for methods without one."""
+        return [row.reward for row in self.rows if row.reference == self.rows[0].reference and row.reward is not None]
 
 
 def task_of(settings: Settings) -> Task:
@@ -140,76 +128,93 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
-    setup = functions.Setup(
-        task,
-        settings.num_pairs,
-        settings.num_heldout,
-        tuple(POLICIES.index(name) for name in settings.reference),
-        settings.eval_episodes,
-        settings.evaluation,
-        functions.is_per_step(settings.dpo),
-    )
-    trained, fitted = _train(settings, setup, stage, experts, pairs)
-    evaluate = functools.partial(functions.evaluate, setup)
-    evaluation = stage("evaluate", evaluate, settings.dpo.beta, experts, pairs, trained, fitted, lanes=4)
+    groups = [_train(settings, task, stage, sizes, experts, pairs) for sizes in settings.size_groups]
 
-    log = stages.progress.log
-    log("reinforce", experts.value.metrics)
-    rows = rows_of(settings, trained, fitted, evaluation.value)
-    for row in rows[: len(settings.num_pairs)]:
-        if row.reward is not None and row.reward.metrics is not None:
-            log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
-    for row in rows:
-        log(settings.trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
-    returns = dict(zip(POLICIES, evaluation.value.expert_return.T, strict=True))
-    kept_pairs = pairs.value if settings.save_preferences else None
-    return Outcome(experts.value, returns, evaluation.value.pi1_kl, rows, evaluation.value.labels, kept_pairs)
+    evaluation = groups[0].evaluation.value
+    outcome = Outcome(
+        experts=experts.value,
+        returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
+        pi1_kl=evaluation.pi1_kl,
+        rows=rows_of(settings, groups),
+        labels=evaluation.labels,
+        pairs=pairs.value if settings.save_preferences else None,
+    )
+    _log(settings.trainer, outcome, stages.progress)
+    return outcome
+
+
+class Group(NamedTuple):
+    """Stages of the dataset sizes that share a program: trained policies [S, R, P], and PPO's reward models [S, P]."""
+
+    sizes: tuple[int, ...]
+    trained: Lazy
+    fitted: Lazy | None
+    evaluation: Lazy
+
+
+def _train(
+    settings: Settings, task: Task, stage: Callable, sizes: tuple[int, ...], experts: Lazy, pairs: Lazy
+) -> Group:
+    """Define the stages from pairs to evaluation."""
+    setup = functions.Setup(
+        task=task,
+        sizes=sizes,
+        num_heldout=settings.num_heldout,
+        references=tuple(POLICIES.index(name) for name in settings.reference),
+        eval_episodes=settings.eval_episodes,
+        evaluation=settings.evaluation,
+        per_step=str(settings.dpo.loss).endswith("_per_step"),
+        reward=settings.reward,
+        num_members=settings.num_members,
+    )
+    detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
+
+    def stage_of_sizes(name: str, function: Callable, *args: Any, **options: Any) -> Lazy:
+        return stage(f"{name}{detail}", functools.partial(function, setup), *args, **options)
+
+    train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
+    fitted = None
+    if settings.method == "dpo":
+        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=2)
+    elif settings.method == "rlhf":
+        if settings.reward == "learned":
+            config = settings.reward_model_config(max(sizes))
+            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=4)
+        else:
+            fitted = stage_of_sizes("reward model", functions.control_reward, None, lanes=4)
+        trained = train(functions.train_ppo, settings.ppo, experts, fitted, lanes=8)
+    else:
+        trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
+        configs = settings.annotator, settings.online, *trainers
+        trained = train(functions.train_online, configs, experts, lanes=1)
+    evaluation = stage_of_sizes("evaluate", functions.evaluate, settings.dpo.beta, experts, pairs, trained, lanes=4)
+    return Group(sizes, trained, fitted, evaluation)
+
+
+def rows_of(settings: Settings, groups: list[Group]) -> list[Row]:
+    """Return a row for each reference, for each dataset size."""
+    rows = []
+    for r, reference in enumerate(settings.reference):
+        for sizes, trained, fitted, evaluation in groups:
+            for p, num_pairs in enumerate(sizes):
+                run, score = _at((trained.value, evaluation.value.scores), np.s_[:, r, p])
+                reward = None if fitted is None else _at(fitted.value, np.s_[:, p])
+                of_run = {name: getattr(run, name) for name in ("params", "metrics", "divergence")}
+                rows.append(Row(**vars(score), **of_run, reference=reference, num_pairs=num_pairs, reward=reward))
+    return rows
+
+
+def _at(tree: Any, index: tuple) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _log(trainer: str, outcome: Outcome, progress: Progress) -> None:
+    progress.log("reinforce", outcome.experts.metrics)
+    for row in outcome.rows:
+        if row.reference == outcome.rows[0].reference and row.reward is not None and row.reward.metrics is not None:
+            progress.log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
+    for row in outcome.rows:
+        progress.log(trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
 
 
 POLICIES = get_args(Policy)
-Groups = tuple[tuple[Lazy, ...], tuple[Lazy, ...]]
-"""What was trained [S, R, P] and the reward models [S, P], a stage for each group of dataset sizes."""
-
-
-def _train(settings: Settings, setup: functions.Setup, stage: Callable, experts: Lazy, pairs: Lazy) -> Groups:
-    trained, fitted = [], []
-    for sizes in settings.size_groups:
-        detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
-        config: Any = settings.dpo
-        setup, data = setup._replace(sizes=sizes), pairs
-        function: Callable = functools.partial(functions.train_dpo, setup)
-        lanes = {"dpo": 2, "rlhf": 8}.get(settings.method, 1)
-        if settings.method == "rlhf":
-            if settings.reward == "learned":
-                fit = functools.partial(functions.fit_rewards, setup, settings.num_members)
-            else:
-                fit = functools.partial(functions.control_reward, setup, settings.reward)
-            fit_config = settings.reward_model_config(max(sizes)) if settings.reward == "learned" else None
-            data = stage(f"reward model{detail}", fit, fit_config, pairs, lanes=4)
-            fitted.append(data)
-            reward_fn = ppo.true_reward if settings.reward == "true" else ppo.learned_reward
-            function, config = functools.partial(functions.train_ppo, setup, reward_fn), settings.ppo
-        elif settings.method != "dpo":
-            trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
-            config = settings.annotator, settings.online, *trainers
-            function = functools.partial(functions.train_online, setup)
-        options = {"lanes": lanes, "variants": np.array(setup.references, np.int32)}
-        trained.append(stage(f"{settings.trainer}{detail}", function, config, experts, data, **options))
-    return tuple(trained), tuple(fitted)
-
-
-def rows_of(settings: Settings, trained: tuple[Lazy, ...], fitted: tuple[Lazy, ...], evaluation: Any) -> list[Row]:
-    """Return a row for each reference, for each dataset size, from runs [S, R, P] in groups of sizes."""
-    rows = []
-    places = [(group, place) for group, sizes in enumerate(settings.size_groups) for place in range(len(sizes))]
-    for r, reference in enumerate(settings.reference):
-        for p, (num_pairs, (group, place)) in enumerate(zip(settings.num_pairs, places, strict=True)):
-            run = jax.tree.map(lambda leaf, r=r, place=place: leaf[:, r, place], trained[group].value)
-            reward, judged = None, run.judged
-            if fitted:
-                reward = jax.tree.map(lambda leaf, place=place: leaf[:, place], fitted[group].value)
-                judged = reward.judged
-            ends = (evaluation.true_return, evaluation.learned_return, evaluation.kl)
-            of_row = judged.quality, judged.score_per_step, *(end[:, r, p] for end in ends)
-            rows.append(Row(reference, num_pairs, run.params, run.metrics, run.divergence, reward, *of_row))
-    return rows

@@ -203,37 +203,31 @@ def flag(name: str) -> str:
 def from_config(config: dict[str, Any]) -> Settings:
     """Return the settings that `dataclasses.asdict` made `config` from, also when it has passed through JSON.
 
-    What `config` leaves out has its default. Raises ValueError for a setting that does not exist.
+    What `config` leaves out has its default. Raises TypeError or AttributeError for a setting that does not exist.
     """
+    default = default_settings(config["task"], config["method"])
+    values: dict[str, Any] = {"out": default.out} | config
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = dataclasses.replace(getattr(default, name), **value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return dataclasses.replace(default, **values | {"out": Path(values["out"])})
 
-    def rebuild(default: Any, value: Any) -> Any:
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            unknown = value.keys() - {field.name for field in dataclasses.fields(default)}
-            if unknown:
-                raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-            rebuilt = {name: rebuild(getattr(default, name), part) for name, part in value.items()}
-            return dataclasses.replace(default, **rebuilt)
-        if isinstance(default, Path):
-            return Path(value)
-        return tuple(value) if isinstance(value, list) else value
 
-    return rebuild(default_settings(config["task"], config["method"]), config)
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every setting by its flag, as in `dpo.learning-rate`."""
+    table: dict[str, Any] = {}
+    for name, value in vars(settings).items():
+        path = flag(prefix + name)
+        table |= flat(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value}
+    return table
 
 
 def changes(settings: Settings, default: Settings) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, as (value, default), by their flags, as in `dpo.learning-rate`."""
-
-    def walk(one: Any, other: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
-        found: dict[str, tuple[Any, Any]] = {}
-        for field in dataclasses.fields(one):
-            name, value, usual = flag(prefix + field.name), getattr(one, field.name), getattr(other, field.name)
-            if dataclasses.is_dataclass(value):
-                found |= walk(value, usual, f"{name}.")
-            elif value != usual:
-                found[name] = value, usual
-        return found
-
-    return walk(settings, default, "")
+    """Return the settings that differ, as (value, default), by their flags."""
+    usual = flat(default)
+    return {name: (value, usual[name]) for name, value in flat(settings).items() if value != usual[name]}
 
 
 def to_flags(settings: Settings) -> list[str]:
@@ -243,8 +237,8 @@ def to_flags(settings: Settings) -> list[str]:
         words.append(f"--preset={settings.preset}")
     for name, (value, _) in changes(settings, settings.defaults).items():
         if isinstance(value, bool):
-            group, _, last = name.rpartition(".")
-            words.append(f"--{name}" if value else f"--{group}{'.' if group else ''}no-{last}")
+            *group, last = name.split(".")
+            words.append("--" + (name if value else ".".join([*group, f"no-{last}"])))
         elif isinstance(value, tuple):
             words += [f"--{name}", *map(str, value)]
         else:
