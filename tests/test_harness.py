@@ -89,7 +89,8 @@ def test_over_runs_is_a_plain_loop(num_runs, lanes):
         (3, 64, 4),
         (4, 2, 4),
         (5, 2, 8),  # three on a device are two lanes, twice
-        (7, 3, 12),
+        (6, 4, 6),
+        (7, 3, 8),
     ],
 )
 def test_padded_size_hand_worked(num_runs, lanes, expected):
@@ -270,7 +271,7 @@ def lines_of(path):
 def test_progress_says_what_is_done(tmp_path, terminal):
     printed = io.StringIO()
     console = Console(file=printed, force_terminal=terminal, width=100, color_system=None)
-    with progress.Progress(console, tmp_path) as shown:
+    with progress.bar_on(console) as bar, progress.Progress(bar, tmp_path, title="a run") as shown:
         shown.begin(1, 2, SEEDS)
         for _ in range(2):
             shown.plan()
@@ -278,6 +279,7 @@ def test_progress_says_what_is_done(tmp_path, terminal):
         shown.done(progress.Done("reinforce", 3, 16, 195.25, 0.5, 1.0, False))
         shown.done(progress.Done("dpo", 6, 1, None, 1.5, 0.5, True))
     lines = [
+        "a run\n",
         "batch 1 of 2, 3 seeds\n",
         "  reinforce                   3 runs    16 updates   return 195.2     1.5 s\n",
         "  dpo                         6 runs      1 update                     kept\n",
@@ -315,7 +317,7 @@ ROWS = [
 
 def test_metrics_are_means_over_seeds_hand_worked(tmp_path):
     for _ in range(2):  # a run that is started again writes the file anew
-        with progress.Progress(Console(quiet=True), tmp_path) as shown:
+        with progress.Progress(progress.bar_on(Console(quiet=True)), tmp_path) as shown:
             shown.log("dpo", LOGGED, reference="pi2", num_pairs=10)
     labels = {"batch": 1, "stage": "dpo", "reference": "pi2", "num_pairs": 10}
     assert lines_of(tmp_path / "metrics.jsonl") == [labels | row for row in ROWS]
@@ -325,7 +327,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     """Read back from the event file: records of a length, its checksum, an event, its checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     for _ in range(2):
-        with progress.Progress(Console(quiet=True), tmp_path, tensorboard=True) as shown:
+        with progress.Progress(progress.bar_on(Console(quiet=True)), tmp_path, tensorboard=True) as shown:
             shown.log("dpo", LOGGED, reference="pi2")
     (path,) = (tmp_path / "tensorboard").iterdir()
     content, scalars = path.read_bytes(), []

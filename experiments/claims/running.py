@@ -18,7 +18,7 @@ from experiments.claims.arms import Arm, arm
 from experiments.harness.devices import set_up_jax
 from experiments.harness.folder import locked
 from experiments.harness.memo import Memo
-from experiments.harness.progress import Done, Progress
+from experiments.harness.progress import Done, Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import Settings, StudyTask
@@ -37,14 +37,14 @@ def opened(out: Path, devices: int) -> Iterator[tuple[Run, Console]]:
     """Hold the folder of results, with JAX set up; give a function that runs settings, and a console."""
     with locked(out):
         set_up_jax(devices)
-        with Stages(Memo()) as stages, Progress(Console(), out) as progress:
-            yield functools.partial(_run, stages, progress), progress.console
+        with bar_on(Console()) as bar, Stages(Memo()) as stages, Progress(bar, out) as progress:
+            yield functools.partial(_run, stages, progress), bar.console
 
 
 def _run(stages: Stages, progress: Progress, title: str, settings: Settings) -> pipeline.Outcome:
     progress.plan()
     progress.start(title, None)
-    stages.follow(Progress(Console(quiet=True)))
+    stages = stages.of_run(Progress(bar_on(Console(quiet=True))))
     outcome = pipeline.run(settings, pipeline.task_of(settings), stages)
     compile_s, run_s = (sum(getattr(time, name) for time in stages.times.values()) for name in ("compile_s", "run_s"))
     mean = mean_or_none(outcome.rows[-1].true_return)

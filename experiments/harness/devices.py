@@ -66,18 +66,19 @@ def gather(results: Any, num_seeds: int) -> Any:
 def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
     """Map `function(config, *args)` of one run over a leading axis of `num_runs` in `args`.
 
-    That axis, a multiple of the number of devices, is sharded over the devices. Each device computes `lanes` runs at a
-    time: enough to make vectors of a small network's work, few enough to stay in its cache.
+    That axis, of a `padded_size`, is sharded over the devices. Each device computes up to `lanes` runs at a time:
+    enough to make vectors of a small network's work, few enough to stay in its cache.
     """
     devices = _devices_for(num_runs)
     mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
     per_device = num_runs // len(devices)
+    num_groups = math.ceil(per_device / lanes)
 
     def on_device(config, args):
         side_by_side = jax.vmap(functools.partial(function, config))
-        if per_device <= lanes:
+        if num_groups == 1:
             return side_by_side(*args)
-        grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, lanes, *leaf.shape[1:]), args)
+        grouped = jax.tree.map(lambda leaf: leaf.reshape(num_groups, -1, *leaf.shape[1:]), args)
         result = jax.lax.map(lambda group: side_by_side(*group), grouped)
         return jax.tree.map(lambda leaf: leaf.reshape(per_device, *leaf.shape[2:]), result)
 
@@ -87,12 +88,13 @@ def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
 
 
 def padded_size(num_runs: int, lanes: int) -> int:
-    """Return the least number of runs, at least `num_runs`, that the devices share evenly in groups of `lanes`."""
+    """Return the least number of runs, at least `num_runs`, that the devices share evenly in equal groups of at most
+    `lanes`.
+    """
     num_devices = len(_devices_for(num_runs))
     per_device = math.ceil(num_runs / num_devices)
-    if per_device > lanes:
-        per_device = math.ceil(per_device / lanes) * lanes
-    return per_device * num_devices
+    num_groups = math.ceil(per_device / lanes)
+    return math.ceil(per_device / num_groups) * num_groups * num_devices
 
 
 def _devices_for(num_runs: int) -> list[jax.Device]:

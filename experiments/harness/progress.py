@@ -28,58 +28,65 @@ class Done(NamedTuple):
     kept: bool
 
 
-class Progress:
-    """Report on the console, and in `folder` if there is one, how far a run has come."""
+def bar_on(console: Console) -> Bar:
+    """Return a live bar that counts the stages of all runs; it shows nothing where the output is no terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("stages")
+    hidden = console.quiet or not console.is_terminal
+    bar = Bar(SpinnerColumn(), *columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
+    bar.add_task("preparing", total=0)
+    return bar
 
-    def __init__(self, console: Console, folder: Path | None = None, tensorboard: bool = False):
-        self.console, self.folder, self.tensorboard = console, folder, tensorboard
+
+class Progress:
+    """Report on a bar's console, under a title, and in `folder` if there is one, how far a run has come."""
+
+    def __init__(self, bar: Bar, folder: Path | None = None, tensorboard: bool = False, title: str = ""):
+        self.console, self._bar, self._title, self._batch = bar.console, bar, title, {"batch": 1}
         self._files: dict[str, IO[str]] = {}
         self._events: Any = None
-        self._batch = {"batch": 1}
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("stages")
-        hidden = console.quiet or not console.is_terminal
-        self._bar = Bar(SpinnerColumn(), *columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
-        self._task = self._bar.add_task("preparing", total=0)
+        if folder is not None:
+            self._files = {"progress": (folder / "progress.jsonl").open("a")}
+            self._files["metrics"] = (folder / "metrics.jsonl").open("w")
+            if tensorboard:
+                self._events = _event_writer(folder / "tensorboard")
+        self._event("start", process=os.getpid())
 
     def __enter__(self) -> "Progress":
-        if self.folder is not None:
-            self._files["progress"] = (self.folder / "progress.jsonl").open("a")
-            self._files["metrics"] = (self.folder / "metrics.jsonl").open("w")
-            if self.tensorboard:
-                self._events = _event_writer(self.folder / "tensorboard")
-        self._event("start", process=os.getpid())
-        self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._bar.stop()
-        self._event("end", error=kind.__name__ if kind else None)
+        self.close(kind.__name__ if kind else None)
+
+    def close(self, error: str | None = None) -> None:
+        """Write the last event; what follows is not written."""
+        self._event("end", error=error)
         for file in [*self._files.values(), *([self._events] if self._events else [])]:
             file.close()
+        self._files, self._events = {}, None
 
     def begin(self, batch: int, num_batches: int, seeds: np.ndarray) -> None:
         """Start a batch of seeds. The first has number 1."""
         self._batch = {"batch": batch}
         self._event("batch", seeds=seeds.tolist(), **self._batch)
         if num_batches > 1:
-            self.console.print(f"batch {batch} of {num_batches}, {len(seeds)} seeds", highlight=False)
+            self._print(f"batch {batch} of {num_batches}, {len(seeds)} seeds")
 
     def plan(self) -> None:
         """Expect one more stage."""
-        self._bar.update(self._task, total=(self._bar.tasks[0].total or 0) + 1)
+        task = self._bar.tasks[0]
+        self._bar.update(task.id, total=(task.total or 0) + 1)
 
     def start(self, stage: str, num_updates: int | None) -> None:
         """Show the stage that runs now."""
-        self._bar.update(self._task, description=", ".join(filter(None, (stage, _updates(num_updates)))))
+        self._bar.update(self._bar.task_ids[0], description=", ".join(filter(None, (stage, _updates(num_updates)))))
 
     def done(self, done: Done) -> None:
         """Report a finished stage."""
-        self._bar.advance(self._task)
+        self._bar.advance(self._bar.task_ids[0])
         runs = f"{done.runs} run{'s' if done.runs > 1 else ''}"
         returned = "" if done.mean_return is None else f"return {_return(done.mean_return)}"
         took = "kept" if done.kept else f"{done.compile_s + done.run_s:.1f} s"
-        line = f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self._print(f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}")
         self._event("stage", **done._asdict())
 
     def log(self, stage: str, metrics: Any, **labels: Any) -> None:
@@ -101,6 +108,13 @@ class Progress:
             for name, value in row.items():
                 if self._events is not None and value is not None:
                     self._events.add_scalar(f"{tag}/{name}", value, update)
+
+    def _print(self, line: str) -> None:
+        """Print a line, after the title where it is the first one."""
+        if self._title:
+            self.console.print(self._title, style="bold", highlight=False)
+            self._title = ""
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _event(self, event: str, **fields: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

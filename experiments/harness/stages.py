@@ -4,6 +4,7 @@
 runs the stages in their order, while the caller goes on to the next ones. A result in the memo is not computed.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from experiments.harness.devices import over_runs, padded_size
 from experiments.harness.memo import LARGEST, Memo, digest, environment, num_bytes
-from experiments.harness.progress import Done, Progress, mean_return
+from experiments.harness.progress import Done, Progress, bar_on, mean_return
 
 RECENT = 600_000_000
 """Bytes of results that stay in memory for a later run with the same stages."""
@@ -98,9 +99,8 @@ class Lazy:
 class Stages:
     """Run stages in their order; keep their programs, results and times."""
 
-    def __init__(self, memo: Memo, progress: Progress | None = None):
-        self.memo = memo
-        self.follow(progress or Progress(Console(quiet=True)))
+    def __init__(self, memo: Memo):
+        self.memo, self.progress, self.times = memo, Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
         self.compiler = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2))
         self._programs: dict[Any, Program] = {}
         self._recent: dict[str, Lazy] = {}
@@ -118,9 +118,11 @@ class Stages:
                 write.result()
             self.memo.prune()
 
-    def follow(self, progress: Progress) -> None:
-        """Report to `progress` from now on, and count times from zero."""
-        self.progress, self.times = progress, dict[str, StageTime]()
+    def of_run(self, progress: Progress) -> "Stages":
+        """Return the same stages for one run: they report to `progress`, and count times from zero."""
+        own = copy.copy(self)
+        own.progress, own.times = progress, {}
+        return own
 
     def run(
         self, name: str, function: Callable, config: Any, *inputs: Any, lanes: int = 64, variants: Any = None

@@ -98,17 +98,28 @@ def task_of(settings: Settings) -> Task:
 
 
 def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
-    """Run this process's share of the seeds, in as many batches as memory needs, and gather all results."""
+    """Run all stages and return their results."""
+    return start(settings, task, stages)()
+
+
+def start(settings: Settings, task: Task, stages: Stages) -> Callable[[], Outcome]:
+    """Start this process's share of the seeds in the background, and return a function that awaits all results.
+
+    Seeds run in as many batches as memory needs. Only the first batch starts now.
+    """
     seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    outcomes = []
-    for number, batch in enumerate(batches, 1):
-        stages.progress.begin(number, num_batches, batch)
-        outcomes.append(_run_batch(settings, task, stages, batch))
-    own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
-    return gather(own, len(settings.seeds))
+    waiting = [_start_batch(settings, task, stages, batches, 0)]
+
+    def finish() -> Outcome:
+        outcomes = [waiting.pop()()]
+        outcomes += [_start_batch(settings, task, stages, batches, number)() for number in range(1, num_batches)]
+        own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
+        return gather(own, len(settings.seeds))
+
+    return finish
 
 
 def seeds_that_fit(settings: Settings, task: Task) -> int:
@@ -118,11 +129,15 @@ def seeds_that_fit(settings: Settings, task: Task) -> int:
     return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
 
 
-def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray) -> Outcome:
-    """Define every stage, which starts it in the background; then collect the results in the order of the stages."""
+def _start_batch(
+    settings: Settings, task: Task, stages: Stages, batches: np.ndarray, number: int
+) -> Callable[[], Outcome]:
+    """Define every stage, which starts it in the background. Returns a function that collects the results."""
+    stages.progress.begin(number + 1, len(batches), batches[number])
 
     def stage(name: str, function: Callable, config: Any, *inputs: Any, **options: Any) -> Lazy:
-        return stages.run(name, functools.partial(functions.with_keys, function), config, seeds, *inputs, **options)
+        with_keys = functools.partial(functions.with_keys, function)
+        return stages.run(name, with_keys, config, batches[number], *inputs, **options)
 
     num_played = max(settings.num_pairs) + settings.num_heldout
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
@@ -130,17 +145,20 @@ def _run_batch(settings: Settings, task: Task, stages: Stages, seeds: np.ndarray
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs) for sizes in settings.size_groups]
 
-    evaluation = groups[0].evaluation.value
-    outcome = Outcome(
-        experts=experts.value,
-        returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
-        pi1_kl=evaluation.pi1_kl,
-        rows=rows_of(settings, groups),
-        labels=evaluation.labels,
-        pairs=pairs.value if settings.save_preferences else None,
-    )
-    _log(settings.trainer, outcome, stages.progress)
-    return outcome
+    def collect() -> Outcome:
+        evaluation = groups[0].evaluation.value
+        outcome = Outcome(
+            experts=experts.value,
+            returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
+            pi1_kl=evaluation.pi1_kl,
+            rows=rows_of(settings, groups),
+            labels=evaluation.labels,
+            pairs=pairs.value if settings.save_preferences else None,
+        )
+        _log(settings.trainer, outcome, stages.progress)
+        return outcome
+
+    return collect
 
 
 class Group(NamedTuple):
@@ -175,7 +193,7 @@ def _train(
     train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
     fitted = None
     if settings.method == "dpo":
-        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=2)
+        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=4)
     elif settings.method == "rlhf":
         if settings.reward == "learned":
             config = settings.reward_model_config(max(sizes))

@@ -7,7 +7,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from experiments import START
 from experiments.harness import devices, folder
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.harness.memo import Memo
-from experiments.harness.progress import Progress
+from experiments.harness.progress import Bar, Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
 from experiments.pipeline.command import check_unused, parse
@@ -46,33 +46,38 @@ def run_all(runs: Sequence[Settings]) -> None:
         tasks = [pipeline.task_of(settings) for settings in runs]  # a wrong one leaves no folder behind
     except ValueError as error:
         raise UsageError(str(error)) from error
-    console, all_well, start = Console(quiet=not devices.is_first()), True, START
+    import_s, begin, all_well = time.perf_counter() - START, START, True
     with contextlib.ExitStack() as held:
+        bar = held.enter_context(bar_on(Console(quiet=not devices.is_first())))
         if devices.is_first():
             for settings in runs:
                 held.enter_context(folder.locked(settings.out))
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
+        # All start now: while one is written, the next one runs.
+        started = [start(settings, task, stages, bar, held) for settings, task in zip(runs, tasks, strict=True)]
         for settings, task in zip(runs, tasks, strict=True):
-            all_well &= run(settings, task, console, stages, start)
-            start = time.perf_counter()
+            own, finish = started.pop(0)
+            outcome = finish()
+            own.progress.close()
+            if devices.is_first():
+                all_well &= write(settings, task, outcome, timing(own, import_s, begin), bar.console)
+            import_s, begin = 0.0, time.perf_counter()
     if len(runs) > 1:
-        console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
+        bar.console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
     if not all_well:
         raise SystemExit(DIVERGED)
 
 
-def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
-    """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
-    import_s = time.perf_counter() - start
-    console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
-    if devices.is_first():
-        set_aside_other(settings, console)
-    with Progress(console, settings.out if devices.is_first() else None, settings.tensorboard) as progress:
-        stages.follow(progress)
-        outcome = pipeline.run(settings, task, stages)
-    if not devices.is_first():
-        return True
-    return write(settings, task, outcome, timing(stages, import_s, start), console)
+def start(
+    settings: Settings, task: Task, stages: Stages, bar: Bar, held: contextlib.ExitStack
+) -> tuple[Stages, Callable[[], pipeline.Outcome]]:
+    """Start an experiment in the background. Returns its own view of the stages, and what awaits its results."""
+    out = settings.out if devices.is_first() else None
+    if out is not None:
+        set_aside_other(settings, bar.console)
+    title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
+    own = stages.of_run(held.enter_context(Progress(bar, out, settings.tensorboard, title)))
+    return own, pipeline.start(settings, task, own)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
