@@ -1,7 +1,5 @@
 """One experiment as a program: from its settings to the files and the table that it leaves."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import resource
@@ -63,7 +61,7 @@ def run_all(runs: Sequence[Settings]) -> None:
 
 def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
     """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
-    import_s = time.perf_counter() - start
+    times: dict[str, Any] = {"import_s": time.perf_counter() - start}
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
     if devices.is_first():
         set_aside_other(settings, console)
@@ -72,7 +70,11 @@ def run(settings: Settings, task: Task, console: Console, stages: Stages, start:
         outcome = pipeline.run(settings, task, stages)
     if not devices.is_first():
         return True
-    return write(settings, task, outcome, timing(stages, import_s, start), console)
+    for name in ("compile_s", "run_s"):
+        times[name] = sum(getattr(stage, name) for stage in stages.times.values())
+    times["total_s"] = time.perf_counter() - start
+    times["stages"] = {name: dataclasses.asdict(stage) for name, stage in stages.times.items()}
+    return write(settings, task, outcome, times, console)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
@@ -85,32 +87,22 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
     paths += figures.draw_all(outcome, results, settings.out)
     played = animations.animate(task, arrays.policies(outcome), results)
     times["total_s"] += time.perf_counter() - start
-    results["timing"], results["peak_memory_gib"] = times, peak_memory_gib()
+    # The host's memory only. macOS counts in bytes, Linux in KiB.
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    results |= {"timing": times, "peak_memory_gib": peak_memory}
+    store.save_json(settings.out / "summary.json", results)
     paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
-    store.save_json(paths[0], results)
     paths.append(page.write(settings.out, results, played))
     table.print_report(console, results, paths, settings.out)
     console.print()
     return not results["diverged"]
 
 
-def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
-    """Return the seconds of this run so far."""
-    times = stages.times.values()
-    return {
-        "import_s": import_s,
-        "compile_s": sum(stage.compile_s for stage in times),
-        "run_s": sum(stage.run_s for stage in times),
-        "total_s": time.perf_counter() - start,
-        "stages": {name: dataclasses.asdict(stage) for name, stage in stages.times.items()},
-    }
-
-
 def set_aside_other(settings: Settings, console: Console) -> None:
     """Move finished results of other settings out of the folder, so that nothing is overwritten."""
-    path = settings.out / "summary.json"
     try:
-        differing = set(changes(from_config(store.load_json(path)["config"]), settings)) - NOT_RESULTS
+        earlier = from_config(store.load_json(settings.out / "summary.json")["config"])
+        differing = changes(earlier, settings).keys() - NOT_RESULTS
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -119,9 +111,3 @@ def set_aside_other(settings: Settings, console: Console) -> None:
         moved = folder.set_aside(settings.out)
         what = ", ".join(sorted(differing))
         console.print(f"earlier results with other settings ({what}) are now in {moved}", highlight=False)
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory that this process has held so far, in GiB; on an accelerator, the host's share of it."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
