@@ -1,7 +1,6 @@
 """What a run prints at its end: the summary as a table, warnings, seconds, and the names of its files."""
 
 import collections
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,16 @@ from rich.table import Table
 
 from experiments.reporting.summary import LABELS, title
 
-ACCURACIES = ("heldout_accuracy", "label_accuracy", "length_accuracy")
-
 
 def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the lines of a table: pi2, pi1, and the rows of summary.json.
 
     Each has a `name`, words for its `training`, and the `path` of its score in summary.json, as in `rows.3.policy`.
     """
-    empty = {"reference": "", "num_pairs": "", "training": ""}
-    found = [
-        empty | {"name": name, "path": f"policies.{name}", "policy": summary["policies"][name]}
-        for name in ("pi2", "pi1")
-    ]
+    found = []
+    for name in ("pi2", "pi1"):
+        row = {"policy": summary["policies"][name], "reference": "", "num_pairs": ""}
+        found.append(row | {"name": name, "path": f"policies.{name}", "training": ""})
     for place, row in enumerate(summary["rows"]):
         training = f"{row['num_pairs']:,} pair{'s' if row['num_pairs'] > 1 else ''}, reference {row['reference']}"
         name = LABELS[summary["method"]]
@@ -40,28 +36,23 @@ def table(summary: dict[str, Any]) -> Table:
         result.add_column(heading, justify="right")
     if lacking:
         result.add_column("seeds", justify="right")
-    for _, group in itertools.groupby(rows(summary), lambda row: row["reference"]):
-        for row in group:
-            score, num_known = row["policy"], num_seeds - row["policy"]["per_seed"].count(None)
-            cells = [row["name"], row["reference"], str(row["num_pairs"])]
-            cells += [number(score["mean"], digits), number(score["iqm"], digits)]
-            cells.append(_interval(score["ci95"], digits, num_known, num_seeds))
-            cells += [number(row[name], 3) if name in row else "" for name in ACCURACIES]
-            result.add_row(*cells, *[str(num_known)] * lacking)
-        result.add_section()
+    for row in rows(summary):
+        score, num_known = row["policy"], num_seeds - row["policy"]["per_seed"].count(None)
+        mean, iqm, low, high = (number(each, digits) for each in (score["mean"], score["iqm"], *score["ci95"]))
+        interval = f"{'range ' if num_known == 2 < num_seeds else ''}{low} to {high}"
+        if num_known < 2:
+            interval = "" if num_seeds == 1 else ("none", "one seed")[num_known]
+        accuracies = [f"{name}_accuracy" for name in ("heldout", "label", "length")]
+        cells = [row["name"], row["reference"], str(row["num_pairs"]), mean, iqm, interval]
+        cells += [number(row[name], 3) if name in row else "" for name in accuracies]
+        last = row["name"] == "pi1" or row["num_pairs"] == summary["config"]["num_pairs"][-1]
+        result.add_row(*cells, *[str(num_known)] * lacking, end_section=last)
     return result
 
 
 def interval_name(num_seeds: int) -> str:
     """Name an interval by the seeds that it is of. A bootstrap of two seeds has no other ends than these two."""
     return {1: "one seed", 2: "range of 2 seeds"}.get(num_seeds, f"95 % of {num_seeds} seeds")
-
-
-def _interval(ends: list[float], digits: int, num_known: int, num_seeds: int) -> str:
-    if num_known < 2:
-        return "" if num_seeds == 1 else ("none", "one seed")[num_known]
-    low, high = (number(end, digits) for end in ends)
-    return f"{'range ' if num_known == 2 < num_seeds else ''}{low} to {high}"
 
 
 def number(value: float | None, digits: int) -> str:
