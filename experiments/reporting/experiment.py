@@ -61,7 +61,7 @@ def run_all(runs: Sequence[Settings]) -> None:
 
 def run(settings: Settings, task: Task, console: Console, stages: Stages, start: float) -> bool:
     """Run one experiment and write its results. Returns whether no training diverged; only the first process knows."""
-    times: dict[str, Any] = {"import_s": time.perf_counter() - start}
+    import_s = time.perf_counter() - start
     console.print(f"[bold]{settings.experiment}[/bold], seeds {' '.join(map(str, settings.seeds))}", highlight=False)
     if devices.is_first():
         set_aside_other(settings, console)
@@ -70,11 +70,7 @@ def run(settings: Settings, task: Task, console: Console, stages: Stages, start:
         outcome = pipeline.run(settings, task, stages)
     if not devices.is_first():
         return True
-    for name in ("compile_s", "run_s"):
-        times[name] = sum(getattr(stage, name) for stage in stages.times.values())
-    times["total_s"] = time.perf_counter() - start
-    times["stages"] = {name: dataclasses.asdict(stage) for name, stage in stages.times.items()}
-    return write(settings, task, outcome, times, console)
+    return write(settings, task, outcome, timing(stages, import_s, start), console)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
@@ -96,6 +92,18 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
     table.print_report(console, results, paths, settings.out)
     console.print()
     return not results["diverged"]
+
+
+def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
+    """Return the seconds of this run so far."""
+    times = stages.times.values()
+    return {
+        "import_s": import_s,
+        "compile_s": sum(stage.compile_s for stage in times),
+        "run_s": sum(stage.run_s for stage in times),
+        "total_s": time.perf_counter() - start,
+        "stages": {name: dataclasses.asdict(stage) for name, stage in stages.times.items()},
+    }
 
 
 def set_aside_other(settings: Settings, console: Console) -> None:
