@@ -292,14 +292,12 @@ def test_a_folder_without_results_is_named_and_its_page_stays(finished, capsys, 
     assert (finished / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"), [(["--seeds", "3"], "unrecognized arguments: --seeds"), ([], "run an experiment first")]
-)
-def test_a_flag_and_a_missing_folder_of_results_are_named(argv, words, tmp_path, monkeypatch, capsys):
+def test_a_flag_and_a_missing_folder_of_results_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        page.main(argv)
-    assert words in capsys.readouterr().err
+    for argv, words in ((["--seeds", "3"], "unrecognized arguments: --seeds"), ([], "run an experiment first")):
+        with pytest.raises(SystemExit, match="2"):
+            page.main(argv)
+        assert words in capsys.readouterr().err
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -125,8 +125,8 @@ def test_the_report_has_the_summarys_numbers_and_this_runs_seconds():
         accuracies = [f"{row[f'{name}_accuracy']:.3f}" for name in ("heldout", "label", "length")]
         assert ["DPO", row["reference"], str(row["num_pairs"]), *cells(row["policy"]), *accuracies] in lines
     assert "written to out: a.npz" in text
-    seconds = "13.4 s in all: 1.7 s imports, 2.5 s compilation, 7.1 s running, 1 of 2 stages were kept\n"
-    assert text.endswith(seconds)
+    assert text.endswith("1.7 s imports, 2.5 s compilation, 7.1 s running, 1 of 2 stages were kept\n")
+    assert "\n13.4 s in all: " in text
     explained = table.accuracies_explained(results)
     assert explained in " ".join(text.split())
     assert explained.startswith("Held-out: share of 200 fresh pairs ranked as their true returns rank them")
@@ -145,20 +145,19 @@ def test_an_interval_says_how_many_seeds_it_is_of(seeds):
 def test_the_widest_table_fits_100_columns():
     returns = np.where(np.arange(100) % 2, -500, NAN)
     _, _, results = made("online-rlhf", [("rows.0.true_return", returns)], seeds=(*range(100),), num_pairs=(1000,))
-    wide, narrow = ([line.rstrip() for line in printed(results, width).splitlines()] for width in (300, 100))
-    row = next(line for line in narrow if line.startswith("online RLHF"))
-    assert row in wide  # nothing was folded or cut
+    wide, narrow = (re.findall(r"^online RLHF.*\S", printed(results, width), re.MULTILINE) for width in (300, 100))
+    assert wide[-1] == narrow[-1]  # nothing was folded or cut
 
 
-@pytest.mark.parametrize(("mean", "expected"), [(0.5, 2), (-9.9, 2), (10.0, 1), (-85.3, 1), (None, 2)])
-def test_returns_below_ten_have_two_decimals(mean, expected):
+def test_returns_below_ten_have_two_decimals():
     _, _, results = made()
     scores = [*results["policies"].values(), *(row["policy"] for row in results["rows"])]
-    for place in (0, -1):
-        for score in scores:
-            score["mean"] = -1.0
-        scores[place]["mean"] = mean
-        assert table.decimals(results) == expected
+    for score in scores:
+        score["mean"] = -1.0
+    for score in scores:
+        for mean, expected in ((0.5, 2), (-85.3, 1), (10.0, 1), (None, 2), (-9.9, 2)):
+            score["mean"] = mean
+            assert table.decimals(results) == expected
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -179,24 +178,19 @@ def seen(monkeypatch):
     return found
 
 
-WIDTHS = {
-    "dpo": {},
-    "online-dpo": {"reference": ("pi2",), "num_pairs": (10, 50, 200, 1000)},
-    "rlhf": {"reference": ("pi2",), "num_pairs": (200,)},
-    "online-rlhf": {"reference": ("pi2",), "seeds": (5,), "num_pairs": (200,)},
-}
-
-
-@pytest.mark.parametrize(("method", "changes"), WIDTHS.items())
-def test_figures_are_drawn_and_no_text_is_cut_off(method, changes, seen, tmp_path):
-    _, outcome, results = made(method, **changes)
+@pytest.mark.parametrize(
+    ("method", "references", "seeds", "sizes"),
+    [
+        ("dpo", ("pi1", "pi2"), SEEDS, (4, 8)),
+        ("dpo", ("pi2",), SEEDS, (10, 50, 200, 1000)),
+        ("rlhf", ("pi2",), SEEDS, (200,)),
+        ("online-rlhf", ("pi2",), (5,), (200,)),
+    ],
+)
+def test_figures_are_drawn_and_no_text_is_cut_off(method, references, seeds, sizes, seen, tmp_path):
+    _, outcome, results = made(method, reference=references, seeds=seeds, num_pairs=sizes)
     paths = figures.draw_all(outcome, results, tmp_path)
-    assert [path.stem for path in paths] == [
-        "policies",
-        "returns",
-        "loss",
-        "margins" if method.endswith("dpo") else "kl",
-    ]
+    assert [path.stem for path in paths] == ["policies", "returns", "loss", "margins" if method == "dpo" else "kl"]
     for figure, path in seen["save"]:
         figure.draw_without_rendering()
         width, height = figure.bbox.size
@@ -215,9 +209,8 @@ def test_the_figures_show_the_outcomes_numbers(seen, tmp_path):
     for place, (_, names, per_seed, ends, centres, colours) in enumerate(seen["policies"]):
         shown = [*experts, *(row["policy"] for row in results["rows"][2 * place : 2 * place + 2])]
         assert names == ["pi2", "pi1", "4\npairs", "8\npairs"]
-        np.testing.assert_array_equal(per_seed, np.array([score["per_seed"] for score in shown], float))
-        np.testing.assert_array_equal(ends, [score["ci95"] for score in shown])
-        np.testing.assert_array_equal(centres, [score["iqm"] for score in shown])
+        for key, values in (("per_seed", per_seed), ("ci95", ends), ("iqm", centres)):
+            np.testing.assert_array_equal(values, np.array([score[key] for score in shown], float))
         assert len(set(colours)) == 4
     assert place == 1
     curves = [y for _, x, y, *_ in seen["curve"] if np.array_equal(x, [0, 4, 8, 12])]

@@ -36,9 +36,7 @@ def animate(task: Task, policies: dict[str, Any], summary: dict[str, Any]) -> li
     """Animate pi2, pi1 and, for each reference, the policy trained on most pairs, all of the first seed.
 
     All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
-    whose parameters are not all finite is left out.
-
-    policies:  what `arrays.policies` returns.
+    whose parameters are not all finite is left out. `policies` is what `arrays.policies` returns.
     """
     shown = {f"policies.{name}": _at(policies[name], 0) for name in ("pi2", "pi1")}
     sizes = list(summary["config"]["num_pairs"])

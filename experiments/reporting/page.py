@@ -38,11 +38,7 @@ FIGURES = {
 
 
 def number(summary: dict[str, Any], path: str, digits: int | None = None) -> Markup:
-    """Return the number at `path`, rounded, as an element; its attributes have the path and all digits.
-
-    path:    keys of dicts and places in lists, joined by dots.
-    digits:  decimals; by default those of returns.
-    """
+    """Return the number at a path, as in `rows.3.policy.mean`: an element with all its digits, that reads rounded."""
     value: Any = summary
     for part in path.split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
