@@ -2,44 +2,43 @@
 
 import dataclasses
 import io
-import itertools
 import re
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
-from outcomes import SEEDS, SIZES, TIMING, divergence, outcome_of, settings_of
+from outcomes import SEEDS, TIMING, divergence, outcome_of, settings_of
 from rich.console import Console
 
 from experiments.reporting import arrays, figures, summary, table
 from jaxpref import plots, store
 
 NAN = np.float32(np.nan)
-ALL_ROWS = set(itertools.product(("pi1", "pi2"), SIZES))
+ALL_ROWS = [("pi1", 4), ("pi1", 8), ("pi2", 4), ("pi2", 8)]
 
 
-def drawn(method="dpo", **changes):
-    """(settings, outcome) of random numbers."""
+def changed(tree, path, value):
+    """The same tree with another value at a path, as in `rows.0.reward.divergence`."""
+    name, _, rest = path.partition(".")
+    if isinstance(tree, list):
+        return [changed(part, rest, value) if place == int(name) else part for place, part in enumerate(tree)]
+    return dataclasses.replace(tree, **{name: changed(getattr(tree, name), rest, value) if rest else value})
+
+
+def made(method="dpo", at=(), **changes):
+    """(settings, outcome, summary) of random numbers; `at`: (path, value) of what is different in the outcome."""
     settings = settings_of(method, **changes)
-    return settings, outcome_of(settings, np.random.default_rng(5))
+    outcome = outcome_of(settings, np.random.default_rng(5))
+    for path, value in at:
+        outcome = changed(outcome, path, value)
+    return settings, outcome, summary.summarise(settings, outcome)
 
 
-def rows_of(results):
-    return {(row["reference"], row["num_pairs"]): row for row in results["rows"]}
-
-
-def with_row(outcome, place, **changes):
-    """The same outcome with one row changed."""
-    rows = list(outcome.rows)
-    rows[place] = dataclasses.replace(rows[place], **changes)
-    return dataclasses.replace(outcome, rows=rows)
-
-
-def printed(results, width=100, num_files=0):
+def printed(results, width=100):
     file = io.StringIO()
-    paths = [figures.Path(f"{i}.npz") for i in range(num_files)]
-    table.print_report(Console(file=file, width=width), results | {"timing": TIMING}, paths, figures.Path("out"))
+    table.print_report(Console(file=file, width=width), results | {"timing": TIMING}, [Path("a.npz")], Path("out"))
     return file.getvalue()
 
 
@@ -49,21 +48,20 @@ def printed(results, width=100, num_files=0):
 @pytest.mark.parametrize("method", ["dpo", "rlhf", "online-dpo"])
 def test_the_summary_has_the_contracts_keys_and_the_outcomes_numbers(method):
     """The IQM of three seeds cuts none. Accuracies are means over seeds."""
-    settings, outcome = drawn(method)
-    results = summary.summarise(settings, outcome)
-    contract = {"experiment", "task", "method", "seeds", "config", "versions", "policies", "pi1_reached", "pi2_reached"}
-    assert contract | {"rows", "diverged", "not_reached"} <= set(results)
+    _, outcome, results = made(method)
+    contract = "experiment task method seeds config versions policies pi1_reached pi2_reached rows diverged not_reached"
+    assert set(contract.split()) <= set(results)
     assert results["experiment"] == f"cartpole-{method}"
-    assert set(rows_of(results)) == ALL_ROWS
+    assert [(row["reference"], row["num_pairs"]) for row in results["rows"]] == ALL_ROWS
     for row, run in zip(results["rows"], outcome.rows, strict=True):
         np.testing.assert_array_equal(row["policy"]["per_seed"], run.true_return)
         iqm = scipy.stats.trim_mean(run.true_return.astype(np.float64), 0.25)
         np.testing.assert_allclose(row["policy"]["iqm"], iqm, rtol=1e-12)
         low, high = row["policy"]["ci95"]
         assert min(run.true_return) <= low <= row["policy"]["iqm"] <= high <= max(run.true_return)
-        np.testing.assert_allclose(row["heldout_accuracy"], run.quality.return_accuracy.mean(), rtol=1e-6)
-        np.testing.assert_allclose(row["label_accuracy"], run.quality.label_accuracy.mean(), rtol=1e-6)
-        np.testing.assert_allclose(row["length_accuracy"], outcome.labels.length_accuracy.mean(), rtol=1e-6)
+        found = [row[f"{name}_accuracy"] for name in ("heldout", "label", "length")]
+        accuracies = run.quality.return_accuracy, run.quality.label_accuracy, outcome.labels.length_accuracy
+        np.testing.assert_allclose(found, np.mean(accuracies, axis=1), rtol=1e-6)
     assert results["pi2_target"] == [95, None, 95]  # JSON has no infinity
     assert results["not_reached"] == {"pi1": [3], "pi2": []}
     store.to_json(results)
@@ -71,54 +69,30 @@ def test_the_summary_has_the_contracts_keys_and_the_outcomes_numbers(method):
 
 def test_what_is_not_known_is_null():
     """No labels, and a seed without a true ranking."""
-    settings, outcome = drawn()
-    quality = outcome.rows[0].quality
-    unknown = dataclasses.replace(
-        quality, label_accuracy=np.full(3, NAN), return_accuracy=np.array([0.5, NAN, 1.0], np.float32)
-    )
-    row = summary.summarise(settings, with_row(outcome, 0, quality=unknown))["rows"][0]
+    accuracies = {"label_accuracy": np.full(3, NAN), "return_accuracy": np.array([0.5, NAN, 1.0], np.float32)}
+    _, _, results = made(at=[(f"rows.0.quality.{name}", values) for name, values in accuracies.items()])
+    row = results["rows"][0]
     assert (row["label_accuracy"], row["heldout_accuracy"]) == (None, 0.75)
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 
-def reward_model_diverged(outcome):
-    reward = dataclasses.replace(outcome.rows[0].reward, divergence=divergence(3, s1=(2, 1)))
-    return with_row(outcome, 0, reward=reward)
-
-
-def experts_diverged(outcome):
-    return dataclasses.replace(
-        outcome, experts=dataclasses.replace(outcome.experts, divergence=divergence(3, s1=(7, 1)))
-    )
-
-
 @pytest.mark.parametrize(
-    ("change", "entry", "lacking"),
+    ("path", "value", "entry", "lacking"),
     [
-        (
-            lambda outcome: with_row(outcome, 1, divergence=divergence(3, s1=(3, 2))),
-            ("ppo", "pi1", 8, 3, "parameters"),
-            {("pi1", 8)},
-        ),
-        (
-            lambda outcome: with_row(outcome, 2, true_return=np.array([1, NAN, 2])),
-            ("evaluate", "pi2", 4, None, "return"),
-            {("pi2", 4)},
-        ),
-        (reward_model_diverged, ("reward model", None, 4, 2, "loss"), {("pi1", 4), ("pi2", 4)}),
-        (experts_diverged, ("reinforce", None, None, 7, "loss"), ALL_ROWS),
+        ("rows.1.divergence", divergence(3, s1=(3, 2)), ("ppo", "pi1", 8, 3, "parameters"), ALL_ROWS[1:2]),
+        ("rows.2.true_return", np.array([1, NAN, 2]), ("evaluate", "pi2", 4, None, "return"), ALL_ROWS[2:3]),
+        ("rows.0.reward.divergence", divergence(3, s1=(2, 1)), ("reward model", None, 4, 2, "loss"), ALL_ROWS[::2]),
+        ("experts.divergence", divergence(3, s1=(7, 1)), ("reinforce", None, None, 7, "loss"), ALL_ROWS),
     ],
-    ids=["ppo", "evaluate", "reward model", "reinforce"],
 )
-def test_a_diverged_seed_is_named_once_and_left_out_of_the_rows_that_depend_on_it(change, entry, lacking):
+def test_a_diverged_seed_is_named_once_and_left_out_of_the_rows_that_depend_on_it(path, value, entry, lacking):
     """The second seed, 3; every other row is over all seeds."""
-    settings, outcome = drawn("rlhf")
-    results = summary.summarise(settings, change(outcome))
+    _, _, results = made("rlhf", [(path, value)])
     keys = ("seed", "stage", "reference", "num_pairs", "update", "what")
     assert results["diverged"] == [dict(zip(keys, (3, *entry), strict=True))]
-    for key, row in rows_of(results).items():
+    for key, row in zip(ALL_ROWS, results["rows"], strict=True):
         assert [value is None for value in row["policy"]["per_seed"]] == [False, key in lacking, False]
     line = table.warnings(results)[-1]
     assert line.startswith(entry[0])
@@ -127,9 +101,7 @@ def test_a_diverged_seed_is_named_once_and_left_out_of_the_rows_that_depend_on_i
 
 
 def test_a_row_without_any_seed_is_none_and_everything_is_written(tmp_path):
-    settings, outcome = drawn("rlhf")
-    outcome = with_row(outcome, 0, divergence=divergence(3, s0=(1, 1), s1=(1, 1), s2=(1, 1)))
-    results = summary.summarise(settings, outcome)
+    _, outcome, results = made("rlhf", [("rows.0.divergence", divergence(3, s0=(1, 1), s1=(1, 1), s2=(1, 1)))])
     assert results["rows"][0]["policy"] == {"mean": None, "iqm": None, "ci95": [None, None], "per_seed": [None] * 3}
     assert re.search(r"PPO-RLHF +pi1 +4 +none +none +none +none +none +none +0\n", printed(results))
     assert len(figures.draw_all(outcome, results, tmp_path)) == 4
@@ -138,10 +110,10 @@ def test_a_row_without_any_seed_is_none_and_everything_is_written(tmp_path):
 # --- table ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_the_summarys_numbers():
-    settings, outcome = drawn()
-    results = summary.summarise(settings, outcome)
-    lines = [line.split() for line in printed(results).splitlines()]
+def test_the_report_has_the_summarys_numbers_and_this_runs_seconds():
+    _, outcome, results = made()
+    text = printed(results)
+    lines = [line.split() for line in text.splitlines()]
 
     def cells(score):
         low, high = score["ci95"]
@@ -149,47 +121,43 @@ def test_the_table_has_the_summarys_numbers():
 
     for name, score in results["policies"].items():
         assert [name, *cells(score)] in lines
-    for (reference, size), row in rows_of(results).items():
+    for row in results["rows"]:
         accuracies = [f"{row[f'{name}_accuracy']:.3f}" for name in ("heldout", "label", "length")]
-        assert ["DPO", reference, str(size), *cells(row["policy"]), *accuracies] in lines
-    text = " ".join(printed(results).split())
-    assert "95 % of 3 seeds" in text
-    assert "Held-out: share of 200 fresh pairs ranked as their true returns rank them" in text
-    assert f"probabilities reach {outcome.labels.best_accuracy.mean():.3f}" in text
+        assert ["DPO", row["reference"], str(row["num_pairs"]), *cells(row["policy"]), *accuracies] in lines
+    assert "written to out: a.npz" in text
+    assert text.endswith("1.7 s imports, 2.5 s compilation, 7.1 s running, 1 of 2 stages were kept\n")
+    assert "\n13.4 s in all: " in text
+    explained = table.accuracies_explained(results)
+    assert explained in " ".join(text.split())
+    assert explained.startswith("Held-out: share of 200 fresh pairs ranked as their true returns rank them")
+    assert f"probabilities reach {outcome.labels.best_accuracy.mean():.3f}" in explained
 
 
-def test_the_last_line_is_about_this_runs_seconds():
-    last = printed(summary.summarise(*drawn())).splitlines()[-1]
-    assert last == "13.4 s in all: 1.7 s imports, 2.5 s compilation, 7.1 s running, 1 of 2 stages were kept"
-
-
-@pytest.mark.parametrize(
-    ("seeds", "name"), [((5,), "one seed"), ((5, 6), "range of 2 seeds"), (SEEDS, "95 % of 3 seeds")]
-)
-def test_an_interval_says_how_many_seeds_it_is_of(seeds, name):
+@pytest.mark.parametrize("seeds", [(5,), (5, 6), SEEDS])
+def test_an_interval_says_how_many_seeds_it_is_of(seeds):
     """That of two seeds is these two."""
-    settings, outcome = drawn(seeds=seeds)
-    results = summary.summarise(settings, outcome)
-    assert name in printed(results)
+    _, outcome, results = made(seeds=seeds)
+    assert ("one seed", "range of 2 seeds", "95 % of 3 seeds")[len(seeds) - 1] in printed(results)
     if len(seeds) == 2:
-        returns = outcome.rows[0].true_return
-        assert results["rows"][0]["policy"]["ci95"] == [min(returns), max(returns)]
+        assert results["rows"][0]["policy"]["ci95"] == sorted(outcome.rows[0].true_return)
 
 
 def test_the_widest_table_fits_100_columns():
-    settings, outcome = drawn("online-rlhf", seeds=tuple(range(100)), num_pairs=(1000,))
-    outcome = with_row(outcome, 0, true_return=np.where(np.arange(100) % 2, -500, NAN))
-    results = summary.summarise(settings, outcome)
-    wide = {line.rstrip() for line in printed(results, width=300).splitlines()}
-    row = next(line.rstrip() for line in printed(results, width=100).splitlines() if line.startswith("online RLHF"))
-    assert row in wide  # nothing was folded or cut
+    returns = np.where(np.arange(100) % 2, -500, NAN)
+    _, _, results = made("online-rlhf", [("rows.0.true_return", returns)], seeds=(*range(100),), num_pairs=(1000,))
+    wide, narrow = (re.findall(r"^online RLHF.*\S", printed(results, width), re.MULTILINE) for width in (300, 100))
+    assert wide[-1] == narrow[-1]  # nothing was folded or cut
 
 
-@pytest.mark.parametrize(("mean", "expected"), [(0.5, 2), (-9.9, 2), (10.0, 1), (-85.3, 1), (None, 2)])
-def test_returns_below_ten_have_two_decimals(mean, expected):
-    small = {"mean": -1.0}
-    assert table.decimals({"policies": {"pi1": small}, "rows": [{"policy": {"mean": mean}}]}) == expected
-    assert table.decimals({"policies": {"pi1": {"mean": mean}}, "rows": [{"policy": small}]}) == expected
+def test_returns_below_ten_have_two_decimals():
+    _, _, results = made()
+    scores = [*results["policies"].values(), *(row["policy"] for row in results["rows"])]
+    for score in scores:
+        score["mean"] = -1.0
+    for score in scores:
+        for mean, expected in ((0.5, 2), (-85.3, 1), (10.0, 1), (None, 2), (-9.9, 2)):
+            score["mean"] = mean
+            assert table.decimals(results) == expected
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -198,31 +166,32 @@ def test_returns_below_ten_have_two_decimals(mean, expected):
 @pytest.fixture
 def seen(monkeypatch):
     """Every saved figure, and the arguments of every `plots.policies` and `plots.curve`."""
-    found = {"figures": [], "policies": [], "curve": []}
-    save = figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: found["figures"].append(figure) or save(figure, path))
-    for name in ("policies", "curve"):
-        draw = getattr(plots, name)
-        monkeypatch.setattr(
-            plots, name, lambda axes, *args, draw=draw, name=name: found[name].append(args) or draw(axes, *args)
-        )
+    found = {"save": [], "policies": [], "curve": []}
+
+    def spy(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: found[name].append(args) or function(*args))
+
+    spy(figures, "save")
+    spy(plots, "policies")
+    spy(plots, "curve")
     return found
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"),
+    ("method", "references", "seeds", "sizes"),
     [
-        ("dpo", {}),
-        ("dpo", {"reference": ("pi2",), "num_pairs": (10, 50, 200, 1000)}),
-        ("rlhf", {"reference": ("pi2",), "num_pairs": (200,)}),
-        ("online-rlhf", {"reference": ("pi2",), "seeds": (5,), "num_pairs": (200,)}),
+        ("dpo", ("pi1", "pi2"), SEEDS, (4, 8)),
+        ("dpo", ("pi2",), SEEDS, (10, 50, 200, 1000)),
+        ("rlhf", ("pi2",), SEEDS, (200,)),
+        ("online-rlhf", ("pi2",), (5,), (200,)),
     ],
 )
-def test_figures_are_drawn_and_no_text_is_cut_off(method, changes, seen, tmp_path):
-    settings, outcome = drawn(method, **changes)
-    paths = figures.draw_all(outcome, summary.summarise(settings, outcome), tmp_path)
+def test_figures_are_drawn_and_no_text_is_cut_off(method, references, seeds, sizes, seen, tmp_path):
+    _, outcome, results = made(method, reference=references, seeds=seeds, num_pairs=sizes)
+    paths = figures.draw_all(outcome, results, tmp_path)
     assert [path.stem for path in paths] == ["policies", "returns", "loss", "margins" if method == "dpo" else "kl"]
-    for path, figure in zip(paths, seen["figures"], strict=True):
+    for figure, path in seen["save"]:
         figure.draw_without_rendering()
         width, height = figure.bbox.size
         for artist in [figure._suptitle, *figure.legends, *figure.axes]:
@@ -234,19 +203,17 @@ def test_figures_are_drawn_and_no_text_is_cut_off(method, changes, seen, tmp_pat
 
 def test_the_figures_show_the_outcomes_numbers(seen, tmp_path):
     """pi2, pi1, then the sizes; curves begin at pi2. Of 12 updates there is an evaluation after each third."""
-    settings, outcome = drawn()
-    outcome = with_row(outcome, 3, divergence=divergence(3, s1=(3, 2)))
-    results = summary.summarise(settings, outcome)
+    _, outcome, results = made(at=[("rows.3.divergence", divergence(3, s1=(3, 2)))])
     figures.draw_all(outcome, results, tmp_path)
-    for reference, (names, per_seed, intervals, centres, colours) in zip(("pi1", "pi2"), seen["policies"], strict=True):
-        rows = [rows_of(results)[reference, size]["policy"] for size in SIZES]
-        shown = [results["policies"]["pi2"], results["policies"]["pi1"], *rows]
+    experts = [results["policies"]["pi2"], results["policies"]["pi1"]]
+    for place, (_, names, per_seed, ends, centres, colours) in enumerate(seen["policies"]):
+        shown = [*experts, *(row["policy"] for row in results["rows"][2 * place : 2 * place + 2])]
         assert names == ["pi2", "pi1", "4\npairs", "8\npairs"]
-        np.testing.assert_array_equal(per_seed, np.array([score["per_seed"] for score in shown], float))
-        np.testing.assert_array_equal(intervals, [score["ci95"] for score in shown])
-        np.testing.assert_array_equal(centres, [score["iqm"] for score in shown])
+        for key, values in (("per_seed", per_seed), ("ci95", ends), ("iqm", centres)):
+            np.testing.assert_array_equal(values, np.array([score[key] for score in shown], float))
         assert len(set(colours)) == 4
-    curves = [y for x, y, *_ in seen["curve"] if np.array_equal(x, [0, 4, 8, 12])]
+    assert place == 1
+    curves = [y for _, x, y, *_ in seen["curve"] if np.array_equal(x, [0, 4, 8, 12])]
     expected = [np.column_stack([outcome.returns["pi2"], row.metrics.true_return]) for row in outcome.rows]
     expected[3] = expected[3][[0, 2]]  # without the seed that diverged
     for curve, values in zip(curves, expected, strict=True):
@@ -258,16 +225,14 @@ def test_the_figures_show_the_outcomes_numbers(seen, tmp_path):
 
 def test_arrays_have_seeds_then_sizes_in_front(tmp_path):
     """The metrics of a size with fewer updates end in NaN."""
-    settings, outcome = drawn("rlhf")
-    metrics = outcome.rows[0].metrics
-    outcome = with_row(outcome, 0, metrics=dataclasses.replace(metrics, loss=metrics.loss[:, :7]))
+    short = np.ones((3, 7), np.float32)
+    settings, outcome, _ = made("rlhf", [("rows.0.metrics.loss", short)])
     paths = arrays.save_arrays(settings, outcome, tmp_path)
     assert [path.name for path in paths] == ["policies.npz", "metrics.npz", "reward_models.npz"]
     saved = store.load_params(tmp_path / "metrics.npz")
     assert set(saved) == {"reinforce", "reward_model", "trained_pi1", "trained_pi2"}
     loss = saved["trained_pi1"]["loss"]
-    np.testing.assert_array_equal(loss[:, 0, :7], metrics.loss[:, :7])
-    np.testing.assert_array_equal(np.isnan(loss[:, 0]), [[False] * 7 + [True] * 5] * 3)
+    np.testing.assert_array_equal(loss[:, 0], np.concatenate([short, np.full((3, 5), NAN)], axis=1))
     np.testing.assert_array_equal(loss[:, 1], outcome.rows[1].metrics.loss)
     np.testing.assert_array_equal(saved["reward_model"]["loss"][:, 1], outcome.rows[1].reward.metrics.loss)
     models = store.load_params(tmp_path / "reward_models.npz")["scale"]

@@ -1,7 +1,5 @@
 """What the policies of a run look like: an episode of each, from one initial state, as GIFs."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any, NamedTuple
@@ -16,8 +14,7 @@ from jaxpref.networks import Network
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory
 
-FRAMES_PER_SECOND, MAX_FRAMES = 25, 200
-SECONDS_AT_THE_END = 0.6
+FRAMES_PER_SECOND, MAX_FRAMES, SECONDS_AT_THE_END = 25, 200, 0.6
 
 
 class Animation(NamedTuple):
@@ -39,16 +36,13 @@ def animate(task: Task, policies: dict[str, Any], summary: dict[str, Any]) -> li
     """Animate pi2, pi1 and, for each reference, the policy trained on most pairs, all of the first seed.
 
     All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
-    whose parameters are not all finite is left out.
-
-    policies:  what `arrays.policies` returns.
+    whose parameters are not all finite is left out. `policies` is what `arrays.policies` returns.
     """
-    sizes = [row["num_pairs"] for row in summary["rows"] if row["reference"] == summary["rows"][0]["reference"]]
-    most = sizes.index(max(sizes))
     shown = {f"policies.{name}": _at(policies[name], 0) for name in ("pi2", "pi1")}
+    sizes = list(summary["config"]["num_pairs"])
     for place, row in enumerate(summary["rows"]):
         if row["num_pairs"] == max(sizes):
-            shown[f"rows.{place}.policy"] = _at(policies[f"trained_{row['reference']}"], (0, most))
+            shown[f"rows.{place}.policy"] = _at(policies[f"trained_{row['reference']}"], (0, sizes.index(max(sizes))))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *shown.values())
     episodes = jax.tree.map(np.asarray, _play(task, np.uint32(summary["seeds"][0]), stacked))
     longest = int(episodes.mask.sum(axis=-1).max())
@@ -75,10 +69,13 @@ _play = jax.jit(functools.partial(with_keys, _episodes))
 def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Animation:
     """Draw an episode. Its GIF lasts as long as one of `longest` steps, so that all repeat at the same time.
 
-    The last picture fades: the episode is over.
+    CartPole has its natural speed, Acrobot five times its own. An episode of another task takes some seconds. The last
+    picture fades: the episode is over.
     """
     num_steps = int(episode.mask.sum())
-    stride, seconds = _pace(task.name, longest)
+    seconds_per_step = {"cartpole": 0.02, "acrobot": 0.04}.get(task.name, min(0.2, 8 / longest))
+    stride = max(math.ceil(1 / FRAMES_PER_SECOND / seconds_per_step), math.ceil(longest / MAX_FRAMES))
+    seconds = round(stride * seconds_per_step, 2)
     shown = [*range(0, num_steps, stride), num_steps]
     obs = np.concatenate([episode.obs[:num_steps], episode.next_obs[num_steps - 1 : num_steps]])
     pictures = render.frames(task.name, obs[shown].reshape(-1, *(task.obs_shape or (task.obs_size,))))
@@ -87,13 +84,3 @@ def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Anim
     durations = [*np.diff(shown) / stride * seconds, SECONDS_AT_THE_END, SECONDS_AT_THE_END + wait]
     gif, still = render.gif(np.concatenate([pictures, faded]), durations), render.multiple_exposure(pictures)
     return Animation(path, gif, still, stride / seconds, float(episode.reward.sum()))
-
-
-def _pace(task_name: str, longest: int) -> tuple[int, float]:
-    """Return (steps, seconds) from one picture to the next.
-
-    CartPole has its natural speed, Acrobot five times its own. An episode of another task takes some seconds.
-    """
-    seconds_per_step = {"cartpole": 0.02, "acrobot": 0.04}.get(task_name, min(0.2, 8 / longest))
-    stride = max(math.ceil(1 / FRAMES_PER_SECOND / seconds_per_step), math.ceil(longest / MAX_FRAMES))
-    return stride, round(stride * seconds_per_step, 2)

@@ -1,7 +1,5 @@
 """One experiment as a program: from its settings to the files and the table that it leaves."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import resource
@@ -90,9 +88,11 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
     paths += figures.draw_all(outcome, results, settings.out)
     played = animations.animate(task, arrays.policies(outcome), results)
     times["total_s"] += time.perf_counter() - start
-    results["timing"], results["peak_memory_gib"] = times, peak_memory_gib()
+    # The host's memory only. macOS counts in bytes, Linux in KiB.
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    results |= {"timing": times, "peak_memory_gib": peak_memory}
+    store.save_json(settings.out / "summary.json", results)
     paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
-    store.save_json(paths[0], results)
     paths.append(page.write(settings.out, results, played))
     table.print_report(console, results, paths, settings.out)
     console.print()
@@ -113,9 +113,9 @@ def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
 
 def set_aside_other(settings: Settings, console: Console) -> None:
     """Move finished results of other settings out of the folder, so that nothing is overwritten."""
-    path = settings.out / "summary.json"
     try:
-        differing = set(changes(from_config(store.load_json(path)["config"]), settings)) - NOT_RESULTS
+        earlier = from_config(store.load_json(settings.out / "summary.json")["config"])
+        differing = changes(earlier, settings).keys() - NOT_RESULTS
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -124,9 +124,3 @@ def set_aside_other(settings: Settings, console: Console) -> None:
         moved = folder.set_aside(settings.out)
         what = ", ".join(sorted(differing))
         console.print(f"earlier results with other settings ({what}) are now in {moved}", highlight=False)
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory that this process has held so far, in GiB; on an accelerator, the host's share of it."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

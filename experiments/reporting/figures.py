@@ -1,33 +1,24 @@
 """The figures of an experiment, drawn from its results."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import dataclasses
+import functools
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.pipeline.pipeline import Outcome
-from experiments.reporting.summary import LABELS, sound
+from experiments.reporting.summary import sound, title
 from jaxpref.analysis import plots
 from jaxpref.files import store
 
 PANEL_WIDTH, PANEL_HEIGHT, MIN_WIDTH = 4.6, 3.1, 6.4
 """Inches."""
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw and save in the project's style inside this context."""
-    with matplotlib.rc_context(plots.STYLE):
-        yield
+style = functools.partial(matplotlib.rc_context, plots.STYLE)
+"""Draw and save in the project's style inside this context."""
 
 
 def panels(num_columns: int, num_rows: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -57,141 +48,85 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-class Line(NamedTuple):
-    """How the results of one dataset size are drawn, a `Row` or a reward model, and which seeds have numbers."""
-
-    result: Any
-    label: str
-    colour: str
-    seeds: Bool[np.ndarray, " S"]
-
-    def of(self, values: Any) -> Float[np.ndarray, "S U"]:
-        """Return the values of the seeds that have numbers."""
-        return np.asarray(values)[self.seeds]
-
-
-class Results(NamedTuple):
-    """What the figures show: lines by reference, and the summary."""
-
-    lines: dict[str, list[Line]]
-    outcome: Outcome
-    summary: dict[str, Any]
-
-    def title(self, text: str) -> str:
-        """Return a figure's title: task and method, what is drawn, and of which seeds."""
-        task, num_seeds = self.summary["task"], len(self.summary["seeds"])
-        seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
-        return f"{LABELS.get(task, task)}, {LABELS[self.summary['method']]}, {seeds}: {text}"
-
-    def curves_title(self, text: str) -> str:
-        """Return the title of curves, which have a band if there is more than one seed."""
-        return self.title(text + (", mean and 10-90 % of seeds" if len(self.summary["seeds"]) > 1 else ""))
+Columns = dict[str, list[tuple[Any, str, str]]]
+"""Rows of an outcome, each with its label and its colour, by the heading of their column of panels."""
+CURVES = {
+    "returns": ("return during training", {"true_return": "true return"}),
+    "loss": ("loss, running mean of 5 updates", {"loss": "{} loss"}),
+    "margins": ("implicit rewards, running mean of 5 updates", {"margin": "margin", "accuracy": "accuracy"}),
+    "kl": (
+        "distance and learned return",
+        {"kl": "KL(policy || ref), nats per step", "learned_return": "learned return"},
+    ),
+}
+"""Figures of metrics against update: words for the title, and the fields, each with the label of its row of panels."""
+SMOOTHED = ("loss", "margin", "accuracy")
+"""Fields that are drawn as running means of 5 updates."""
 
 
 def draw_all(outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every figure into `folder`; return their paths."""
-    lines: dict[str, list[Line]] = {}
+    trained: Columns = {}
+    fitted: Columns = {}
     for row in outcome.rows:
-        of_reference = lines.setdefault(row.reference, [])
-        label = f"{row.num_pairs} pair{'s' if row.num_pairs > 1 else ''}"
-        seeds = sound(summary["diverged"], summary["seeds"], row.reference, row.num_pairs)
-        of_reference.append(Line(row, label, plots.COLOURS[len(of_reference) % len(plots.COLOURS)], seeds))
-    drawings: dict[str, Callable] = {"policies": draw_policies, "returns": draw_returns, "loss": draw_loss}
-    drawings |= {"margins": draw_margins} if summary["method"].endswith("dpo") else {"kl": draw_kl}
+        place = summary["config"]["num_pairs"].index(row.num_pairs)
+        drawn = f"{row.num_pairs} pair{'s' if row.num_pairs > 1 else ''}", plots.COLOURS[place % len(plots.COLOURS)]
+        trained.setdefault(f"reference {row.reference}", []).append((row, *drawn))
+        if row.reference == outcome.rows[0].reference and row.reward is not None and row.reward.metrics is not None:
+            model = dataclasses.replace(row, metrics=row.reward.metrics, reference="")
+            fitted.setdefault("reward model", []).append((model, *drawn))
+    num_seeds, last = len(summary["seeds"]), "margins" if summary["method"].endswith("dpo") else "kl"
+    seeds, band = (f"{num_seeds} seeds", ", mean and 10-90 % of seeds") if num_seeds > 1 else ("one seed", "")
+    interval = {1: "", 2: " with the range"}.get(num_seeds, " with 95 % interval")
     with style():
-        results = Results(lines, outcome, summary)
-        return [save(draw(results), folder / f"{name}.png") for name, draw in drawings.items()]
+        figures = {"policies": (draw_policies(summary, trained), f"points are seeds, diamonds IQM{interval}")}
+        for name in ("returns", "loss", last):
+            text, fields = CURVES[name]
+            columns = fitted | trained if name == "loss" else trained
+            figures[name] = draw_curves(outcome, summary, columns, fields), text + band
+        for name, (figure, text) in figures.items():
+            save(finish(figure, f"{title(summary)}, {seeds}: {text}"), folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]
 
 
-def draw_policies(results: Results) -> Figure:
+def draw_policies(summary: dict[str, Any], columns: Columns) -> Figure:
     """Draw pi2, pi1 and the trained policies side by side."""
-    summary = results.summary
-    figure, axes_of = panels(len(results.lines), sharey=True)
-    for axes, (reference, lines) in zip(axes_of[0], results.lines.items(), strict=True):
-        rows = [row["policy"] for row in summary["rows"] if row["reference"] == reference]
-        entries = [summary["policies"]["pi2"], summary["policies"]["pi1"], *rows]
-        plots.policies(
-            axes,
-            ["pi2", "pi1", *(line.label.replace(" ", "\n") for line in lines)],
-            np.array([entry["per_seed"] for entry in entries], np.float64),  # NaN for None, as in all of these
-            [tuple(np.array(entry["ci95"], np.float64)) for entry in entries],
-            np.array([entry["iqm"] for entry in entries], np.float64).tolist(),
-            [plots.GREY, "black", *(line.colour for line in lines)],
-        )
-        axes.set_title(f"reference {reference}")
+    figure, axes_of = panels(len(columns), sharey=True)
+    for axes, (heading, rows) in zip(axes_of[0], columns.items(), strict=True):
+        trained = [row["policy"] for row in summary["rows"] if heading == f"reference {row['reference']}"]
+        scores = [summary["policies"]["pi2"], summary["policies"]["pi1"], *trained]
+        keys = ("per_seed", "ci95", "iqm")
+        per_seed, ends, centres = (np.array([x[key] for x in scores], np.float64) for key in keys)  # None becomes NaN
+        names = ["pi2", "pi1", *(label.replace(" ", "\n") for _, label, _ in rows)]
+        colours = [plots.GREY, "black", *(colour for _, _, colour in rows)]
+        plots.policies(axes, names, per_seed, [*map(tuple, ends)], centres.tolist(), colours)
+        axes.set_title(heading)
     axes_of[0, 0].set_ylabel("true return")
-    interval = {1: "", 2: " with the range"}.get(len(summary["seeds"]), " with 95 % interval")
-    return finish(figure, results.title(f"points are seeds, diamonds IQM{interval}"))
+    return figure
 
 
-def draw_returns(results: Results) -> Figure:
-    """Draw true return against update, one line for each dataset size."""
-    figure, axes_of = panels(len(results.lines), sharey=True)
-    for axes, (reference, lines) in zip(axes_of[0], results.lines.items(), strict=True):
-        for line in lines:
-            metrics = line.result.metrics
-            returns = np.column_stack([results.outcome.returns["pi2"], metrics.true_return])
-            updates = np.linspace(0, metrics.loss.shape[-1], returns.shape[-1])
-            _draw(axes, line, updates, returns)
-        for name, linestyle in (("pi1", "--"), ("pi2", ":")):
-            if (level := results.summary["policies"][name]["mean"]) is not None:
-                plots.level(axes, level, name, linestyle)
-        axes.set(title=f"reference {reference}", xlabel="update")
-    axes_of[0, 0].set_ylabel("true return")
-    return finish(figure, results.curves_title("return during training"))
+def draw_curves(outcome: Outcome, summary: dict[str, Any], columns: Columns, fields: dict[str, str]) -> Figure:
+    """Draw a curve for each dataset size in every column, and a row of panels for each field.
 
-
-def _draw(axes: Axes, line: Line, x: Any, values: Any, smooth: int = 1) -> None:
-    """Draw one line, of the seeds that have numbers, if there are any."""
-    values = line.of(values)
-    if values.size:
-        plots.curve(axes, x, values, line.label, line.colour, smooth)
-
-
-def _draw_metric(axes: Axes, title: str, ylabel: str, lines: list[Line], name: str, smooth: int = 1) -> None:
-    """Draw one field of the metrics against update. It has an entry for each update, or for each evaluation."""
-    for line in lines:
-        values, num_updates = getattr(line.result.metrics, name), line.result.metrics.loss.shape[-1]
-        _draw(axes, line, np.linspace(0, num_updates, values.shape[-1] + 1)[1:], values, smooth)
-    axes.set(title=title, xlabel="update", ylabel=ylabel)
-
-
-def draw_loss(results: Results) -> Figure:
-    """Draw loss against update; for RLHF that of the reward model, too."""
-    fitted, summary = _fitted_lines(results), results.summary
-    num_columns = len(results.lines) + bool(fitted)
-    figure, axes_of = panels(num_columns, sharey=summary["method"].endswith("dpo"))
-    if fitted:
-        _draw_metric(axes_of[0, 0], "reward model", "Bradley-Terry loss", fitted, "loss", smooth=5)
-    ylabel = "DPO loss" if summary["method"].endswith("dpo") else "PPO loss"
-    for axes, (reference, lines) in zip(axes_of[0, bool(fitted) :], results.lines.items(), strict=True):
-        _draw_metric(axes, f"reference {reference}", ylabel, lines, "loss", smooth=5)
-    return finish(figure, results.curves_title("loss, running mean of 5 updates"))
-
-
-def _fitted_lines(results: Results) -> list[Line]:
-    """Return lines of the reward models; none where no reward model was fitted as a stage of its own."""
-    first, summary = next(iter(results.lines.values())), results.summary
-    return [
-        line._replace(result=model, seeds=sound(summary["diverged"], summary["seeds"], None, line.result.num_pairs))
-        for line, model in zip(first, results.outcome.reward_models or [], strict=False)
-        if model.metrics is not None
-    ]
-
-
-def draw_margins(results: Results) -> Figure:
-    """Draw for DPO the margin of the implicit rewards and the share of a minibatch that they rank as labelled."""
-    figure, axes_of = panels(len(results.lines), 2, sharey="row")
-    for column, (reference, lines) in zip(axes_of.T, results.lines.items(), strict=True):
-        _draw_metric(column[0], f"reference {reference}", "margin", lines, "margin", smooth=5)
-        _draw_metric(column[1], "", "accuracy", lines, "accuracy", smooth=5)
-    return finish(figure, results.curves_title("implicit rewards, running mean of 5 updates"))
-
-
-def draw_kl(results: Results) -> Figure:
-    """Draw for PPO the exact KL to the reference and the learned return."""
-    figure, axes_of = panels(len(results.lines), 2, sharey="row")
-    for column, (reference, lines) in zip(axes_of.T, results.lines.items(), strict=True):
-        _draw_metric(column[0], f"reference {reference}", "KL(policy || ref), nats per step", lines, "kl")
-        _draw_metric(column[1], "", "learned return", lines, "learned_return")
-    return finish(figure, results.curves_title("distance and learned return"))
+    A field has an entry for each update, or for each evaluation. Returns begin with pi2's.
+    """
+    policy_loss = "DPO" if summary["method"].endswith("dpo") else "PPO"
+    figure, axes_of = panels(len(columns), len(fields), sharey=False if "reward model" in columns else "row")
+    for column, (heading, rows) in zip(axes_of.T, columns.items(), strict=True):
+        column[0].set_title(heading)
+        loss = "Bradley-Terry" if heading == "reward model" else policy_loss
+        for axes, (field, label) in zip(column, fields.items(), strict=True):
+            axes.set(xlabel="update", ylabel=label.format(loss))
+            for row, size, colour in rows:
+                known = sound(summary["diverged"], summary["seeds"], row.reference, row.num_pairs)
+                values = getattr(row.metrics, field)
+                updates = np.linspace(0, row.metrics.loss.shape[-1], values.shape[-1] + 1)[1:]
+                if field == "true_return":
+                    updates, values = np.append(0, updates), np.column_stack([outcome.returns["pi2"], values])
+                if known.any():
+                    plots.curve(axes, updates, values[known], size, colour, 5 if field in SMOOTHED else 1)
+            for policy, linestyle in (("pi1", "--"), ("pi2", ":")):
+                level = summary["policies"][policy]["mean"]
+                if field == "true_return" and level is not None:
+                    plots.level(axes, level, policy, linestyle)
+    return figure

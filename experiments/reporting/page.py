@@ -4,29 +4,25 @@ Every run writes it. `python -m experiments.reporting.page [FOLDER ...]` writes 
 runs, by default in each folder of `results`.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import functools
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 
 from experiments import python
 from experiments.harness.errors import UsageError, exit_codes
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import changes, default_settings, flag, from_config, to_flags
-from experiments.reporting import arrays
+from experiments.reporting import arrays, table
 from experiments.reporting.animations import Animation, animate
-from experiments.reporting.summary import LABELS
-from experiments.reporting.table import accuracies_explained, decimals, interval_name, warnings
+from experiments.reporting.summary import title
 from jaxpref.files import store
 
 PIXELS = 1.6
@@ -41,63 +37,30 @@ FIGURES = {
 """What the figures show, in their order on the page. Other pictures of the folder follow under their names."""
 
 
-class Policy(NamedTuple):
-    """One line of the table, with the paths of its score and of its row in summary.json, as in `rows.3.policy`.
-
-    Only trained policies have a reference, a number of pairs, a row, and words for their training.
-    """
-
-    path: str
-    name: str
-    reference: str = ""
-    num_pairs: int = 0
-    row: str = ""
-    training: str = ""
-
-
-def policies(summary: dict[str, Any]) -> dict[str, Policy]:
-    """Return every policy of a summary by its path, in the order of the table."""
-    table = [Policy(f"policies.{name}", name) for name in ("pi2", "pi1")]
-    for place, row in enumerate(summary["rows"]):
-        reference, num_pairs, path = row["reference"], row["num_pairs"], f"rows.{place}"
-        training = f"{num_pairs:,} pair{'s' if num_pairs > 1 else ''}, reference {reference}"
-        table.append(Policy(f"{path}.policy", LABELS[summary["method"]], reference, num_pairs, path, training))
-    return {policy.path: policy for policy in table}
-
-
 def number(summary: dict[str, Any], path: str, digits: int | None = None) -> Markup:
-    """Return the number at `path`, rounded, as an element; its attributes have the path and all digits.
-
-    path:    keys of dicts and places in lists, joined by dots. Below a None it is None.
-    digits:  decimals; by default those of returns.
-    """
+    """Return the number at a path, as in `rows.3.policy.mean`: an element with all its digits, that reads rounded."""
     value: Any = summary
     for part in path.split("."):
-        if value is not None:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-    digits = decimals(summary) if digits is None else digits
-    text = "none" if value is None else f"{value:.{digits}f}".replace("-", "−")
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    text = table.number(value, table.decimals(summary) if digits is None else digits).replace("-", "−")
     return Markup('<span data-path="{}" data-value="{}">{}</span>').format(path, json.dumps(value), text)
 
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the policy of the page's first sentence, and on how many seeds its return is higher than pi1's.
+    """Return the policy of the page's first sentence, and for each seed whether its return is higher than pi1's.
 
     It is the one trained on most pairs, with reference pi2 if there is one: then it learned from preferences alone.
     """
-    place, row = max(enumerate(summary["rows"]), key=lambda item: (item[1]["reference"] == "pi2", item[1]["num_pairs"]))
-    pairs = list(zip(row["policy"]["per_seed"], summary["policies"]["pi1"]["per_seed"], strict=True))
-    known = [(trained, pi1) for trained, pi1 in pairs if trained is not None and pi1 is not None]
-    wins = sum(trained > pi1 for trained, pi1 in known)
-    return {"path": f"rows.{place}.policy", "wins": wins, "num_seeds": len(known)}
+    best = max(table.rows(summary)[2:], key=lambda row: (row["reference"] == "pi2", row["num_pairs"]))
+    pairs = zip(best["policy"]["per_seed"], summary["policies"]["pi1"]["per_seed"], strict=True)
+    return {"best": best, "wins": [trained > pi1 for trained, pi1 in pairs if None not in (trained, pi1)]}
 
 
 def figures(folder: Path) -> list[tuple[bytes, int, str]]:
     """Return every PNG file of the folder, the known ones first: (image, width on the page, what it shows)."""
     images = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-    ordered = [name for name in FIGURES if name in images] + [name for name in images if name not in FIGURES]
-    widths = {name: int.from_bytes(image[16:20], "big") for name, image in images.items()}  # by PNG's header
-    return [(images[name], int(widths[name] / PIXELS), FIGURES.get(name, name)) for name in ordered]
+    ordered = [(images[name], FIGURES.get(name, name)) for name in FIGURES | images if name in images]
+    return [(image, int(int.from_bytes(image[16:20]) / PIXELS), text) for image, text in ordered]  # by PNG's header
 
 
 def data_uri(image: bytes, kind: str) -> str:
@@ -107,11 +70,11 @@ def data_uri(image: bytes, kind: str) -> str:
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return settings by their flags, as in `dpo.learning-rate`."""
-    table: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
         path = flag(prefix + name)
-        table |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return table
+        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return found
 
 
 def shown(value: Any) -> str:
@@ -123,42 +86,30 @@ def shown(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def html(folder: Path, summary: dict[str, Any], animations: Sequence[Animation]) -> str:
-    """Return the page about `summary` with the figures of `folder`. All its text is escaped."""
-    settings = from_config(summary["config"])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) -> Path:
+    """Write `report.html` beside the figures; return its path. All text of the page is escaped."""
+    settings, source = from_config(summary["config"]), Path(__file__).with_name("page.html.jinja").read_text()
+    template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = template.render(
         summary=summary,
-        title=f"{LABELS.get(summary['task'], summary['task'])}, {LABELS[summary['method']]}",
-        policies=policies(summary),
-        headline=headline(summary),
+        title=title(summary),
+        rows=table.rows(summary),
+        **headline(summary),
         number=functools.partial(number, summary),
-        interval_name=interval_name(len(summary["seeds"])),
-        accuracies=accuracies_explained(summary),
-        warnings=warnings(summary),
+        interval_name=table.interval_name(len(summary["seeds"])),
+        accuracies=table.accuracies_explained(summary),
+        warnings=table.warnings(summary),
         animations=animations,
         figures=figures(folder),
         data_uri=data_uri,
-        changes=list(changes(settings, default_settings(settings.task, settings.method)).items()),
-        settings=[(name, [value]) for name, value in flat(summary["config"]).items()],
+        changes=changes(settings, default_settings(settings.task, settings.method)),
+        settings=flat(summary["config"]),
         shown=shown,
         command=f"{python()} -m experiments.run {shlex.join(to_flags(settings))}",
     )
-
-
-def write(folder: Path, summary: dict[str, Any], animations: Sequence[Animation]) -> Path:
-    """Write `report.html` beside the figures; return its path."""
-    path = folder / "report.html"
-    text = html(folder, summary, animations)
-    with store.atomic_write(path) as file:
+    with store.atomic_write(folder / "report.html") as file:
         file.write(text.encode(errors="xmlcharrefreplace"))  # a folder's name need not be Unicode
-    return path
+    return folder / "report.html"
 
 
 def rewrite(folder: Path) -> Path:
@@ -173,7 +124,7 @@ def rewrite(folder: Path) -> Path:
         raise UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: list[str]) -> None:
     """Write pages again: of the folders named, or of those in `results` that hold an experiment."""
     from experiments.harness.devices import set_up_jax
 

@@ -1,10 +1,7 @@
-"""summary.json, and the table and the warnings that a run prints.
+"""summary.json: every number of a run.
 
-A seed whose training diverged is left out of the rows that depend on that training. Its numbers there are None, null in
-JSON.
+A seed whose training diverged is left out of the rows that depend on that training. Its numbers there are null.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
@@ -31,7 +28,9 @@ LABELS = {
 """How methods and the study's tasks are written. A task of gymnax keeps its own name."""
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+def title(summary: dict[str, Any]) -> str:
+    """Return task and method."""
+    return f"{LABELS.get(summary['task'], summary['task'])}, {LABELS[summary['method']]}"
 
 
 def score(per_seed: Any) -> dict[str, Any]:
@@ -41,12 +40,8 @@ def score(per_seed: Any) -> dict[str, Any]:
     """
     per_seed = np.asarray(per_seed, np.float64)
     known = per_seed[~np.isnan(per_seed)]
-    return {
-        "mean": mean_or_none(per_seed),
-        "iqm": statistics.iqm(known) if known.size else None,
-        "ci95": list(statistics.bootstrap_interval(known)) if known.size else [None, None],
-        "per_seed": null_for_nan(per_seed),
-    }
+    iqm, ends = (statistics.iqm(known), statistics.bootstrap_interval(known)) if known.size else (None, (None, None))
+    return {"mean": mean_or_none(known), "iqm": iqm, "ci95": list(ends), "per_seed": null_for_nan(per_seed)}
 
 
 def mean_or_none(per_seed: Any) -> float | None:
@@ -56,10 +51,10 @@ def mean_or_none(per_seed: Any) -> float | None:
 
 
 def null_for_nan(values: Any) -> Any:
-    """Return an array as nested lists, with None for NaN."""
+    """Return an array as nested lists, with None for NaN and infinity, which JSON does not have."""
     numbers = np.asarray(values, np.float64)
     objects = numbers.astype(object)
-    objects[np.isnan(numbers)] = None
+    objects[~np.isfinite(numbers)] = None
     return objects.tolist()
 
 
@@ -71,47 +66,37 @@ def versions() -> dict[str, str]:
 
 def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     """Return summary.json without its timing."""
-    entries, experts, labels = diverged(settings, outcome), outcome.experts, outcome.labels
-
-    def of_sound(per_seed: Any, reference: str | None = None, num_pairs: int | None = None) -> Any:
-        return np.where(sound(entries, settings.seeds, reference, num_pairs), per_seed, np.float32(np.nan))
-
-    rows = [
-        {
-            "num_pairs": row.num_pairs,
-            "init": "pi2",
-            "reference": row.reference,
-            "policy": score(of_sound(row.true_return, row.reference, row.num_pairs)),
-            "heldout_accuracy": mean_or_none(of_sound(row.quality.return_accuracy, row.reference, row.num_pairs)),
-            "label_accuracy": mean_or_none(of_sound(row.quality.label_accuracy, row.reference, row.num_pairs)),
-            "length_accuracy": mean_or_none(of_sound(labels.length_accuracy, row.reference, row.num_pairs)),
-        }
-        for row in outcome.rows
-    ]
-    reached = {"pi1": experts.pi1_reached, "pi2": experts.pi2_reached}
-    targets = {"pi1": experts.pi1_target, "pi2": experts.pi2_target}  # infinite if none was found
+    entries, seeds, labels = diverged(settings, outcome), settings.seeds, outcome.labels
+    for_all, experts = sound(entries, seeds), vars(outcome.experts)
+    rows = []
+    for row in outcome.rows:
+        known = sound(entries, seeds, row.reference, row.num_pairs)
+        rows.append(
+            {
+                "num_pairs": row.num_pairs,
+                "init": "pi2",
+                "reference": row.reference,
+                "policy": score(np.where(known, row.true_return, np.nan)),
+                "heldout_accuracy": mean_or_none(row.quality.return_accuracy[known]),
+                "label_accuracy": mean_or_none(row.quality.label_accuracy[known]),
+                "length_accuracy": mean_or_none(labels.length_accuracy[known]),
+            }
+        )
     return {
         "experiment": settings.experiment,
         "task": settings.task,
         "method": settings.method,
-        "seeds": list(settings.seeds),
+        "seeds": list(seeds),
         "config": dataclasses.asdict(settings) | {"out": str(settings.out)},
         "versions": versions(),
-        "policies": {name: score(of_sound(returns)) for name, returns in outcome.returns.items()},
-        **{f"{name}_target": null_for_nan(np.where(np.isfinite(x), x, np.nan)) for name, x in targets.items()},
-        **{f"{name}_reached": np.asarray(flags).tolist() for name, flags in reached.items()},
-        "not_reached": {name: _seeds_at(settings.seeds, ~np.asarray(flags)) for name, flags in reached.items()},
+        "policies": {name: score(np.where(for_all, returns, np.nan)) for name, returns in outcome.returns.items()},
+        **{f"{name}_target": null_for_nan(experts[f"{name}_target"]) for name in outcome.returns},
+        **{f"{name}_reached": experts[f"{name}_reached"].tolist() for name in outcome.returns},
+        "not_reached": {name: np.array(seeds)[~experts[f"{name}_reached"]].tolist() for name in outcome.returns},
         "diverged": entries,
-        "best_accuracy": mean_or_none(of_sound(labels.best_accuracy)),
+        "best_accuracy": mean_or_none(labels.best_accuracy[for_all]),
         "rows": rows,
     }
-
-
-def _seeds_at(seeds: Sequence[int], flags: Bool[np.ndarray, " S"]) -> list[int]:
-    return [seed for seed, flag in zip(seeds, flags, strict=True) if flag]
-
-
-# --- divergence -------------------------------------------------------------------------------------------------------
 
 
 def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
@@ -120,23 +105,25 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
     reference, num_pairs:  None if the stage is the same for all of them.
     what, update:          "loss" or "parameters" at an update, the first has number 1; "return" has no update.
     """
-    stages: list[tuple[str, str | None, int | None, Any]] = [("reinforce", None, None, outcome.experts.divergence)]
-    stages += [("evaluate", None, None, returns) for returns in outcome.returns.values()]
-    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
-        if model.divergence is not None:
-            stages.append(("reward model", None, size, model.divergence))
-    for row in outcome.rows:
-        stages.append((settings.trainer, row.reference, row.num_pairs, row.divergence))
-        stages.append(("evaluate", row.reference, row.num_pairs, row.true_return))
-
     entries: list[dict[str, Any]] = []
-    for stage, reference, num_pairs, found in stages:
+
+    def add(stage: str, found: Any, reference: str | None = None, num_pairs: int | None = None) -> None:
         trains = isinstance(found, Divergence)
-        bad = np.asarray(found.update) > 0 if trains else ~np.isfinite(found)
+        bad = found.update > 0 if trains else ~np.isfinite(found)
         for place in np.flatnonzero(bad & sound(entries, settings.seeds, reference, num_pairs)):
             of = {"seed": settings.seeds[place], "stage": stage, "reference": reference, "num_pairs": num_pairs}
-            at = {"update": int(found.update[place]), "what": WHAT[int(found.what[place])]} if trains else {}
-            entries.append(of | {"update": None, "what": "return"} | at)
+            update, what = (int(found.update[place]), WHAT[found.what[place]]) if trains else (None, "return")
+            entries.append(of | {"update": update, "what": what})
+
+    add("reinforce", outcome.experts.divergence)
+    for returns in outcome.returns.values():
+        add("evaluate", returns)
+    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
+        if model.divergence is not None:
+            add("reward model", model.divergence, num_pairs=size)
+    for row in outcome.rows:
+        add(settings.trainer, row.divergence, row.reference, row.num_pairs)
+        add("evaluate", row.true_return, row.reference, row.num_pairs)
     return entries
 
 
@@ -147,9 +134,6 @@ def sound(
 
     Without a reference or a size: in what is the same for all of them.
     """
-    bad = {
-        entry["seed"]
-        for entry in entries
-        if entry["reference"] in (None, reference) and entry["num_pairs"] in (None, num_pairs)
-    }
+    rows = (None, reference), (None, num_pairs)
+    bad = {entry["seed"] for entry in entries if entry["reference"] in rows[0] and entry["num_pairs"] in rows[1]}
     return np.array([seed not in bad for seed in seeds])
