@@ -52,11 +52,11 @@ def test_iqm_hand_worked(scores, expected):
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_iqm_is_scipys_trimmed_mean_to_the_bit(axis):
+def test_iqm_along_an_axis_is_that_of_each_row():
     scores = np.random.default_rng(1).normal(size=(13, 9))
-    np.testing.assert_array_equal(statistics.iqm(scores, axis=axis), scipy.stats.trim_mean(scores, 0.25, axis=axis))
-    assert statistics.iqm(scores) == scipy.stats.trim_mean(scores, 0.25, axis=None)
+    for axis in (0, 1, -1):
+        by_row = [statistics.iqm(row) for row in np.moveaxis(scores, axis, -1)]
+        np.testing.assert_allclose(statistics.iqm(scores, axis=axis), by_row, rtol=1e-12)
 
 
 # --- the bootstrap ----------------------------------------------------------------------------------------------------
@@ -110,47 +110,18 @@ def test_confidence_is_the_share_between_the_ends(confidence, z):
     np.testing.assert_allclose(interval, scores.mean() + np.array([-z, z]) * error, atol=0.2 * error)
 
 
-def test_95_percent_intervals_of_normal_data_hold_the_truth_19_times_of_20():
-    """150 data sets of 50 seeds with mean 3. The percentile bootstrap of the mean uses the deviation with n in the
-    denominator and normal quantiles for t's: P(|t_49| < 1.96 * sqrt(49 / 50)) = 0.942; within 4 sigma of 150."""
-    rng, held = np.random.default_rng(6), []
-    for _ in range(150):
-        low, high = statistics.bootstrap_interval(rng.normal(3.0, 2.0, size=50), np.mean, num_resamples=400)
-        held.append(low < 3.0 < high)
-    expected = 2 * scipy.stats.t.cdf(1.96 * np.sqrt(49 / 50), 49) - 1
-    assert abs(np.mean(held) - expected) < 4 * np.sqrt(expected * (1 - expected) / 150)
-
-
-def test_seeds_are_resampled_within_their_task_and_tasks_apart():
-    """Tasks at 0 and at 100 without any spread: whatever is drawn, half of it is 100. The second task mirrors the
-    first: drawn together they would cancel; drawn apart the mean has the deviation of 2 * 40 independent scores."""
-    assert statistics.bootstrap_interval(np.array([[0.0] * 5, [100.0] * 5]), np.mean) == (50.0, 50.0)
+def test_tasks_are_resampled_apart():
+    """The second task mirrors the first: drawn together they would cancel; drawn apart the mean has the deviation of
+    2 * 40 independent scores."""
     scores = np.random.default_rng(7).normal(size=40)
     interval = statistics.bootstrap_interval(np.stack([scores, -scores]), np.mean, num_resamples=4000)
     error = 1.96 * scores.std() / np.sqrt(80)
     np.testing.assert_allclose(interval, [-error, error], rtol=0.1)
 
 
-def test_runs_and_baseline_are_resampled_apart():
-    """A set against itself: drawn together, each resample would say 1/2. Drawn apart, the variance is that of
-    U / (S * R) for equal distributions, (S + R + 1) / (12 * S * R), to about a hundredth."""
-    scores = np.random.default_rng(14).normal(size=100)
-    interval = statistics.improvement_interval(scores, scores, num_resamples=4000)
-    error = 1.96 * np.sqrt(201 / (12 * 100 * 100))
-    np.testing.assert_allclose(interval, [0.5 - error, 0.5 + error], atol=0.1 * error)
-
-
-def test_what_seeds_have_in_common_cancels():
-    """Seeds of deviation 10, differences of deviation 1: the interval is that of the differences."""
-    rng = np.random.default_rng(21)
-    baseline = rng.normal(0, 10, size=200)
-    scores = baseline + rng.normal(size=200)
-    _, low, high = statistics.paired_difference(scores, baseline, np.mean, num_resamples=4000)
-    np.testing.assert_allclose(high - low, 2 * 1.96 * (scores - baseline).std() / np.sqrt(200), rtol=0.08)
-
-
 def test_where_no_resample_can_differ_both_ends_are_the_value():
-    """A single seed, which says nothing about the spread, and runs that win or tie whatever is drawn."""
+    """A single seed, tasks without any spread, and runs that win or tie whatever is drawn."""
+    assert statistics.bootstrap_interval(np.array([[0.0] * 5, [100.0] * 5]), np.mean) == (50.0, 50.0)
     assert statistics.bootstrap_interval(np.array([42.5])) == (42.5, 42.5)
     assert statistics.bootstrap_interval(np.array([[1.0], [2.0], [9.0]])) == (4.0, 4.0)
     assert statistics.paired_difference(np.array([5.0]), np.array([3.5])) == (1.5, 1.5, 1.5)
@@ -186,9 +157,8 @@ def test_probability_of_improvement_is_mann_whitneys_u_over_the_number_of_pairs(
     """Also with ties, of which rounding makes plenty, and with unequal numbers of seeds."""
     for num_scores, num_baseline in ((5, 5), (7, 3), (40, 60)):
         scores, baseline = rounded(8, num_scores), rounded(9, num_baseline)
-        u = scipy.stats.mannwhitneyu(scores, baseline).statistic
-        found = statistics.probability_of_improvement(scores, baseline)
-        np.testing.assert_allclose(found, u / (num_scores * num_baseline), rtol=1e-12)
+        expected = scipy.stats.mannwhitneyu(scores, baseline).statistic / (num_scores * num_baseline)
+        np.testing.assert_allclose(statistics.probability_of_improvement(scores, baseline), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -230,19 +200,16 @@ def test_without_a_gain_no_share_of_it_is_known():
     assert np.isnan(statistics.explained_share(floor, floor, floor)).all()
 
 
-@given(SCORES, SCORES, st.integers(-50, 50))
+@given(SCORES, SCORES)
 @settings(deadline=None, max_examples=20)
-def test_a_shift_of_both_changes_nothing_and_sets_that_change_places_mirror(scores, baseline, shift):
+def test_only_the_order_counts_for_improvement_and_sets_that_change_places_mirror(scores, baseline):
     difference, low, high = statistics.paired_difference(scores, baseline, **FEW)
-    shifted = statistics.paired_difference(scores + shift, baseline + shift, **FEW)
-    np.testing.assert_allclose(shifted, (difference, low, high), atol=1e-9)
     mirrored = statistics.paired_difference(baseline, scores, **FEW)
     np.testing.assert_allclose(mirrored, (-difference, -high, -low), atol=1e-9)
     improvement = statistics.paired_improvement(scores, baseline)
     np.testing.assert_allclose(statistics.paired_improvement(baseline, scores), 1 - improvement, rtol=1e-12)
-    low, high = statistics.improvement_interval(scores, baseline, **FEW)
-    # Only the order of scores matters.
-    assert statistics.improvement_interval(np.exp(scores), np.exp(baseline), **FEW) == (low, high)
+    interval = statistics.improvement_interval(scores, baseline, **FEW)
+    assert statistics.improvement_interval(np.exp(scores), np.exp(baseline), **FEW) == interval
 
 
 # --- performance profiles ---------------------------------------------------------------------------------------------
@@ -253,17 +220,6 @@ def test_a_profile_hand_worked():
     scores = np.array([[1.0, 2.0, 2.0, 4.0], [0.0, 0.0, 3.0, 9.0]])
     profile = statistics.performance_profile(scores, np.array([-1.0, 0.0, 1.0, 2.0, 3.5, 9.0]))
     np.testing.assert_array_equal(profile, [1, 6 / 8, 5 / 8, 3 / 8, 2 / 8, 0])
-
-
-@given(SCORES, arrays(float, 7, elements=st.floats(-25, 25)))
-@settings(deadline=None, max_examples=20)
-def test_a_profile_and_its_band_fall_from_one_to_zero(scores, thresholds):
-    thresholds = np.sort(np.concatenate([[-21.0], thresholds.clip(-21, 20), [20.0]]))
-    low, high = statistics.profile_band(scores, thresholds, **FEW)
-    for shares in (statistics.performance_profile(scores, thresholds), low, high):
-        assert (shares[0], shares[-1]) == (1, 0)
-        assert (np.diff(shares) <= 1e-12).all()
-    assert (low <= high).all()
 
 
 # --- what all of them share -------------------------------------------------------------------------------------------
