@@ -28,9 +28,6 @@ def band(axes):
     return np.transpose([(x, y.min(), y.max()) for x, y in ends.items()])
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_percentiles(axes):
     """Of 11 seeds the 10th and 90th percentiles are the second and the tenth in order."""
     x, y = np.array([0.0, 5.0, 20.0]), np.random.default_rng(1).normal(size=(11, 3))
@@ -64,8 +61,6 @@ def test_a_level_runs_across_the_whole_width_at_its_value(axes):
     np.testing.assert_array_equal(line.get_xydata(), [(0, -145.5), (1, -145.5)])  # x in parts of the axes
     assert (line.get_label(), line.get_linestyle()) == ("pi1", ":")
 
-
-# --- policies ---------------------------------------------------------------------------------------------------------
 
 NAMES = ["pi2", "pi1", "10\npairs"]
 PER_SEED = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
@@ -112,9 +107,6 @@ def test_the_centre_and_the_ends_of_its_interval_stand_beside_the_points(policie
         assert points.max() < where < place + 0.5
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
 def test_rows_stand_from_top_to_bottom_with_their_centres_and_intervals(axes):
     """The second interval does not hold its centre: its ends are drawn where they are. The third row has no centre:
     it is empty and keeps its place."""
@@ -136,8 +128,6 @@ def test_rows_stand_from_top_to_bottom_with_their_centres_and_intervals(axes):
     left, right = axes.get_xlim()
     assert left < -4 < 12 < right
 
-
-# --- heat maps --------------------------------------------------------------------------------------------------------
 
 VALUES = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.6]])
 
@@ -197,9 +187,6 @@ def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
         assert contrast(ink, background) > 4.5
         inks.add(ink)
     assert inks == {"black", "white"}
-
-
-# --- performance profiles and paths -----------------------------------------------------------------------------------
 
 
 def test_a_profile_keeps_its_share_up_to_the_next_threshold_line_and_band(axes):

@@ -35,9 +35,6 @@ def lean(picture, colour):
     return np.arctan(across / up)
 
 
-# --- CartPole ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_cart_stands_where_its_position_says():
     """The picture, 320 pixels, shows 5.2 metres, with 0 in the middle."""
     centres = [places(cartpole(x), ORANGE)[:, 0].mean() for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
@@ -47,9 +44,6 @@ def test_a_cart_stands_where_its_position_says():
 @pytest.mark.parametrize("angle", [0.2, 0.0, -0.1])
 def test_a_pole_leans_by_its_angle_to_the_right(angle):
     np.testing.assert_allclose(lean(cartpole(angle=angle), ORANGE), angle, atol=0.01)
-
-
-# --- Acrobot ----------------------------------------------------------------------------------------------------------
 
 
 def test_links_at_rest_hang_below_the_pivot():
@@ -79,9 +73,6 @@ def test_the_tip_is_over_the_line_where_the_environment_says_so(angles):
     height = -np.cos(angles[0]) - np.cos(sum(angles))
     np.testing.assert_allclose((tip - line) / (240 / 4.4), height - 1, atol=0.06)
     assert ((tip - line) > 2) == (height > 1.05)
-
-
-# --- any other task ---------------------------------------------------------------------------------------------------
 
 
 def test_bars_go_up_and_down_in_units_of_each_numbers_largest_value():
@@ -117,9 +108,6 @@ def test_channels_of_an_image_have_colours_of_their_own():
 def test_observations_of_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match=r"obs must be \[T, O\]"):
         render.frames("cartpole", np.zeros(shape))
-
-
-# --- GIF and PNG ------------------------------------------------------------------------------------------------------
 
 
 def test_a_gif_has_its_pictures_and_their_durations_and_repeats_for_ever():

@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.chmod(file.name, 0o644)  # only their owner can read temporary files
             os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)
             raise
     # A file's name is stored in its folder: the rename is on disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
