@@ -62,49 +62,30 @@ def test_a_level_runs_across_the_whole_width_at_its_value(axes):
     assert (line.get_label(), line.get_linestyle()) == ("pi1", ":")
 
 
-NAMES = ["pi2", "pi1", "10\npairs"]
-PER_SEED = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
-INTERVALS = [(1.5, 5.0), (9.0, 12.0), (4.0, 7.0)]
-CENTRES = [2.75, 10.5, 4.0]
 COLOURS = ["#5B6770", "black", "#0072B2"]
 
 
-@pytest.fixture
-def policies(axes):
-    plots.policies(axes, NAMES, PER_SEED, INTERVALS, CENTRES, COLOURS)
-    return axes
-
-
-def scatters(axes):
-    """The clouds of points, one per policy, in order: those of the collections that have as many places as seeds."""
-    return [cloud for cloud in axes.collections if len(cloud.get_offsets()) == PER_SEED.shape[1]]
-
-
-def test_every_seed_is_a_point_at_its_policys_place(policies):
-    clouds = scatters(policies)
-    assert len(clouds) == 3
-    for place, (cloud, points, colour) in enumerate(zip(clouds, PER_SEED, COLOURS, strict=True)):
-        offsets = np.asarray(cloud.get_offsets())
-        np.testing.assert_array_equal(offsets[:, 1], points)
-        assert np.abs(offsets[:, 0] - place).max() < 0.5
-        assert len(set(offsets[:, 0])) == 4  # apart from each other, also where returns are equal
-        assert tuple(cloud.get_facecolor()[0][:3]) == to_rgba(colour)[:3]
-
-
-def test_the_centre_and_the_ends_of_its_interval_stand_beside_the_points(policies):
-    """Of each policy: a diamond at the centre, and a bar whose ends are the interval's, also where it is lopsided."""
-    diamonds = [line for line in policies.get_lines() if line.get_marker() == "D"]
-    assert len(diamonds) == len(policies.containers) == 3
-    for place, (diamond, bar) in enumerate(zip(diamonds, policies.containers, strict=True)):
-        np.testing.assert_array_equal(diamond.get_ydata(), [CENTRES[place]])
+def test_policies_have_a_point_for_every_seed_and_beside_them_the_centre_with_its_interval(axes):
+    """Points lie apart from each other, also where returns are equal. The centre is a diamond, and the interval is a
+    bar with its ends, also where it is lopsided."""
+    per_seed = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
+    ends, centres = [(1.5, 5.0), (9.0, 12.0), (4.0, 7.0)], [2.75, 10.5, 4.0]
+    plots.policies(axes, ["pi2", "pi1", "10\npairs"], per_seed, ends, centres, COLOURS)
+    clouds = [cloud for cloud in axes.collections if len(cloud.get_offsets()) == 4]
+    diamonds = [line for line in axes.get_lines() if line.get_marker() == "D"]
+    assert len(clouds) == len(diamonds) == len(axes.containers) == 3
+    for place, (cloud, diamond, bar) in enumerate(zip(clouds, diamonds, axes.containers, strict=True)):
+        x, y = np.asarray(cloud.get_offsets()).T
+        np.testing.assert_array_equal(y, per_seed[place])
+        assert len(set(x)) == 4
+        ((centre_x, centre),) = diamond.get_xydata()
+        assert centre == centres[place]
+        assert place - 0.5 < x.min() < x.max() < centre_x < place + 0.5
         _, caps, (segments,) = bar.lines
-        ((_, low), (_, high)) = segments.get_segments()[0]
-        np.testing.assert_allclose([low, high], INTERVALS[place], rtol=1e-12)
-        np.testing.assert_allclose(sorted(cap.get_ydata()[0] for cap in caps), INTERVALS[place], rtol=1e-12)
-        where = float(np.squeeze(diamond.get_xdata()))
-        np.testing.assert_allclose(segments.get_segments()[0][:, 0], where)
-        points = np.asarray(scatters(policies)[place].get_offsets())[:, 0]
-        assert points.max() < where < place + 0.5
+        np.testing.assert_allclose(segments.get_segments()[0], [(centre_x, end) for end in ends[place]], rtol=1e-12)
+        np.testing.assert_allclose(sorted(cap.get_ydata()[0] for cap in caps), ends[place], rtol=1e-12)
+        assert tuple(cloud.get_facecolor()[0][:3]) == to_rgba(COLOURS[place])[:3]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["pi2", "pi1", "10\npairs"]
 
 
 def test_rows_stand_from_top_to_bottom_with_their_centres_and_intervals(axes):

@@ -1,8 +1,8 @@
 """Compute statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
 
 Scores are NumPy arrays [S] of seeds, or [T, S] of tasks and seeds: seeds are resampled within their task. Scores that
-are NaN raise ValueError: the caller decides which seeds to leave out. scipy.stats is imported when a function first
-needs it, because the import takes more than a second.
+are NaN raise ValueError: the caller decides which seeds to leave out. scipy.stats is imported when it is first needed:
+the import takes more than a second.
 """
 
 import warnings
@@ -69,7 +69,7 @@ def explained_share(
     """
     runs = _same_seeds(scores, full, floor)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _estimate(lambda some, all, none: np.divide(some - none, all - none), statistic, runs, options)
+        return _estimate(lambda one, full, floor: np.divide(one - floor, full - floor), statistic, runs, options)
 
 
 def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:

@@ -4,7 +4,6 @@ A file is written whole or not at all. docs/preferences-format.md describes the 
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -32,8 +31,6 @@ from jaxpref.types import Preferences, Trajectory
 TEMPORARY = ".*.????????.tmp"
 """Pattern of the names of temporary files. A process that is killed while it writes leaves one behind."""
 
-_name = functools.partial(keystr, simple=True, separator="/")
-
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
@@ -44,7 +41,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # only their owner can read temporary files
+            os.chmod(file.name, 0o644)  # a temporary file can be read by its owner only
             os.replace(file.name, path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
@@ -79,7 +76,7 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
     Raises ValueError for two leaves of one path, and for a leaf that is not an array of numbers or booleans.
     """
     leaves, _ = tree_flatten_with_path(tree)
-    named = {_name(path): np.asarray(leaf) for path, leaf in leaves}
+    named = {keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
     if len(named) < len(leaves):
         raise ValueError(f"two leaves have the same path: {', '.join(named)}")
     for name, leaf in named.items():
@@ -106,7 +103,8 @@ def from_npz(data: bytes, like: Any, name: str) -> Any:
     missing, unknown, or of another shape or dtype.
     """
     leaves, structure = tree_flatten_with_path(like)
-    expected, stored = {_name(path): leaf for path, leaf in leaves}, _read(data, name)
+    expected = {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    stored = _read(data, name)
     if different := sorted(stored.keys() ^ expected.keys()):
         raise ValueError(f"{name}: leaves differ from the expected ones: {', '.join(different)}")
     for path, leaf in expected.items():
