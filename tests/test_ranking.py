@@ -89,23 +89,22 @@ def test_a_tie_and_a_skipped_pair_are_no_answers():
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda gap, pairs: negative_log_likelihood(*scores_of(gap), pairs),
-        lambda gap, pairs: calibration_error(*scores_of(gap), pairs),
-        lambda gap, pairs: label_accuracy(*scores_of(gap), pairs),
-        lambda gap, pairs: label_entropy(pairs),
-        lambda gap, pairs: best_accuracy(pairs),
+        negative_log_likelihood,
+        calibration_error,
+        label_accuracy,
+        lambda *scores_and_pairs: label_entropy(scores_and_pairs[-1]),
+        lambda *scores_and_pairs: best_accuracy(scores_and_pairs[-1]),
     ],
-    ids=["negative log-likelihood", "calibration error", "label accuracy", "label entropy", "best accuracy"],
 )
 def test_measures_are_means_over_answers(measure):
     """A skipped pair and a tie change nothing, whatever their scores, and a pair of weight 2 is two pairs; without any
     answer there is no mean."""
     gap, prob = [LN3, -1.0, 40.0, np.nan], [0.9, 0.6, 0.2, 0.3]
-    found = measure(gap, answers([2, 1, 1, 0], [1, 1, 0.5, 1], prob))
-    by_hand = measure([LN3, LN3, -1.0], answers([1, 1, 1], prob=[0.9, 0.9, 0.6]))
+    found = measure(*scores_of(gap), answers([2, 1, 1, 0], [1, 1, 0.5, 1], prob))
+    by_hand = measure(*scores_of([LN3, LN3, -1.0]), answers([1, 1, 1], prob=[0.9, 0.9, 0.6]))
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
-    assert abs(found - measure([LN3, -1.0], answers([1, 1], prob=[0.9, 0.6]))) > 1e-2
-    assert np.isnan(measure(gap, answers([0, 0, 1, 0], [1, 1, 0.5, 1], prob)))
+    assert abs(found - measure(*scores_of([LN3, -1.0]), answers([1, 1], prob=[0.9, 0.6]))) > 1e-2
+    assert np.isnan(measure(*scores_of(gap), answers([0, 0, 1, 0], [1, 1, 0.5, 1], prob)))
 
 
 def test_negative_log_likelihood_hand_worked():

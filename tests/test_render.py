@@ -18,14 +18,12 @@ def places(picture, colour):
 
 
 def cartpole(x=0.0, angle=0.0):
-    (picture,) = render.frames("cartpole", np.array([[x, 0.0, angle, 0.0]]))
-    return picture
+    return render.frames("cartpole", np.array([[x, 0.0, angle, 0.0]]))[0]
 
 
 def acrobot(angle, second_angle):
-    obs = np.array([[np.cos(angle), np.sin(angle), np.cos(second_angle), np.sin(second_angle), 0.0, 0.0]])
-    (picture,) = render.frames("acrobot", obs)
-    return picture
+    obs = [np.cos(angle), np.sin(angle), np.cos(second_angle), np.sin(second_angle), 0.0, 0.0]
+    return render.frames("acrobot", np.array([obs]))[0]
 
 
 def lean(picture, colour):
