@@ -21,15 +21,11 @@ def axes():
 
 
 def band(axes):
-    """Of `curve`: (x, low, high), from the polygon that goes forth along one edge and back along the other."""
+    """Of `curve`: [x, low, high], from the polygon that goes forth along one edge and back along the other."""
     (polygon,) = axes.collections
     vertices = polygon.get_paths()[0].vertices
-    x = np.unique(vertices[:, 0])
-    ends = [vertices[vertices[:, 0] == place, 1] for place in x]
-    return x, np.array([y.min() for y in ends]), np.array([y.max() for y in ends])
-
-
-# --- curves -----------------------------------------------------------------------------------------------------------
+    ends = {x: vertices[vertices[:, 0] == x, 1] for x in np.unique(vertices[:, 0])}
+    return np.transpose([(x, y.min(), y.max()) for x, y in ends.items()])
 
 
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_percentiles(axes):
@@ -37,34 +33,26 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_percentiles(axes):
     x, y = np.array([0.0, 5.0, 20.0]), np.random.default_rng(1).normal(size=(11, 3))
     plots.curve(axes, x, y, "50 pairs", "#D55E00")
     (line,) = axes.get_lines()
-    np.testing.assert_array_equal(line.get_xdata(), x)
-    np.testing.assert_allclose(line.get_ydata(), y.mean(axis=0), rtol=1e-12)
-    band_x, low, high = band(axes)
-    np.testing.assert_array_equal(band_x, x)
-    np.testing.assert_allclose(low, np.sort(y, axis=0)[1], rtol=1e-12)
-    np.testing.assert_allclose(high, np.sort(y, axis=0)[9], rtol=1e-12)
-
-
-@pytest.mark.parametrize("smooth", [2, 5])
-def test_smoothing_is_a_running_mean_of_each_seed(axes, smooth):
-    """Of each seed first, and percentiles of the smoothed seeds; x is the middle of each window."""
-    x, y = np.arange(1.0, 13.0), np.random.default_rng(2).normal(size=(4, 12))
-    plots.curve(axes, x, y, "50 pairs", "#D55E00", smooth)
-    smoothed, middle = (
-        np.stack([array[..., i : i + smooth].mean(-1) for i in range(13 - smooth)], axis=-1) for array in (y, x)
-    )
-    (line,) = axes.get_lines()
-    np.testing.assert_allclose(line.get_xdata(), middle, rtol=1e-12)
-    np.testing.assert_allclose(line.get_ydata(), smoothed.mean(axis=0), rtol=1e-9, atol=1e-12)
-    _, *ends = band(axes)
-    np.testing.assert_allclose(ends, np.percentile(smoothed, [10, 90], axis=0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(line.get_xydata(), np.column_stack([x, y.mean(axis=0)]), rtol=1e-12)
+    np.testing.assert_allclose(band(axes), [x, np.sort(y, axis=0)[1], np.sort(y, axis=0)[9]], rtol=1e-12)
     assert axes.get_legend_handles_labels()[1] == ["50 pairs"]
     assert to_rgba(line.get_color()) == to_rgba("#D55E00")
 
 
-def test_a_window_longer_than_the_curve_is_the_whole_curve(axes):
-    plots.curve(axes, np.array([1.0, 2.0]), np.array([[3.0, 5.0], [5.0, 7.0]]), "", "black", smooth=5)
-    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [(1.5, 5)])
+@pytest.mark.parametrize("smooth", [2, 5, 12, 20])
+def test_smoothing_is_a_running_mean_of_each_seed(axes, smooth):
+    """Of each seed first, and percentiles of the smoothed seeds; x is the middle of each window. A window longer than
+    the curve, of 12 places, is the whole curve."""
+    x, y = np.arange(1.0, 13.0), np.random.default_rng(2).normal(size=(4, 12))
+    plots.curve(axes, x, y, "50 pairs", "#D55E00", smooth)
+    width = min(smooth, 12)
+    windows = [slice(first, first + width) for first in range(13 - width)]
+    middle, smoothed = (np.stack([array[..., each].mean(-1) for each in windows], axis=-1) for array in (x, y))
+    (line,) = axes.get_lines()
+    expected = np.column_stack([middle, smoothed.mean(axis=0)])
+    np.testing.assert_allclose(line.get_xydata(), expected, rtol=1e-9, atol=1e-12)
+    expected = [middle, *np.percentile(smoothed, [10, 90], axis=0)]
+    np.testing.assert_allclose(band(axes), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_level_runs_across_the_whole_width_at_its_value(axes):
@@ -74,94 +62,53 @@ def test_a_level_runs_across_the_whole_width_at_its_value(axes):
     assert (line.get_label(), line.get_linestyle()) == ("pi1", ":")
 
 
-# --- policies ---------------------------------------------------------------------------------------------------------
-
-NAMES = ["pi2", "pi1", "10\npairs"]
-PER_SEED = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
-INTERVALS = [(1.5, 5.0), (9.0, 12.0), (4.0, 7.0)]
-CENTRES = [2.75, 10.5, 4.0]
 COLOURS = ["#5B6770", "black", "#0072B2"]
 
 
-@pytest.fixture
-def policies(axes):
-    plots.policies(axes, NAMES, PER_SEED, INTERVALS, CENTRES, COLOURS)
-    return axes
-
-
-def scatters(axes):
-    """The clouds of points, one per policy, in order: those of the collections that have as many places as seeds."""
-    return [cloud for cloud in axes.collections if len(cloud.get_offsets()) == PER_SEED.shape[1]]
-
-
-def test_every_seed_is_a_point_at_its_policys_place(policies):
-    clouds = scatters(policies)
-    assert len(clouds) == 3
-    for place, (cloud, points, colour) in enumerate(zip(clouds, PER_SEED, COLOURS, strict=True)):
-        offsets = np.asarray(cloud.get_offsets())
-        np.testing.assert_array_equal(offsets[:, 1], points)
-        assert np.abs(offsets[:, 0] - place).max() < 0.5
-        assert len(set(offsets[:, 0])) == 4  # apart from each other, also where returns are equal
-        assert tuple(cloud.get_facecolor()[0][:3]) == to_rgba(colour)[:3]
-
-
-def test_the_centre_and_the_ends_of_its_interval_stand_beside_the_points(policies):
-    """Of each policy: a diamond at the centre, and a bar whose ends are the interval's, also where it is lopsided."""
-    diamonds = [line for line in policies.get_lines() if line.get_marker() == "D"]
-    assert len(diamonds) == len(policies.containers) == 3
-    for place, (diamond, bar) in enumerate(zip(diamonds, policies.containers, strict=True)):
-        np.testing.assert_array_equal(diamond.get_ydata(), [CENTRES[place]])
-        _, caps, (segments,) = bar.lines
-        ((_, low), (_, high)) = segments.get_segments()[0]
-        np.testing.assert_allclose([low, high], INTERVALS[place], rtol=1e-12)
-        np.testing.assert_allclose(sorted(cap.get_ydata()[0] for cap in caps), INTERVALS[place], rtol=1e-12)
-        where = float(np.squeeze(diamond.get_xdata()))
-        np.testing.assert_allclose(segments.get_segments()[0][:, 0], where)
-        points = np.asarray(scatters(policies)[place].get_offsets())[:, 0]
-        assert points.max() < where < place + 0.5
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def forest(axes):
-    """{row: (centre, (low, high), colours of both)} of the rows that are drawn."""
+def test_policies_have_a_point_for_every_seed_and_beside_them_the_centre_with_its_interval(axes):
+    """Points lie apart from each other, also where returns are equal. The centre is a diamond, and the interval is a
+    bar with its ends, also where it is lopsided."""
+    per_seed = np.array([[1.0, 2.0, 6.0, 3.5], [10.0, 12.0, 11.0, 9.0], [4.0, 4.0, 4.0, 8.0]])
+    ends, centres = [(1.5, 5.0), (9.0, 12.0), (4.0, 7.0)], [2.75, 10.5, 4.0]
+    plots.policies(axes, ["pi2", "pi1", "10\npairs"], per_seed, ends, centres, COLOURS)
+    clouds = [cloud for cloud in axes.collections if len(cloud.get_offsets()) == 4]
     diamonds = [line for line in axes.get_lines() if line.get_marker() == "D"]
-    bars = [line for line in axes.get_lines() if line.get_marker() != "D"]
-    rows = {}
-    for diamond, bar in zip(diamonds, bars, strict=True):
-        (row,) = {*diamond.get_ydata(), *bar.get_ydata()}  # both in the one row
-        (centre,) = diamond.get_xdata()
-        rows[row] = (centre, tuple(bar.get_xdata()), {to_rgba(diamond.get_color()), to_rgba(bar.get_color())})
-    return rows
+    assert len(clouds) == len(diamonds) == len(axes.containers) == 3
+    for place, (cloud, diamond, bar) in enumerate(zip(clouds, diamonds, axes.containers, strict=True)):
+        x, y = np.asarray(cloud.get_offsets()).T
+        np.testing.assert_array_equal(y, per_seed[place])
+        assert len(set(x)) == 4
+        ((centre_x, centre),) = diamond.get_xydata()
+        assert centre == centres[place]
+        assert place - 0.5 < x.min() < x.max() < centre_x < place + 0.5
+        _, caps, (segments,) = bar.lines
+        np.testing.assert_allclose(segments.get_segments()[0], [(centre_x, end) for end in ends[place]], rtol=1e-12)
+        np.testing.assert_allclose(sorted(cap.get_ydata()[0] for cap in caps), ends[place], rtol=1e-12)
+        assert tuple(cloud.get_facecolor()[0][:3]) == to_rgba(COLOURS[place])[:3]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["pi2", "pi1", "10\npairs"]
 
 
 def test_rows_stand_from_top_to_bottom_with_their_centres_and_intervals(axes):
-    """The second interval does not hold its centre: its ends are drawn where they are."""
-    ends = [(1.5, 5.0), (11.0, 12.0), (-4.0, 7.0)]
-    plots.intervals(axes, ["a", "b", "c"], [2.75, 10.5, 4.0], ends, COLOURS)
-    assert forest(axes) == {
-        row: (centre, interval, {to_rgba(colour)})
-        for row, (centre, interval, colour) in enumerate(zip([2.75, 10.5, 4.0], ends, COLOURS, strict=True))
-    }
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    np.testing.assert_array_equal(axes.get_yticks(), [0, 1, 2])
-    heights = axes.transData.transform([(0, 0), (0, 1), (0, 2)])[:, 1]
-    assert heights[0] > heights[1] > heights[2]
+    """The second interval does not hold its centre: its ends are drawn where they are. The third row has no centre:
+    it is empty and keeps its place."""
+    nan = float("nan")
+    centres, ends = [2.75, 10.5, nan, 4.0], [(1.5, 5.0), (11.0, 12.0), (nan, nan), (-4.0, 7.0)]
+    plots.intervals(axes, ["a", "b", "c", "d"], centres, ends, [*COLOURS, "red"])
+    drawn = iter(axes.get_lines())
+    for row, colour in ((0, COLOURS[0]), (1, COLOURS[1]), (3, "red")):
+        bar, diamond = next(drawn), next(drawn)
+        np.testing.assert_array_equal(bar.get_xydata(), [(end, row) for end in ends[row]])
+        np.testing.assert_array_equal(diamond.get_xydata(), [(centres[row], row)])
+        assert diamond.get_marker() == "D"
+        assert to_rgba(diamond.get_color()) == to_rgba(bar.get_color()) == to_rgba(colour)
+    assert next(drawn, None) is None
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(axes.get_yticks(), [0, 1, 2, 3])
+    bottom, top = axes.get_ylim()
+    assert bottom > 3 > 0 > top
     left, right = axes.get_xlim()
     assert left < -4 < 12 < right
 
-
-def test_a_row_without_a_centre_is_empty_and_keeps_its_place(axes):
-    nan = float("nan")
-    plots.intervals(axes, ["a", "b", "c"], [1.0, nan, 2.0], [(0.0, 2.0), (nan, nan), (1.0, 3.0)], COLOURS)
-    assert set(forest(axes)) == {0, 2}
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    bottom, top = axes.get_ylim()
-    assert bottom > 2 > 0 > top
-
-
-# --- heat maps --------------------------------------------------------------------------------------------------------
 
 VALUES = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.6]])
 
@@ -196,12 +143,18 @@ def test_a_heat_map_shows_each_number_in_its_cell(axes):
     assert image.axes.figure.colorbar(image).vmax == 1
 
 
-def test_panels_that_share_a_scale_share_their_colours(axes):
-    """0.5 has one colour on a scale from 0 to 2, whatever stands beside it; without a scale the data are it."""
+def test_a_scale_is_that_of_the_numbers_or_a_given_one_which_panels_share(axes):
+    """0.5 has one colour on a scale from 0 to 2, whatever stands beside it. A cell that is NaN is empty, transparent,
+    and does not count for the scale."""
     one = plots.heat_map(axes, VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
     other = plots.heat_map(axes, 2 * VALUES, ["", ""], [""] * 3, vmin=0.0, vmax=2.0)
     np.testing.assert_array_equal(one.to_rgba(VALUES)[0, 2], other.to_rgba(2 * VALUES)[0, 1])
-    assert plots.heat_map(axes, 3 * VALUES - 1, ["", ""], [""] * 3).get_clim() == (-1, 2)
+    axes.clear()
+    values = np.where(VALUES == 1.0, np.nan, VALUES)
+    image = plots.heat_map(axes, values, ["", ""], [""] * 3)
+    assert set(cells(axes)) == {(0, 0), (1, 0), (2, 0), (0, 1), (2, 1)}
+    assert image.get_clim() == (0, 0.75)
+    assert image.to_rgba(image.get_array())[1, 1, 3] == 0
 
 
 def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
@@ -215,18 +168,6 @@ def test_the_numbers_are_readable_on_every_colour_of_the_scale(axes):
         assert contrast(ink, background) > 4.5
         inks.add(ink)
     assert inks == {"black", "white"}
-
-
-def test_a_cell_that_is_nan_is_empty_and_the_scale_is_that_of_the_others(axes):
-    values = VALUES.copy()
-    values[1, 1] = np.nan
-    image = plots.heat_map(axes, values, ["", ""], [""] * 3)
-    assert set(cells(axes)) == {(0, 0), (1, 0), (2, 0), (0, 1), (2, 1)}
-    assert image.get_clim() == (0, 0.75)
-    assert image.to_rgba(image.get_array())[1, 1, 3] == 0  # transparent
-
-
-# --- performance profiles and paths -----------------------------------------------------------------------------------
 
 
 def test_a_profile_keeps_its_share_up_to_the_next_threshold_line_and_band(axes):
@@ -255,8 +196,6 @@ def test_a_path_is_the_mean_over_seeds_of_both_and_ends_in_a_marker(axes):
     plots.path(axes, x, y, "50 pairs", "#009E73")
     (line,) = axes.get_lines()
     np.testing.assert_array_equal(line.get_xydata(), [(0, -200), (3, 20), (1.5, 50)])
-    assert line.get_marker() == "o"
-    assert line.get_markevery() == [-1]
-    assert line.get_linestyle() == "-"
+    assert (line.get_marker(), line.get_markevery(), line.get_linestyle()) == ("o", [-1], "-")
     assert to_rgba(line.get_color()) == to_rgba("#009E73")
     assert axes.get_legend_handles_labels()[1] == ["50 pairs"]

@@ -3,8 +3,6 @@
 A score is one number for each trajectory: a learned return, or DPO's implicit reward.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -35,13 +33,9 @@ def quality(chosen_score: Scores, rejected_score: Scores, preferences: Preferenc
     _check_scores(chosen_score, rejected_score, preferences)
     score = jnp.concatenate([chosen_score, rejected_score])
     returns = jnp.concatenate([true_return(preferences.chosen), true_return(preferences.rejected)])
-    return Quality(
-        return_accuracy=return_accuracy(chosen_score, rejected_score, preferences),
-        label_accuracy=label_accuracy(chosen_score, rejected_score, preferences),
-        negative_log_likelihood=negative_log_likelihood(chosen_score, rejected_score, preferences),
-        calibration_error=calibration_error(chosen_score, rejected_score, preferences),
-        rank_correlation=rank_correlation(score, returns),
-    )
+    measures = (return_accuracy, label_accuracy, negative_log_likelihood, calibration_error)
+    found = {each.__name__: each(chosen_score, rejected_score, preferences) for each in measures}
+    return Quality(**found, rank_correlation=rank_correlation(score, returns))
 
 
 def return_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Float[Array, ""]:

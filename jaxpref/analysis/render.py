@@ -1,9 +1,7 @@
 """Draw observations: the pictures of an episode, as frames and as an animated GIF."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +16,7 @@ LONGEST_SIDE = 320
 LINE = "#CFD6DC"
 
 Frames = UInt8[np.ndarray, "T height width 3"]
+Point = tuple[float, float]
 
 
 def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
@@ -31,8 +30,8 @@ def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
     obs = np.asarray(obs, np.float64)
     if obs.ndim > 2:
         return _pixels(obs if obs.ndim == 4 else obs[..., None])
-    draw = {"cartpole": _cartpole, "acrobot": _acrobot}.get(task_name, _bars)
-    return draw(obs)
+    draw = {"cartpole": _cartpole, "acrobot": _acrobot}.get(task_name)
+    return _bars(obs) if draw is None else np.stack([draw(one).picture() for one in obs])
 
 
 def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
@@ -61,84 +60,62 @@ def multiple_exposure(pictures: Frames, num_exposures: int = 8) -> bytes:
 
 
 class _Canvas:
-    """Draw in the units of a task. `centre` is the point in the middle, `unit` the pixels of one unit."""
+    """Draw in the units of a task. `middle` is the y in the middle, where x is 0; `unit` the pixels of one unit."""
 
-    def __init__(self, width: int, height: int, centre: tuple[float, float], unit: float):
-        self.centre, self.scale = centre, unit * SUPERSAMPLING
-        self.image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), "white")
+    def __init__(self, height: int, middle: float, unit: float):
+        self.middle, self.scale = middle, unit * SUPERSAMPLING
+        self.image = Image.new("RGB", (LONGEST_SIDE * SUPERSAMPLING, height * SUPERSAMPLING), "white")
         self.draw = ImageDraw.Draw(self.image)
 
-    def _place(self, x: float, y: float) -> tuple[float, float]:
-        return (
-            self.image.width / 2 + (x - self.centre[0]) * self.scale,
-            self.image.height / 2 - (y - self.centre[1]) * self.scale,
-        )
+    def _place(self, x: float, y: float) -> Point:
+        return self.image.width / 2 + x * self.scale, self.image.height / 2 - (y - self.middle) * self.scale
 
-    def line(self, start: tuple[float, float], end: tuple[float, float], colour: str, width: float) -> None:
-        """Draw a line of a width, with round ends."""
+    def line(self, start: Point, end: Point, colour: str, width: float) -> None:
+        """Draw a line with round ends."""
         self.draw.line([self._place(*start), self._place(*end)], fill=colour, width=round(width * self.scale))
         for point in (start, end):
             self.disc(point, width / 2, colour)
 
-    def disc(self, centre: tuple[float, float], radius: float, colour: str) -> None:
-        """Draw a filled circle."""
+    def disc(self, centre: Point, radius: float, colour: str) -> None:
         self.draw.circle(self._place(*centre), radius * self.scale, fill=colour)
 
     def box(self, left: float, bottom: float, right: float, top: float, colour: str) -> None:
-        """Draw a filled rectangle."""
         self.draw.rectangle([self._place(left, top), self._place(right, bottom)], fill=colour)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the picture in its final size."""
         return np.asarray(self.image.reduce(SUPERSAMPLING))
 
 
-def _rgb(colour: str) -> UInt8[np.ndarray, " 3"]:
-    return np.array(ImageColor.getrgb(colour), np.uint8)
-
-
-def _each(obs: np.ndarray, draw: Callable[[np.ndarray], _Canvas]) -> Frames:
-    return np.stack([draw(one).picture() for one in obs])
-
-
-def _cartpole(obs: np.ndarray) -> Frames:
+def _cartpole(obs: Float[np.ndarray, " O"]) -> _Canvas:
     """Draw the cart on its track, in metres, with marks where the episode ends."""
-
-    def draw(one):
-        x, angle = one[0], one[2]
-        canvas = _Canvas(LONGEST_SIDE, 160, centre=(0.0, 0.55), unit=LONGEST_SIDE / 5.2)
-        canvas.box(-2.6, -0.18, 2.6, -0.14, LINE)
-        for end in (-2.4, 2.4):
-            canvas.box(end - 0.02, -0.30, end + 0.02, -0.02, LINE)
-        canvas.box(x - 0.36, -0.14, x + 0.36, 0.16, GREY)
-        hinge = (x, 0.1)
-        canvas.line(hinge, (x + 1.4 * np.sin(angle), hinge[1] + 1.4 * np.cos(angle)), COLOURS[1], 0.11)
-        canvas.disc(hinge, 0.08, "black")
-        return canvas
-
-    return _each(obs, draw)
+    x, angle = obs[0], obs[2]
+    hinge, tip = (x, 0.1), (x + 1.4 * np.sin(angle), 0.1 + 1.4 * np.cos(angle))
+    canvas = _Canvas(160, middle=0.55, unit=LONGEST_SIDE / 5.2)
+    canvas.box(-2.6, -0.18, 2.6, -0.14, LINE)
+    for end in (-2.4, 2.4):
+        canvas.box(end - 0.02, -0.30, end + 0.02, -0.02, LINE)
+    canvas.box(x - 0.36, -0.14, x + 0.36, 0.16, GREY)
+    canvas.line(hinge, tip, COLOURS[1], 0.11)
+    canvas.disc(hinge, 0.08, "black")
+    return canvas
 
 
-def _acrobot(obs: np.ndarray) -> Frames:
+def _acrobot(obs: Float[np.ndarray, " O"]) -> _Canvas:
     """Draw two links of one metre under a pivot, and the height that the tip must reach."""
-
-    def draw(one):
-        angle = np.arctan2(one[1], one[0])
-        sum_of_angles = angle + np.arctan2(one[3], one[2])
-        joint = (np.sin(angle), -np.cos(angle))
-        tip = (joint[0] + np.sin(sum_of_angles), joint[1] - np.cos(sum_of_angles))
-        canvas = _Canvas(LONGEST_SIDE, 240, centre=(0.0, 0.0), unit=240 / 4.4)
-        canvas.box(-3.0, 0.98, 3.0, 1.02, LINE)
-        canvas.line((0.0, 0.0), joint, COLOURS[0], 0.17)
-        canvas.line(joint, tip, COLOURS[1], 0.17)
-        for pivot in ((0.0, 0.0), joint):
-            canvas.disc(pivot, 0.1, "black")
-        return canvas
-
-    return _each(obs, draw)
+    angle = np.arctan2(obs[1], obs[0])
+    sum_of_angles = angle + np.arctan2(obs[3], obs[2])
+    pivot, joint = (0.0, 0.0), (np.sin(angle), -np.cos(angle))
+    tip = (joint[0] + np.sin(sum_of_angles), joint[1] - np.cos(sum_of_angles))
+    canvas = _Canvas(240, middle=0.0, unit=240 / 4.4)
+    canvas.box(-3.0, 0.98, 3.0, 1.02, LINE)
+    canvas.line(pivot, joint, COLOURS[0], 0.17)
+    canvas.line(joint, tip, COLOURS[1], 0.17)
+    canvas.disc(pivot, 0.1, "black")
+    canvas.disc(joint, 0.1, "black")
+    return canvas
 
 
-def _bars(obs: np.ndarray) -> Frames:
+def _bars(obs: Float[np.ndarray, "T O"]) -> Frames:
     """Draw each number of the observation as a bar that goes up or down from the middle."""
     largest = np.abs(obs).max(axis=0)
     heights = obs / np.where(largest > 0, largest, 1.0)
@@ -150,7 +127,7 @@ def _bars(obs: np.ndarray) -> Frames:
     return np.where(covered[..., None], _rgb(COLOURS[0]), _rgb("white"))
 
 
-def _pixels(obs: np.ndarray) -> Frames:
+def _pixels(obs: Float[np.ndarray, "T H W C"]) -> Frames:
     """Paint the channels over each other on white, the last one on top."""
     largest = obs.max(axis=(0, 1, 2))
     shares = np.clip(obs / np.where(largest > 0, largest, 1.0), 0.0, 1.0)
@@ -160,3 +137,7 @@ def _pixels(obs: np.ndarray) -> Frames:
         picture = (1 - share) * picture + share * _rgb(COLOURS[channel % len(COLOURS)])
     enlarged = max(1, LONGEST_SIDE // 2 // max(obs.shape[1:3]))
     return picture.round().astype(np.uint8).repeat(enlarged, axis=1).repeat(enlarged, axis=2)
+
+
+def _rgb(colour: str) -> UInt8[np.ndarray, " 3"]:
+    return np.array(ImageColor.getrgb(colour), np.uint8)

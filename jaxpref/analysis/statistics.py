@@ -1,10 +1,9 @@
 """Compute statistics over few runs, after Agarwal et al., 2021, https://arxiv.org/abs/2108.13264.
 
 Scores are NumPy arrays [S] of seeds, or [T, S] of tasks and seeds: seeds are resampled within their task. Scores that
-are NaN raise ValueError: the caller decides which seeds to leave out.
+are NaN raise ValueError: the caller decides which seeds to leave out. scipy.stats is imported when it is first needed:
+the import takes more than a second.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from jaxpref.checks import check_count, check_same_shape
 
 Scores = Float[np.ndarray, "*tasks S"]
 Baseline = Float[np.ndarray, "*tasks R"]
+Thresholds = Float[np.ndarray, " K"]
 Statistic = Callable[..., Any]
 """A reduction that takes an `axis`, such as `iqm` or `numpy.mean`."""
 
@@ -34,10 +34,9 @@ def iqm(scores: Scores, axis: int | None = None) -> Any:
 
     A quarter of the scores, rounded down, is cut off at each end: of 3 scores none. Without `axis`, of all the scores.
     """
-    numbers = _numbers(scores)
-    rows = numbers.ravel() if axis is None else np.moveaxis(numbers, axis, -1)
-    size, cut = rows.shape[-1], rows.shape[-1] // 4
-    trimmed = np.partition(rows, (cut, size - cut - 1), axis=-1)[..., cut : size - cut].mean(axis=-1)
+    import scipy.stats
+
+    trimmed = scipy.stats.trim_mean(_numbers(scores), 0.25, axis=axis)
     return float(trimmed) if axis is None else trimmed
 
 
@@ -46,8 +45,7 @@ def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Un
 
     A single seed says nothing about the spread: then both ends are its score.
     """
-    low, high = _interval_of(lambda scores: scores, statistic, [_by_task(scores)], options)
-    return low, high
+    return _estimate(np.positive, statistic, [_by_task(scores)], options)[1:]
 
 
 def paired_difference(
@@ -57,9 +55,7 @@ def paired_difference(
 
     Both have the same seeds, and a resample draws a seed for both. So what a seed does to both cancels.
     """
-    runs = _same_seeds(scores, baseline)
-    low, high = _interval_of(np.subtract, statistic, runs, options)
-    return float(np.subtract(*map(statistic, runs))), low, high
+    return _estimate(np.subtract, statistic, _same_seeds(scores, baseline), options)
 
 
 def explained_share(
@@ -71,14 +67,9 @@ def explained_share(
 
     All three have the same seeds, drawn together. Without a gain the share is large, infinite or NaN.
     """
-
-    def share(scores: Any, full: Any, floor: Any) -> Any:
-        return np.divide(scores - floor, full - floor)
-
     runs = _same_seeds(scores, full, floor)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = _interval_of(share, statistic, runs, options)
-        return float(share(*map(statistic, runs))), low, high
+        return _estimate(lambda one, full, floor: np.divide(one - floor, full - floor), statistic, runs, options)
 
 
 def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:
@@ -105,37 +96,36 @@ def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[B
 
 def paired_improvement(scores: Scores, baseline: Baseline) -> float:
     """Compute the share of seeds on which the scores beat the baseline, ties half, averaged over tasks."""
-    scores, baseline = _same_seeds(scores, baseline)
-    return float(np.mean((scores > baseline) + 0.5 * (scores == baseline)))
+    return float(np.mean(_beats(*_same_seeds(scores, baseline))))
 
 
-def performance_profile(scores: Scores, thresholds: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+def performance_profile(scores: Scores, thresholds: Thresholds) -> Thresholds:
     """Compute the share of runs that score more than each threshold: the paper's run-score distribution."""
     return (_by_task(scores)[..., None] > thresholds).mean(axis=(0, 1))
 
 
-def profile_band(
-    scores: Scores, thresholds: Float[np.ndarray, " K"], **options: Unpack[Bootstrap]
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+def profile_band(scores: Scores, thresholds: Thresholds, **options: Unpack[Bootstrap]) -> tuple[Thresholds, Thresholds]:
     """Compute the bootstrap interval (low, high) of `performance_profile` at each threshold separately."""
     above = (_by_task(scores)[..., None] > thresholds).astype(np.float64)
     num_tasks, num_seeds, _ = above.shape
-    return _interval(
-        lambda index: (_counts(index) @ above).mean(axis=0).T / num_seeds, [num_seeds] * num_tasks, **options
-    )
+
+    def profile(index: Sequence[np.ndarray]) -> Any:
+        return (_counts(index) @ above).mean(axis=0).T / num_seeds
+
+    return _interval(profile, [num_seeds] * num_tasks, **options)
 
 
-def _interval_of(
+def _estimate(
     combine: Callable[..., Any], statistic: Statistic, runs: Sequence[Float[np.ndarray, "T S"]], options: Bootstrap
-) -> tuple[float, float]:
-    """Bootstrap `combine(statistic(runs[0]), ...)`; all runs have the same seeds, drawn together."""
+) -> tuple[float, float, float]:
+    """Compute `combine(statistic(runs[0]), ...)` and its interval; all runs have the same seeds, drawn together."""
 
     def of_resamples(index: Sequence[np.ndarray]) -> Any:
         drawn = (np.concatenate([row[i] for row, i in zip(each, index, strict=True)], axis=1) for each in runs)
         return combine(*(statistic(each, axis=1) for each in drawn))
 
     low, high = _interval(of_resamples, [runs[0].shape[1]] * len(runs[0]), **options)
-    return float(low), float(high)
+    return float(combine(*map(statistic, runs))), float(low), float(high)
 
 
 def _interval(
@@ -146,7 +136,7 @@ def _interval(
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """Bootstrap a statistic [..., resamples] of drawn indices, one array [resamples, size] for each size."""
-    import scipy.stats  # takes more than a second to import
+    import scipy.stats
 
     check_count(num_resamples, "num_resamples")
     if not 0 < confidence < 1:
@@ -160,13 +150,11 @@ def _interval(
     samples = [np.arange(size) for size in sizes if size > 1]
     if not samples:
         return of_resamples()[..., 0], of_resamples()[..., 0]
-    options: dict[str, Any] = {"n_resamples": num_resamples, "confidence_level": confidence, "method": "percentile"}
-    with warnings.catch_warnings():
-        # It warns of ends that are NaN, in words about another method. Here NaN says that a share has no meaning.
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        rng = np.random.default_rng(seed)
-        result = scipy.stats.bootstrap(samples, of_resamples, vectorized=True, rng=rng, **options)
-    return result.confidence_interval.low, result.confidence_interval.high
+    options: dict[str, Any] = {"n_resamples": num_resamples, "confidence_level": confidence, "rng": seed}
+    # It warns of ends that are NaN, in words about another method. Here NaN says that a share has no meaning.
+    with warnings.catch_warnings(action="ignore", category=scipy.stats.DegenerateDataWarning):
+        result = scipy.stats.bootstrap(samples, of_resamples, vectorized=True, method="percentile", **options)
+    return result.confidence_interval
 
 
 def _counts(index: Sequence[Int[np.ndarray, "resamples S"]]) -> Float[np.ndarray, "T resamples S"]:
@@ -200,5 +188,8 @@ def _wins(scores: Scores, baseline: Baseline) -> Float[np.ndarray, "T S R"]:
     scores, baseline = _by_task(scores), _by_task(baseline)
     if len(scores) != len(baseline):
         raise ValueError(f"scores are of {len(scores)} tasks, baseline of {len(baseline)}")
-    one, other = scores[:, :, None], baseline[:, None, :]
+    return _beats(scores[:, :, None], baseline[:, None, :])
+
+
+def _beats(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one > other) + 0.5 * (one == other)

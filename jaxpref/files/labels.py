@@ -5,8 +5,6 @@
 A second answer about a pair replaces the first. A pair without an answer has weight zero.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -37,11 +35,12 @@ def read_labels(lines: Iterable[bytes], num_pairs: int, sha256: str | None = Non
                 if sha256 not in (None, answer["pairs"]):
                     raise ValueError(f"these are answers to other pairs: to SHA-256 {answer['pairs']}, not {sha256}")
                 continue
-            pair, choice, answer_weight = _check_answer(answer, num_pairs)
+            _check_answer(answer, num_pairs)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
+        pair, choice = answer["pair"], answer["choice"]
         first_preferred[pair] = choice != "second"
-        weight[pair] = 0 if choice == "skip" else answer_weight
+        weight[pair] = 0 if choice == "skip" else answer.get("weight", 1)
         target[pair] = 0.5 if choice == "tie" else 1
     return Label(jnp.asarray(first_preferred), jnp.ones(num_pairs), jnp.float32(weight), jnp.float32(target))
 
@@ -56,7 +55,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     return answer
 
 
-def _check_answer(answer: dict[str, Any], num_pairs: int) -> tuple[int, str, float]:
+def _check_answer(answer: dict[str, Any], num_pairs: int) -> None:
     if unknown := sorted(answer.keys() - set(FIELDS)):
         raise ValueError(f"unknown field {', '.join(unknown)}: an answer has {', '.join(FIELDS)}")
     pair, choice, weight = answer.get("pair"), answer.get("choice"), answer.get("weight", 1)
@@ -66,4 +65,3 @@ def _check_answer(answer: dict[str, Any], num_pairs: int) -> tuple[int, str, flo
         raise ValueError(f"choice must be one of {', '.join(CHOICES)}, got {choice!r}")
     if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
         raise ValueError(f"weight must be a number from 0 to {MAX_WEIGHT}, got {weight!r}")
-    return pair, choice, float(weight)

@@ -3,14 +3,12 @@
 Values are checked, too. Training relies on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory
@@ -23,23 +21,25 @@ FIELDS = {
     "mask": ("bool", "NT"),
 }
 """A trajectory's arrays: their dtype and their axes, pairs N, steps T and features O."""
-
 OPTIONAL = ("reward", "next_obs")
 """Arrays that preferences are not trained on. A file may leave them out; then they are NaN."""
 
+Arrays = Mapping[str, np.ndarray]
 
-def read_sides(
-    arrays: Mapping[str, np.ndarray], sides: tuple[str, str], numbers: tuple[str, ...] = (), task: Task | None = None
-) -> list[Trajectory]:
-    """Read the trajectories [N, T, ...] of both sides, from arrays named `side/field`.
 
-    `numbers` are the names of other arrays that the file may hold. Raises ValueError, naming the array, for one that is
-    missing, unknown, or does not follow the format, and for sizes that are not the task's.
+def read_pairs(
+    arrays: Arrays, sides: tuple[str, str], task: Task | None, highest: Mapping[str, float]
+) -> tuple[Trajectory, Trajectory, dict[str, Float[Array, " N"]]]:
+    """Read the trajectories [N, T, ...] of both sides, from arrays named `side/field`, and the numbers of each pair.
+
+    `highest` has the names of the numbers, which a file may leave out, and the highest value of each; the lowest is 0.
+    Raises ValueError, naming the array, for one that is missing, unknown, or does not follow the format, and for sizes
+    that are not the task's.
     """
-    allowed = {f"{side}/{field}": field for side in sides for field in FIELDS}
-    missing = {name for name, field in allowed.items() if field not in OPTIONAL} - arrays.keys()
-    unknown = arrays.keys() - allowed.keys() - set(numbers)
-    for names, problem in ((missing, "is missing"), (unknown, "is not part of the format")):
+    expected = {f"{side}/{field}": of_field for side in sides for field, of_field in FIELDS.items()}
+    missing = {name for name in expected if name.partition("/")[2] not in OPTIONAL} - arrays.keys()
+    expected |= dict.fromkeys(highest, ("float32", "N"))
+    for names, problem in ((missing, "is missing"), (arrays.keys() - expected, "is not part of the format")):
         if names:
             raise ValueError(f"{', '.join(sorted(names))} {problem}")
     obs = arrays[f"{sides[0]}/obs"]
@@ -47,40 +47,34 @@ def read_sides(
         raise ValueError(f"{sides[0]}/obs is {list(obs.shape)}, expected [pairs, steps, features], none of them 0")
     if task is not None and obs.shape[-1] != task.obs_size:
         raise ValueError(f"observations have {obs.shape[-1]} features, those of task {task.name} {task.obs_size}")
-    return [_read_side(arrays, side, dict(zip("NTO", obs.shape, strict=True)), task) for side in sides]
+    sizes = dict(zip("NTO", obs.shape, strict=True))
+    for name, array in arrays.items():
+        dtype, axes = expected[name]
+        check_array(name, array, dtype, tuple(sizes[axis] for axis in axes))
+    numbers = {name: arrays[name] for name in highest if name in arrays}
+    for name, array in numbers.items():
+        _check_each(name, (array >= 0) & (array <= highest[name]), f"is not a number from 0 to {highest[name]:g}")
+    first, second = (_read_side(arrays, side, task) for side in sides)
+    return first, second, {name: jnp.asarray(array) for name, array in numbers.items()}
 
 
-def read_numbers(
-    arrays: Mapping[str, np.ndarray], name: str, num_pairs: int, highest: float = float(np.finfo(np.float32).max)
-) -> Float[np.ndarray, " N"]:
-    """Read one float32 from 0 to `highest` for each pair; ones if the file has none."""
-    if name not in arrays:
-        return np.ones(num_pairs, np.float32)
-    numbers = arrays[name]
-    _check_array(name, numbers, "float32", (num_pairs,))
-    _check_each(name, (numbers >= 0) & (numbers <= highest), f"is not a number from 0 to {highest:g}")
-    return numbers
+def check_array(name: str, array: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Check that an array has this dtype and shape."""
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}")
 
 
-def _read_side(arrays: Mapping[str, np.ndarray], side: str, sizes: Mapping[str, int], task: Task | None) -> Trajectory:
-    fields: dict[str, Any] = {}
-    for field, (dtype, axes) in FIELDS.items():
-        name, shape = f"{side}/{field}", tuple(sizes[axis] for axis in axes)
-        fields[field] = arrays[name] if name in arrays else np.full(shape, np.nan, np.float32)
-        _check_array(name, fields[field], dtype, shape)
-    mask, action = fields["mask"], fields["action"]
+def _read_side(arrays: Arrays, side: str, task: Task | None) -> Trajectory:
+    obs, action, mask = (arrays[f"{side}/{field}"] for field in ("obs", "action", "mask"))
     _check_each(f"{side}/mask", mask[:, :-1] | ~mask[:, 1:], "goes on after the trajectory's end")
-    _check_each(f"{side}/obs", np.isfinite(fields["obs"]).all(-1) | ~mask, "is not finite")
+    _check_each(f"{side}/obs", np.isfinite(obs).all(-1) | ~mask, "is not finite")
     _check_each(f"{side}/action", (action >= 0) | ~mask, "is negative")
     if task is not None:
         problem = f"is not one of the {task.num_actions} actions of task {task.name}"
         _check_each(f"{side}/action", (action < task.num_actions) | ~mask, problem)
-    return Trajectory(**{field: jnp.asarray(array) for field, array in fields.items()})
-
-
-def _check_array(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}")
+    reward = arrays.get(f"{side}/reward", np.full(mask.shape, np.nan, np.float32))
+    next_obs = arrays.get(f"{side}/next_obs", np.full(obs.shape, np.nan, np.float32))
+    return Trajectory(*(jnp.asarray(array) for array in (obs, action, reward, next_obs, mask)))
 
 
 def _check_each(name: str, valid: np.ndarray, problem: str) -> None:

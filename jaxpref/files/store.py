@@ -3,8 +3,6 @@
 A file is written whole or not at all. docs/preferences-format.md describes the files of preferences and of answers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -13,7 +11,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from jaxpref.files.labels import read_labels
-from jaxpref.files.schema import read_numbers, read_sides
+from jaxpref.files.schema import check_array, read_pairs
 from jaxpref.networks import Network
 from jaxpref.preferences import apply_labels
 from jaxpref.tasks import Task
@@ -38,17 +36,16 @@ TEMPORARY = ".*.????????.tmp"
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`. Rename it to `path` when everything is written and on disk."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            os.chmod(file.name, 0o644)  # a temporary file can be read by its owner only
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
     # A file's name is stored in its folder: the rename is on disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -111,23 +108,17 @@ def from_npz(data: bytes, like: Any, name: str) -> Any:
     if different := sorted(stored.keys() ^ expected.keys()):
         raise ValueError(f"{name}: leaves differ from the expected ones: {', '.join(different)}")
     for path, leaf in expected.items():
-        wanted = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-        got, needed = (f"{array.dtype}{list(array.shape)}" for array in (stored[path], wanted))
-        if got != needed:
-            raise ValueError(f"{name}: {path} is {got}, expected {needed}")
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        check_array(f"{name}: {path}", stored[path], leaf.dtype, leaf.shape)
     return jax.tree.unflatten(structure, [stored[path] for path in expected])
 
 
 def _read(data: bytes, name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {member: file[member] for member in file.files}
+            return dict(file)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
         raise ValueError(f"{name} is not a whole npz file of arrays: {e}") from e
-
-
-def _read_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    return _read(Path(path).read_bytes(), str(path))
 
 
 def save_pytree(path: str | os.PathLike, tree: Any) -> None:
@@ -143,7 +134,7 @@ def load_pytree(path: str | os.PathLike, like: Any) -> Any:
 
 def load_params(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file of `save_pytree` as nested dicts of NumPy arrays, of any sizes."""
-    return unflatten_dict(_read_file(path), sep="/")
+    return unflatten_dict(_read(Path(path).read_bytes(), str(path)), sep="/")
 
 
 def load_networks(path: str | os.PathLike, module: Any) -> dict[str, Network]:
@@ -151,7 +142,7 @@ def load_networks(path: str | os.PathLike, module: Any) -> dict[str, Network]:
 
     The networks of all seeds have one leading axis more: `jax.tree.map(lambda leaf: leaf[0], network)` is the first.
     """
-    return {name: Network(module=module, params=tree["params"]) for name, tree in load_params(path).items()}
+    return {name: Network(module, tree["params"]) for name, tree in load_params(path).items()}
 
 
 def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
@@ -164,15 +155,10 @@ def load_preferences(path: str | os.PathLike, task: Task | None = None) -> Prefe
 
     Raises ValueError, naming the array, for one that does not follow the format or does not fit the task.
     """
-    arrays = _read_file(path)
-    try:
-        chosen, rejected = read_sides(arrays, ("chosen", "rejected"), ("weight", "prob", "target"), task)
-        num_pairs = chosen.mask.shape[0]
-        weight = jnp.asarray(read_numbers(arrays, "weight", num_pairs))
-        prob, target = (jnp.asarray(read_numbers(arrays, name, num_pairs, 1.0)) for name in ("prob", "target"))
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold preferences: {error}") from error
-    return Preferences(chosen, rejected, weight, prob, target if "target" in arrays else None)
+    highest = {"weight": float(jnp.finfo(jnp.float32).max), "prob": 1.0, "target": 1.0}
+    chosen, rejected, numbers = _read_pairs(path, "preferences", ("chosen", "rejected"), task, highest)
+    ones = jnp.ones(len(chosen.mask))
+    return Preferences(chosen, rejected, **{"weight": ones, "prob": ones, **numbers})
 
 
 def save_pairs(path: str | os.PathLike, first: Trajectory, second: Trajectory) -> None:
@@ -182,11 +168,17 @@ def save_pairs(path: str | os.PathLike, first: Trajectory, second: Trajectory) -
 
 def load_pairs(path: str | os.PathLike, task: Task | None = None) -> tuple[Trajectory, Trajectory]:
     """Read a file of `save_pairs`: (first, second), both [N, T, ...]. Errors are those of `load_preferences`."""
+    return _read_pairs(path, "pairs", ("first", "second"), task, {})[:2]
+
+
+def _read_pairs(
+    path: str | os.PathLike, kind: str, sides: tuple[str, str], task: Task | None, highest: Mapping[str, float]
+) -> Any:
+    arrays = _read(Path(path).read_bytes(), str(path))
     try:
-        first, second = read_sides(_read_file(path), ("first", "second"), task=task)
+        return read_pairs(arrays, sides, task, highest)
     except ValueError as error:
-        raise ValueError(f"{path} does not hold pairs: {error}") from error
-    return first, second
+        raise ValueError(f"{path} does not hold {kind}: {error}") from error
 
 
 def load_labels(path: str | os.PathLike, pairs: str | os.PathLike, task: Task | None = None) -> Preferences:
