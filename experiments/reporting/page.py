@@ -19,7 +19,7 @@ from markupsafe import Markup
 from experiments import python
 from experiments.harness.errors import UsageError, exit_codes
 from experiments.pipeline import pipeline
-from experiments.pipeline.settings import changes, default_settings, flag, from_config, to_flags
+from experiments.pipeline.settings import changes, default_settings, flat, from_config, to_flags
 from experiments.reporting import arrays, table
 from experiments.reporting.animations import Animation, animate
 from experiments.reporting.summary import title
@@ -68,15 +68,6 @@ def data_uri(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by their flags, as in `dpo.learning-rate`."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        path = flag(prefix + name)
-        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return found
-
-
 def shown(value: Any) -> str:
     """Return a setting as text."""
     if isinstance(value, list | tuple):
@@ -103,7 +94,7 @@ def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) ->
         figures=figures(folder),
         data_uri=data_uri,
         changes=changes(settings, default_settings(settings.task, settings.method)),
-        settings=flat(summary["config"]),
+        settings=flat(settings),
         shown=shown,
         command=f"{python()} -m experiments.run {shlex.join(to_flags(settings))}",
     )

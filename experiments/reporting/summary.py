@@ -118,7 +118,7 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
     add("reinforce", outcome.experts.divergence)
     for returns in outcome.returns.values():
         add("evaluate", returns)
-    for size, model in zip(settings.num_pairs, outcome.reward_models or [], strict=False):
+    for size, model in zip(settings.num_pairs, outcome.reward_models, strict=False):
         if model.divergence is not None:
             add("reward model", model.divergence, num_pairs=size)
     for row in outcome.rows:
