@@ -10,8 +10,8 @@ import pytest
 from outcomes import divergence, outcome_of
 
 from experiments import evidence, python, sweep
-from experiments.claims import arms, claims, figures, grid, page, running
-from experiments.harness import memo
+from experiments.claims import arms, claims, grid, page
+from experiments.harness import devices
 from experiments.harness.errors import UsageError
 from experiments.pipeline import pipeline
 
@@ -62,7 +62,7 @@ def test_an_arms_name_says_what_it_is():
     plain = settings("dpo")
     assert (plain.reference, plain.num_pairs, plain.num_heldout, plain.eval_episodes) == (("pi2",), (200,), 200, 100)
     assert settings("pi1") == plain == dataclasses.replace(settings("pi2-again"), evaluation=0)
-    assert (arms.arm("acrobot", "dpo-50").num_pairs, settings("dpo-50")) == (50, settings("dpo-1000"))
+    assert arms.arm("acrobot", "dpo-50") == (settings("dpo-1000"), 50)
     noisy = settings("dpo-mistakes-20%-robust")
     assert (noisy.annotator.mistake_prob, noisy.dpo.loss, noisy.dpo.label_smoothing) == (0.2, "robust", 0.2)
     assert settings("dpo-robust").dpo.label_smoothing == 0.05
@@ -73,17 +73,16 @@ def test_an_arms_name_says_what_it_is():
 
 
 def test_an_arm_takes_its_own_policy_and_dataset_size_from_the_outcome():
-    arm = arms.arm("cartpole", "rlhf-50")
-    arm = arm._replace(settings=dataclasses.replace(arm.settings, seeds=(4, 5, 6)))
-    outcome = with_returns(arm.settings, np.arange(9).reshape(3, 3), lost=[1])
-    result, row = running.result_of(arm, outcome), outcome.rows[1]
-    np.testing.assert_array_equal((result["true_return"], result["diverged"]), ([1, 4, 7], [0, 1, 0]))
-    assert result["label_accuracy"] is row.quality.label_accuracy
-    for policy, kl in {"pi1": outcome.pi1_kl, "pi2": 0}.items():
-        expert = running.result_of(arm._replace(policy=policy), outcome)
+    settings = dataclasses.replace(arms.arm("cartpole", "rlhf-50").settings, seeds=(4, 5, 6))
+    outcome = with_returns(settings, np.arange(9).reshape(3, 3), lost=[1])
+    found = arms.numbers(settings, outcome, 50)
+    np.testing.assert_array_equal(found["true_return"], [1, np.nan, 7])
+    np.testing.assert_array_equal(found["label_accuracy"][[0, 2]], outcome.rows[1].quality.label_accuracy[[0, 2]])
+    for policy, kl in {"pi1": outcome.pi1_kl, "pi2": [0, 0, 0]}.items():
+        expert = arms.numbers(settings, outcome, policy)
         np.testing.assert_array_equal(expert["true_return"], outcome.returns[policy])
-        np.testing.assert_array_equal(expert["kl"], kl)
-        assert (np.isnan(expert["heldout_accuracy"]).all(), expert["diverged"].any()) == (True, False)
+        np.testing.assert_allclose(expert["kl"], kl)
+        assert np.isnan(expert["heldout_accuracy"]).all()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_what_a_control_explains_is_its_share_of_the_gain():
 
 
 def test_arms_without_a_common_seed_cannot_be_compared():
-    table = {name: {"diverged": np.arange(2) == place} for place, name in enumerate(("one", "other"))}
+    table = table_of(one=[np.nan, 1], other=[1, np.nan])
     with pytest.raises(UsageError, match="nothing can be compared"):
         page.summarise({"cartpole": table}, range(2), [])
 
@@ -126,8 +125,7 @@ def run_program(module, words, folder, run):
     """Run a script's main with made-up outcomes; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run", lambda settings, task, stages: run("", settings))
-        patch.setattr(running, "set_up_jax", lambda devices: None)
-        patch.setattr(memo, "FOLDER", folder / "memo")
+        patch.setattr(devices, "set_up_jax", lambda number: None)
         patch.setattr("sys.argv", ["program", *words.split(), "--out", str(folder)])
         with pytest.raises(SystemExit) as end:
             module.main()
@@ -204,7 +202,7 @@ def test_every_point_of_a_grid_stands_in_its_place(method, strengths):
     summary, num_rows = grid.run_grid(SWEEP, "cartpole", method, run), len(strengths)
     expected = np.arange(2)[:, None, None] * 100 + np.arange(3)[:, None] * 10 + np.arange(num_rows)
     np.testing.assert_array_equal(summary["runs"]["true_return"], np.broadcast_to(expected, (3, 2, 3, num_rows)))
-    figure = figures.draw_heat_maps(summary, SWEEP.temperatures, "")
+    figure = grid.draw_heat_maps(summary, SWEEP.temperatures, "")
     for place, axes in enumerate(figure.axes[:2]):
         cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
         assert cells == {(x, y): str(100 * place + 10 * x + y) for x, y in np.ndindex(3, num_rows)}

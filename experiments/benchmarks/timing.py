@@ -1,17 +1,17 @@
-"""Settings of the benchmark, and the seconds of functions that run in turns."""
-
-from __future__ import annotations
+"""Settings of the benchmark, the seconds of functions that run in turns, and a table of what was measured."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+from rich import box
+from rich.table import Table
 
 from experiments.harness.errors import UsageError
+from experiments.pipeline.settings import flag
 
 Row = dict[str, Any]
 Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
@@ -21,7 +21,7 @@ Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
 class Settings:
     """What is measured."""
 
-    sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
+    sections: tuple[Section, ...] = get_args(Section)
     """Parts of the table."""
     num_envs: tuple[int, ...] = (1, 16, 256, 2048)
     """Environments side by side in a rollout."""
@@ -38,28 +38,43 @@ class Settings:
 def check_numbers(settings: Any) -> None:
     """Check that no list is empty, and that every number is at least 1."""
     for name, value in vars(settings).items():
-        flag, values = name.replace("_", "-"), value if isinstance(value, tuple) else (value,)
+        values = value if isinstance(value, tuple) else (value,)
         if not values:
-            raise UsageError(f"--{flag} needs at least one value")
+            raise UsageError(f"--{flag(name)} needs at least one value")
         for number in values:
             if isinstance(number, int) and number < 1:
-                raise UsageError(f"--{flag} must be at least 1, got {number}")
+                raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
 
 
-def compiled(function: Callable, *args: Any) -> tuple[Callable[[], Any], float]:
-    """Return a call of the compiled function on `args`, and the seconds of tracing and compiling it."""
-    start = time.perf_counter()
-    program = jax.jit(function).lower(*args).compile()
-    return functools.partial(program, *args), time.perf_counter() - start
+def timed(function: Callable, *args: Any) -> Callable[[], float]:
+    """Return a function that calls this one and returns the seconds."""
+
+    def call() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        return time.perf_counter() - start
+
+    return call
 
 
-def in_turns(repeats: int, *functions: Callable[[], Any]) -> list[list[float]]:
-    """Return the seconds of each function's calls. They run in turns, after one call of each that does not count."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(1 + repeats):
-        for function, spent in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn:
-                spent.append(time.perf_counter() - start)
-    return seconds
+def in_turns(repeats: int, *functions: Callable[[], float]) -> list[list[float]]:
+    """Return the seconds that each function returns. They run in turns, after one call of each that does not count."""
+    turns = [[function() for function in functions] for _ in range(1 + repeats)]
+    return [list(spent) for spent in zip(*turns[1:], strict=True)]
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Return a table of the rows as they are, with a column for every key."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column, value in rows[0].items():
+        style: Any = {"no_wrap": True} if isinstance(value, str) else {"justify": "right", "overflow": "fold"}
+        result.add_column(column.replace("_", " "), **style)  # a narrow terminal breaks the line between words
+    for row in rows:
+        result.add_row(*map(_cell, row.values()))
+    return result
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

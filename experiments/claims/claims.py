@@ -3,8 +3,8 @@
 The page of the evidence says of each comparison whether the data bear it out.
 """
 
-from __future__ import annotations
-
+import itertools
+import re
 from typing import Literal, NamedTuple
 
 ClaimName = Literal["gain", "controls", "pairs", "annotators", "online", "losses", "rewards"]
@@ -34,9 +34,8 @@ class Claim(NamedTuple):
 
 
 def _expand(pattern: str) -> list[str]:
-    start, brace, rest = pattern.partition("{")
-    choices, _, end = rest.partition("}")
-    return [start + choice + tail for choice in choices.split("|") for tail in _expand(end)] if brace else [start]
+    parts = (part.split("|") for part in re.split("[{}]", pattern))
+    return ["".join(choice) for choice in itertools.product(*parts)]
 
 
 _TEACHERS = "{hesitant|mistakes-10%|mistakes-20%|mistakes-40%|ties|skips|myopic}"
