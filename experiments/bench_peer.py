@@ -21,10 +21,8 @@ OUT = Path("results/bench-peer")
 class Settings:
     """How long it is measured."""
 
-    num_updates: int = 200
-    """Updates of every training."""
-    repeats: int = 9
-    """Trainings of each side, in turns."""
+    num_updates: int = 200  # Updates of every training.
+    repeats: int = 9  # Trainings of each side, in turns.
 
 
 def run(settings: Settings, console: Console) -> None:

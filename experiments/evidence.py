@@ -37,8 +37,8 @@ def main() -> None:
     if settings.num_seeds < 1 or not settings.claims or not settings.tasks:
         raise UsageError("--num-seeds must be at least 1; --claims and --tasks need at least one name each")
     out, seeds = settings.out, range(settings.num_seeds)
-    chosen = [claim for claim in CLAIMS if claim.name in settings.claims]
-    names = ["pi1", "pi2", *(name for claim in chosen for name in claim.arms)]
+    chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
+    names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]
     with arms.opened(out, settings.devices) as (run, console):
         tables = {task: arms.run_arms(task, names, seeds, run) for task in settings.tasks}
     summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}

@@ -16,8 +16,7 @@ from experiments import ROOT
 from experiments.benchmarks.timing import Row, Settings, in_turns
 from jaxpref.files import store
 
-NUM_SEEDS = 16
-"""Seeds of the runs on one device and on several."""
+NUM_SEEDS = 16  # on one device and on several
 
 
 def run_program(cache: str, module: str, *flags: str) -> Row:

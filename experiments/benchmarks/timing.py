@@ -21,18 +21,12 @@ Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
 class Settings:
     """What is measured."""
 
-    sections: tuple[Section, ...] = get_args(Section)
-    """Parts of the table."""
-    num_envs: tuple[int, ...] = (1, 16, 256, 2048)
-    """Environments side by side in a rollout."""
-    num_seeds: tuple[int, ...] = (1, 3, 32, 128)
-    """Seeds in one call of a trainer."""
-    memory_seeds: tuple[int, ...] = (100, 1000)
-    """Seeds of the runs whose peak memory is compared."""
-    repeats: int = 3
-    """Repeats of every measurement; the median counts."""
-    out: Path = Path("results/bench")
-    """Folder for summary.json and the figure."""
+    sections: tuple[Section, ...] = get_args(Section)  # Parts of the table.
+    num_envs: tuple[int, ...] = (1, 16, 256, 2048)  # Environments side by side in a rollout.
+    num_seeds: tuple[int, ...] = (1, 3, 32, 128)  # Seeds in one call of a trainer.
+    memory_seeds: tuple[int, ...] = (100, 1000)  # Seeds of the runs whose peak memory is compared.
+    repeats: int = 3  # Repeats of every measurement; the median counts.
+    out: Path = Path("results/bench")  # Folder for summary.json and the figure.
 
 
 def check_numbers(settings: Any) -> None:
@@ -41,9 +35,8 @@ def check_numbers(settings: Any) -> None:
         values = value if isinstance(value, tuple) else (value,)
         if not values:
             raise UsageError(f"--{flag(name)} needs at least one value")
-        for number in values:
-            if isinstance(number, int) and number < 1:
-                raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
+        for number in (each for each in values if isinstance(each, int) and each < 1):
+            raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
 
 
 def timed(function: Callable, *args: Any) -> Callable[[], float]:

@@ -24,8 +24,7 @@ from jaxpref import annotators, dpo, online, reward_model
 
 BATCH = 20
 """Seeds of the evidence that run at the same time: their largest dataset fits in memory."""
-TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}
-"""Of the hesitant annotator: a tenth of the task's range of returns."""
+TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # a tenth of the task's range of returns
 PARTS: dict[str, dict[str, Any]] = {
     "pi2-again": {"evaluation": 1},
     "-pi1": {"reference": ("pi1",)},
@@ -134,11 +133,11 @@ def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) ->
         "heldout_rank_correlation": row.quality.rank_correlation,
         "score_per_step": row.score_per_step,
     }
-    of_training: Any = row.reference, row.num_pairs
+    training: Any = row.reference, policy
     if isinstance(policy, str):
         returns = {"true_return": outcome.returns[policy], "kl": outcome.pi1_kl if policy == "pi1" else 0.0}
-        of_training = ()
+        training = ()
     if isinstance(policy, str) or settings.reward == "true":
         judged = dict.fromkeys(judged, np.nan)
-    known = sound(diverged(settings, outcome), settings.seeds, *of_training)
+    known = sound(diverged(settings, outcome), settings.seeds, *training)
     return {name: np.where(known, values, np.float32(np.nan)) for name, values in (returns | labels | judged).items()}

@@ -1,6 +1,6 @@
 """What the data say about the claims, seed by seed: summary.json, figures, and the page in Markdown that shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import python
 from experiments.claims.arms import Table
-from experiments.claims.claims import Claim
+from experiments.claims.claims import Claim, ClaimName
 from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import StudyTask
 from experiments.reporting.figures import finish, panels, save, style
@@ -43,10 +43,10 @@ COLOURS = {"pi": "black"} | dict(
 """By the beginning of an arm's name."""
 
 
-def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: Sequence[Claim]) -> dict[str, Any]:
+def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: dict[ClaimName, Claim]) -> dict[str, Any]:
     """Return summary.json. A seed that one arm of a task lost is left out of all its arms: they are paired by seed."""
     summary: dict[str, Any] = {"seeds": list(seeds), "versions": versions(), "diverged": {}, "arms": {}}
-    summary["claims"] = {claim.name: {} for claim in claims}
+    summary["claims"] = {name: {} for name in claims}
     for task, table in tables.items():
         lost = {name: np.isnan(numbers["true_return"]) for name, numbers in table.items()}
         sound = ~np.any([*lost.values()], axis=0)
@@ -55,8 +55,8 @@ def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: Sequence[
         summary["diverged"][task] = {name: np.array(seeds)[at].tolist() for name, at in lost.items() if at.any()}
         table = {name: {key: values[sound] for key, values in numbers.items()} for name, numbers in table.items()}
         summary["arms"][task] = {name: describe(table, name) for name in table}
-        for claim in claims:
-            summary["claims"][claim.name][task] = [compare(table, each) for each in claim.comparisons]
+        for name, claim in claims.items():
+            summary["claims"][name][task] = [compare(table, each) for each in claim.comparisons]
     return summary
 
 
@@ -99,7 +99,7 @@ def verdict(expectation: str, low: float, high: float) -> str:
     return VERDICTS[expectation][1 + int(low > 0) - int(high < 0)]
 
 
-def page(claims: Sequence[Claim], summary: dict[str, Any]) -> str:
+def page(claims: dict[ClaimName, Claim], summary: dict[str, Any]) -> str:
     """Write everything, one claim a section."""
     compared = [(task, entry) for found in summary["claims"].values() for task in found for entry in found[task]]
     contradicting = [(task, entry) for task, entry in compared if entry["verdict"].startswith("NO")]
@@ -109,12 +109,12 @@ def page(claims: Sequence[Claim], summary: dict[str, Any]) -> str:
 
 
 @style()
-def draw(claims: Sequence[Claim], arms: dict[str, Any], folder: Path) -> None:
+def draw(claims: dict[ClaimName, Claim], arms: dict[str, Any], folder: Path) -> None:
     """Draw what the page shows, from the entries of all arms by task."""
-    for claim in claims:
-        save(draw_claim(claim, arms), folder / f"{claim.name}.png")
-        if claim.name == "gain":
-            save(draw_profiles(arms), folder / "profiles.png")
+    for name, claim in claims.items():
+        save(draw_claim(claim, arms), folder / f"{name}.png")
+    if "gain" in claims:
+        save(draw_profiles(arms), folder / "profiles.png")
 
 
 def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
