@@ -229,20 +229,3 @@ def test_a_run_that_diverged_is_left_out_of_its_cell_and_named(tmp_path, capsys)
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 of 24 runs diverged and are left out; seeds 1" in printed
     assert "with 8 pairs the best beta is 0.1 (IQM 1.0)" in printed
-
-
-@pytest.mark.parametrize(
-    ("module", "words", "message"),
-    [
-        (evidence, "--num-seeds 0", "--num-seeds must be at least 1; --claims"),
-        (evidence, "--claims", "--num-seeds must be at least 1; --claims"),
-        (sweep, "--beta", "--beta needs finite numbers of at least 0, got none"),
-        (sweep, "--kl-coef=-1", "--kl-coef needs finite numbers of at least 0, got -1.0"),
-        (sweep, "--temperatures inf", "--temperatures needs finite numbers of at least 0, got inf"),
-        (sweep, "--num-pairs 0 5", "--num-pairs needs finite numbers of at least 1, got 0 5"),
-        (sweep, "--num-seeds 0", "--num-seeds must be at least 1; --tasks"),
-    ],
-)
-def test_what_cannot_run_is_named(module, words, message, tmp_path):
-    with pytest.raises(UsageError, match=re.escape(message)):
-        run_program(module, words, tmp_path, None)

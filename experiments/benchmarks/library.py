@@ -1,4 +1,4 @@
-"""Rollouts against the idiom of gymnax's examples, and the study's own trainers on more and more seeds."""
+"""Rollouts against gymnax's own loop, and the study's own trainers on more and more seeds."""
 
 import dataclasses
 import functools
@@ -22,14 +22,13 @@ from jaxpref.analysis import plots
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
 
-TRAINERS: dict[str, Any] = {
-    # Scores are means over one update: on CartPole, the length of its episodes.
+TRAINERS: dict[str, Any] = {  # cut short
+    # A score is the mean over one update. On CartPole it is the length of that update's episodes.
     "reinforce": reinforce.Config(num_updates=20, score_window=reinforce.Config().episodes_per_update),
     "dpo": dpo.Config(num_updates=30, eval_every=30),
     "reward_model": reward_model.Config(num_updates=40),
     "ppo": ppo.Config(num_updates=6),
 }
-"""Cut short."""
 
 
 def measure_rollouts(settings: Settings) -> list[Row]:

@@ -22,9 +22,8 @@ from experiments.pipeline.settings import Method, Settings, StudyTask, default_s
 from experiments.reporting.summary import diverged, mean_or_none, sound
 from jaxpref import annotators, dpo, online, reward_model
 
-BATCH = 20
-"""Seeds of the evidence that run at the same time: their largest dataset fits in memory."""
-TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # a tenth of the task's range of returns
+BATCH = 20  # seeds of the evidence that run at the same time: their largest dataset fits in memory
+TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # of the hesitant annotator: a tenth of the range of returns
 PARTS: dict[str, dict[str, Any]] = {
     "pi2-again": {"evaluation": 1},
     "-pi1": {"reference": ("pi1",)},
@@ -57,10 +56,8 @@ PARTS: dict[str, dict[str, Any]] = {
 """What the parts of an arm's name change."""
 
 
-Run = Callable[[str, Settings], pipeline.Outcome]
-"""Runs settings under a title."""
-Table = dict[str, dict[str, Any]]
-"""Numbers [S] by the arm's name and by their names in summary.json."""
+Run = Callable[[str, Settings], pipeline.Outcome]  # runs settings under a title
+Table = dict[str, dict[str, Any]]  # numbers [S] by the arm's name and by their names in summary.json
 
 
 class Arm(NamedTuple):
