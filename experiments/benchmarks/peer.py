@@ -25,7 +25,7 @@ from experiments.harness.devices import over_runs, padded_size
 from experiments.reporting import summary
 from jaxpref import networks, ppo, rollout, tasks
 
-PYTHON, SCRIPT = Path(".venv-peer/bin/python"), Path(__file__).with_name("peer_rejax.py")
+PYTHON, SCRIPT = Path(".venv-peer/bin/python"), Path(__file__).with_name("peer_rejax.py")  # of rejax
 SEEDS = [0, 1, 2]
 SHARED: dict[str, Any] = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "gamma": 0.99}
 SHARED |= {"learning_rate": 7.5e-4, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01}

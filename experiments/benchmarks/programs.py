@@ -49,8 +49,9 @@ def measure_memory(settings: Settings) -> list[Row]:
     """Peak memory of one process against its number of seeds: CartPole, DPO, 200 pairs, cut short."""
     short = "--reinforce.num-updates", "20", "--dpo.num-updates", "2", "--dpo.eval-every", "2"
     with tempfile.TemporaryDirectory() as cache:
-        peaks = {number: run_seeds(cache, number, *short)["peak_memory_gib"] for number in settings.memory_seeds}
-    return [{"num_seeds": number, "peak_memory_gib": peak} for number, peak in peaks.items()]
+        peaks = [run_seeds(cache, num_seeds, *short)["peak_memory_gib"] for num_seeds in settings.memory_seeds]
+    pairs = zip(settings.memory_seeds, peaks, strict=True)
+    return [{"num_seeds": num_seeds, "peak_memory_gib": peak} for num_seeds, peak in pairs]
 
 
 def measure_devices(settings: Settings) -> list[Row]:
@@ -65,8 +66,8 @@ def measure_devices(settings: Settings) -> list[Row]:
             return run_seeds(cache, NUM_SEEDS, "--devices", str(num_devices))["timing"]["run_s"]
 
         turns = in_turns(settings.repeats, *(functools.partial(run_s, number) for number in counts))
-    rows = [
-        {"devices": number, "num_seeds": NUM_SEEDS, "run_s": median(turn)}
-        for number, turn in zip(counts, turns, strict=True)
-    ]
-    return [row | {"speedup": rows[0]["run_s"] / row["run_s"]} for row in rows]
+    rows = []
+    for num_devices, seconds in zip(counts, map(median, turns), strict=True):
+        row = {"devices": num_devices, "num_seeds": NUM_SEEDS, "run_s": seconds}
+        rows.append(row | {"speedup": median(turns[0]) / seconds})
+    return rows

@@ -1,7 +1,7 @@
 """Settings of the benchmark, the seconds of functions that run in turns, and a table of what was measured."""
 
 import dataclasses
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,13 +41,7 @@ def check_numbers(settings: Any) -> None:
 
 def timed(function: Callable, *args: Any) -> Callable[[], float]:
     """Return a function that calls this one and returns the seconds."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        return time.perf_counter() - start
-
-    return call
+    return lambda: timeit.timeit(lambda: jax.block_until_ready(function(*args)), number=1)
 
 
 def in_turns(repeats: int, *functions: Callable[[], float]) -> list[list[float]]:

@@ -37,9 +37,7 @@ COLUMNS = {
     "positive_reward": ("positive reward per step", "%s"),
 }
 """Columns that a claim can add to its table of arms, by their names in summary.json: heading and format."""
-COLOURS = {"pi": "black"} | dict(
-    zip(("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning"), plots.COLOURS, strict=False)
-)
+COLOURS = dict(zip(("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning"), plots.COLOURS, strict=False))
 """By the beginning of an arm's name."""
 
 
@@ -121,7 +119,7 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
     """Draw IQM and interval of every arm, with lines where pi2 and pi1 stand: a panel for each task."""
     figure, axes_of = panels(len(arms), sharey=True)
     figure.set_size_inches(5.0 * len(arms) + 1.2, 0.27 * len(claim.arms) + 1.5)
-    colours = [next(COLOURS[start] for start in COLOURS if name.startswith(start)) for name in claim.arms]
+    colours = [next((COLOURS[start] for start in COLOURS if name.startswith(start)), "black") for name in claim.arms]
     for axes, (task, entries) in zip(axes_of[0], arms.items(), strict=True):
         centres, ends = ([entries[name][key] for name in claim.arms] for key in ("iqm", "ci95"))
         plots.intervals(axes, claim.arms, centres, [*map(tuple, ends)], colours)
