@@ -15,6 +15,7 @@ from experiments.benchmarks import peer, timing
 from experiments.harness import devices
 
 ROOT = Path(__file__).parents[1]
+NEEDED = "--num-seeds must be at least 1; {} need at least one name each"
 
 
 def run(monkeypatch, script, line, *more):
@@ -29,17 +30,13 @@ def run(monkeypatch, script, line, *more):
 @pytest.mark.parametrize(
     ("script", "line", "message"),
     [
-        (
-            "evidence",
-            "--num-seeds 0",
-            "--num-seeds must be at least 1; --claims and --tasks need at least one name each",
-        ),
-        ("evidence", "--claims", "--num-seeds must be at least 1; --claims and --tasks need at least one name each"),
+        ("evidence", "--num-seeds 0", NEEDED.format("--claims and --tasks")),
+        ("evidence", "--claims", NEEDED.format("--claims and --tasks")),
         ("sweep", "--beta", "--beta needs finite numbers of at least 0, got none"),
         ("sweep", "--kl-coef=-1", "--kl-coef needs finite numbers of at least 0, got -1.0"),
         ("sweep", "--temperatures inf", "--temperatures needs finite numbers of at least 0, got inf"),
         ("sweep", "--num-pairs 0 5", "--num-pairs needs finite numbers of at least 1, got 0 5"),
-        ("sweep", "--num-seeds 0", "--num-seeds must be at least 1; --tasks and --methods need at least one name each"),
+        ("sweep", "--num-seeds 0", NEEDED.format("--tasks and --methods")),
         ("bench", "--repeats 0", "--repeats must be at least 1, got 0"),
         ("bench", "--num-envs 4 0", "--num-envs must be at least 1, got 0"),
         ("bench", "--num-seeds", "--num-seeds needs at least one value"),
