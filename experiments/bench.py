@@ -4,8 +4,6 @@ Every figure is the median of several repeats, without compilation. What is comp
 machine slows both.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 import time
@@ -14,17 +12,16 @@ import jax
 from rich.console import Console
 
 from experiments import START
-from experiments.benchmarks import programs, rollouts, trainers
-from experiments.benchmarks.table import draw, table
-from experiments.benchmarks.timing import Row, Settings, check_numbers
+from experiments.benchmarks import library, programs
+from experiments.benchmarks.timing import Row, Settings, check_numbers, table
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import NOTHING_KEPT, exit_codes
 from experiments.reporting import figures, summary
 from jaxpref.files import store
 
 SECTIONS = {
-    "rollouts": rollouts.measure,
-    "trainers": trainers.measure,
+    "rollouts": library.measure_rollouts,
+    "trainers": library.measure_trainers,
     "experiments": programs.measure_experiments,
     "memory": programs.measure_memory,
     "devices": programs.measure_devices,
@@ -40,10 +37,10 @@ def run(settings: Settings, console: Console) -> None:
     for name in settings.sections:
         with console.status(name):
             results[name] = SECTIONS[name](settings)
-        title, _, _ = (SECTIONS[name].__doc__ or name).partition("\n\n")
-        console.print(table(" ".join(title.split()), results[name]))
+        title = " ".join((SECTIONS[name].__doc__ or name).partition("\n\n")[0].split())
+        console.print(table(title, results[name]))
     if "trainers" in results:
-        figures.save(draw(results["trainers"]), settings.out / "seconds_per_seed.png")
+        figures.save(library.draw(results["trainers"]), settings.out / "seconds_per_seed.png")
     results["total_s"] = time.perf_counter() - START
     store.save_json(settings.out / "summary.json", results)
     console.print(f"{results['total_s']:.0f} s in all, written to {settings.out}", highlight=False)

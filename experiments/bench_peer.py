@@ -1,7 +1,5 @@
 """PPO of this library against rejax's, at the same settings and in turns: `make bench-peer`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys
@@ -11,8 +9,7 @@ import jax
 from rich.console import Console
 
 from experiments.benchmarks import peer
-from experiments.benchmarks.table import table
-from experiments.benchmarks.timing import Row, check_numbers
+from experiments.benchmarks.timing import Row, check_numbers, table
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import NOTHING_KEPT, UsageError, exit_codes
 from jaxpref.files import store
@@ -24,10 +21,8 @@ OUT = Path("results/bench-peer")
 class Settings:
     """How long it is measured."""
 
-    num_updates: int = 200
-    """Updates of every training."""
-    repeats: int = 9
-    """Trainings of each side, in turns."""
+    num_updates: int = 200  # Updates of every training.
+    repeats: int = 9  # Trainings of each side, in turns.
 
 
 def run(settings: Settings, console: Console) -> None:
@@ -38,16 +33,18 @@ def run(settings: Settings, console: Console) -> None:
     results |= {"platform": jax.default_backend()} | peer.measure(settings.num_updates, settings.repeats)
     store.save_json(OUT / "summary.json", results)
     title = f"CartPole, {len(peer.SEEDS)} seeds, {settings.num_updates} updates; train s: median of {settings.repeats}"
-    rows = []
-    for name, side in results["sides"].items():
-        spent, row = side["seconds"], {"PPO": name.partition(",")[0], "devices": side["num_devices"]}
-        row |= {"compile_s": side["compile_s"], "train_s": side["train_s"], "least": min(spent), "most": max(spent)}
-        row |= {"steps_per_s": side["env_steps_per_s"], "ratio": side["ratio_to_rejax"]}
-        rows.append(row | {"return": side["mean_return"]})
-    console.print(table(title, rows))
+    console.print(table(title, [row(name, side) for name, side in results["sides"].items()]))
     console.print(f"{results['cores']} cores, load {results['load_before']:.2f}; the experiments use a device per core")
     console.print("jaxpref's time includes a learned reward, a reference policy and more that rejax's PPO does not do")
     console.print(f"written to {OUT / 'summary.json'}", highlight=False)
+
+
+def row(name: str, side: Row) -> Row:
+    """Return a side's row of the table."""
+    spent, shown = side["seconds"], {"PPO": name.partition(",")[0], "devices": side["num_devices"]}
+    shown |= {"compile_s": side["compile_s"], "train_s": side["train_s"], "least": min(spent), "most": max(spent)}
+    shown |= {"steps_per_s": side["env_steps_per_s"], "ratio": side["ratio_to_rejax"], "return": side["mean_return"]}
+    return shown
 
 
 if __name__ == "__main__":

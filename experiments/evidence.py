@@ -3,8 +3,6 @@
 Every arm of every claim runs on every seed. Finished stages are kept: the same command continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import time
@@ -14,8 +12,8 @@ from typing import get_args
 from rich.markdown import Markdown
 
 from experiments import START
-from experiments.claims import claims, figures, page
-from experiments.claims.running import opened, run_arms
+from experiments.claims import arms, page
+from experiments.claims.claims import CLAIMS, ClaimName
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.pipeline.settings import StudyTask
@@ -27,7 +25,7 @@ class Evidence:
     """The claims, and the seeds that they are tested on."""
 
     num_seeds: int = 100  # Seeds 0 to num_seeds - 1.
-    claims: tuple[claims.ClaimName, ...] = get_args(claims.ClaimName)  # Names of claims.
+    claims: tuple[ClaimName, ...] = get_args(ClaimName)  # Names of claims.
     tasks: tuple[StudyTask, ...] = get_args(StudyTask)  # The tasks that each claim is tested on.
     out: Path = Path("results/evidence")  # Folder for the page, its figures and summary.json.
     devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
@@ -39,12 +37,12 @@ def main() -> None:
     if settings.num_seeds < 1 or not settings.claims or not settings.tasks:
         raise UsageError("--num-seeds must be at least 1; --claims and --tasks need at least one name each")
     out, seeds = settings.out, range(settings.num_seeds)
-    chosen = [claim for claim in claims.CLAIMS if claim.name in settings.claims]
-    names = dict.fromkeys(["pi1", "pi2", *(name for claim in chosen for name in claim.arms)])
-    with opened(out, settings.devices) as (run, console):
-        tables = {task: run_arms(task, names, seeds, run) for task in settings.tasks}
+    chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
+    names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]
+    with arms.opened(out, settings.devices) as (run, console):
+        tables = {task: arms.run_arms(task, names, seeds, run) for task in settings.tasks}
     summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}
-    figures.draw_evidence(chosen, summary["arms"], out)
+    page.draw(chosen, summary["arms"], out)
     text = page.page(chosen, summary)
     with store.atomic_write(out / "evidence.md") as file:
         file.write(text.encode())

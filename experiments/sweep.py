@@ -3,16 +3,13 @@
 The pull is DPO's beta or PPO's kl_coef. Finished stages are kept: the same command continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 import time
 
 from experiments import START
-from experiments.claims.figures import draw_sweep
-from experiments.claims.grid import Sweep, findings, run_grid
-from experiments.claims.running import opened
+from experiments.claims import grid
+from experiments.claims.arms import opened
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
 from experiments.reporting.summary import null_for_nan
@@ -21,14 +18,14 @@ from jaxpref.files import store
 
 def main() -> None:
     """Run every grid, and write its summary and its figures."""
-    sweep, all_well, start = read(Sweep, sys.argv[1:], "sweep", __doc__ or "", Sweep()), True, START
+    sweep, all_well, start = read(grid.Sweep, sys.argv[1:], "sweep", __doc__ or "", grid.Sweep()), True, START
     sweep.check()
     with opened(sweep.out, sweep.devices) as (run, console):
         for task, method in itertools.product(sweep.tasks, sweep.methods):
-            folder, summary = sweep.out / f"{task}-{method}", run_grid(sweep, task, method, run)
+            folder, summary = sweep.out / f"{task}-{method}", grid.run_grid(sweep, task, method, run)
             folder.mkdir(exist_ok=True)
-            draw_sweep(summary, sweep.temperatures, folder)
-            best, warning = findings(summary)
+            grid.draw(summary, sweep.temperatures, folder)
+            best, warning = grid.findings(summary)
             took, start = time.perf_counter() - start, time.perf_counter()
             runs = {name: null_for_nan(values) for name, values in summary["runs"].items()}
             store.save_json(folder / "summary.json", summary | {"runs": runs, "total_s": took})

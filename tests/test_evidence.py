@@ -10,8 +10,8 @@ import pytest
 from outcomes import divergence, outcome_of
 
 from experiments import evidence, python, sweep
-from experiments.claims import arms, claims, figures, grid, page, running
-from experiments.harness import memo
+from experiments.claims import arms, claims, grid, page
+from experiments.harness import devices
 from experiments.harness.errors import UsageError
 from experiments.pipeline import pipeline
 
@@ -32,24 +32,24 @@ def table_of(**returns):
 @pytest.mark.parametrize("task", ["cartpole", "acrobot"])
 def test_no_two_arms_are_the_same(task):
     """So every part of an arm's name has its meaning: a wrong word would change nothing."""
-    names = {name for claim in claims.CLAIMS for name in claim.arms}
+    names = {name for claim in claims.CLAIMS.values() for name in claim.arms}
     assert len({repr(arms.arm(task, name)) for name in names}) == len(names)
 
 
 def test_every_claim_speaks_of_arms_that_it_shows():
-    for claim in claims.CLAIMS:
+    for claim in claims.CLAIMS.values():
         assert len(set(claim.arms)) == len(claim.arms)
         assert {pair[which] for pair in claim.comparisons for which in ("arm", "baseline")} <= {*claim.arms, "pi2"}
         assert {pair["expectation"] for pair in claim.comparisons} <= page.VERDICTS.keys()
         assert set(claim.columns.split()) <= page.COLUMNS.keys()
         # A ceiling stands beside the value that it is the ceiling of.
         assert ("best_accuracy" in claim.columns) == ("label_accuracy best_accuracy" in claim.columns)
-    assert tuple(claim.name for claim in claims.CLAIMS) == get_args(claims.ClaimName)
-    assert sum(len(claim.comparisons) for claim in claims.CLAIMS) == 60
+    assert tuple(claims.CLAIMS) == get_args(claims.ClaimName)
+    assert sum(len(claim.comparisons) for claim in claims.CLAIMS.values()) == 60
 
 
 def test_braces_hold_alternatives():
-    claim = claims.Claim("gain", "", "", "pi2 {a|b}{|-1}", "{a|b-1} not below pi2, a above b", "")
+    claim = claims.Claim("", "", "pi2 {a|b}{|-1}", "{a|b-1} not below pi2, a above b", "")
     assert claim.arms == ["pi2", "a", "a-1", "b", "b-1"]
     assert [pair["arm"] for pair in claim.comparisons] == ["a", "b-1", "a"]
     assert claim.comparisons[1] == {"arm": "b-1", "expectation": "not below", "baseline": "pi2"}
@@ -62,7 +62,7 @@ def test_an_arms_name_says_what_it_is():
     plain = settings("dpo")
     assert (plain.reference, plain.num_pairs, plain.num_heldout, plain.eval_episodes) == (("pi2",), (200,), 200, 100)
     assert settings("pi1") == plain == dataclasses.replace(settings("pi2-again"), evaluation=0)
-    assert (arms.arm("acrobot", "dpo-50").num_pairs, settings("dpo-50")) == (50, settings("dpo-1000"))
+    assert arms.arm("acrobot", "dpo-50") == (settings("dpo-1000"), 50)
     noisy = settings("dpo-mistakes-20%-robust")
     assert (noisy.annotator.mistake_prob, noisy.dpo.loss, noisy.dpo.label_smoothing) == (0.2, "robust", 0.2)
     assert settings("dpo-robust").dpo.label_smoothing == 0.05
@@ -73,17 +73,16 @@ def test_an_arms_name_says_what_it_is():
 
 
 def test_an_arm_takes_its_own_policy_and_dataset_size_from_the_outcome():
-    arm = arms.arm("cartpole", "rlhf-50")
-    arm = arm._replace(settings=dataclasses.replace(arm.settings, seeds=(4, 5, 6)))
-    outcome = with_returns(arm.settings, np.arange(9).reshape(3, 3), lost=[1])
-    result, row = running.result_of(arm, outcome), outcome.rows[1]
-    np.testing.assert_array_equal((result["true_return"], result["diverged"]), ([1, 4, 7], [0, 1, 0]))
-    assert result["label_accuracy"] is row.quality.label_accuracy
-    for policy, kl in {"pi1": outcome.pi1_kl, "pi2": 0}.items():
-        expert = running.result_of(arm._replace(policy=policy), outcome)
+    settings = dataclasses.replace(arms.arm("cartpole", "rlhf-50").settings, seeds=(4, 5, 6))
+    outcome = with_returns(settings, np.arange(9).reshape(3, 3), lost=[1])
+    found = arms.numbers(settings, outcome, 50)
+    np.testing.assert_array_equal(found["true_return"], [1, np.nan, 7])
+    np.testing.assert_array_equal(found["label_accuracy"][[0, 2]], outcome.rows[1].quality.label_accuracy[[0, 2]])
+    for policy, kl in {"pi1": outcome.pi1_kl, "pi2": [0, 0, 0]}.items():
+        expert = arms.numbers(settings, outcome, policy)
         np.testing.assert_array_equal(expert["true_return"], outcome.returns[policy])
-        np.testing.assert_array_equal(expert["kl"], kl)
-        assert (np.isnan(expert["heldout_accuracy"]).all(), expert["diverged"].any()) == (True, False)
+        np.testing.assert_allclose(expert["kl"], kl)
+        assert np.isnan(expert["heldout_accuracy"]).all()
 
 
 @pytest.mark.parametrize(
@@ -117,17 +116,16 @@ def test_what_a_control_explains_is_its_share_of_the_gain():
 
 
 def test_arms_without_a_common_seed_cannot_be_compared():
-    table = {name: {"diverged": np.arange(2) == place} for place, name in enumerate(("one", "other"))}
+    table = table_of(one=[np.nan, 1], other=[1, np.nan])
     with pytest.raises(UsageError, match="nothing can be compared"):
-        page.summarise({"cartpole": table}, range(2), [])
+        page.summarise({"cartpole": table}, range(2), {})
 
 
 def run_program(module, words, folder, run):
     """Run a script's main with made-up outcomes; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run", lambda settings, task, stages: run("", settings))
-        patch.setattr(running, "set_up_jax", lambda devices: None)
-        patch.setattr(memo, "FOLDER", folder / "memo")
+        patch.setattr(devices, "set_up_jax", lambda number: None)
         patch.setattr("sys.argv", ["program", *words.split(), "--out", str(folder)])
         with pytest.raises(SystemExit) as end:
             module.main()
@@ -151,11 +149,12 @@ def written(tmp_path_factory):
 
 def test_the_page_shows_the_numbers_of_the_summary(written):
     _, summary, text = written
-    for claim in claims.CLAIMS[:2]:
+    for name in ("gain", "controls"):
+        claim = claims.CLAIMS[name]
         assert f"## {claim.title}\n\n{claim.text}\n" in text
-        assert f"`{python()} -m experiments.evidence --claims {claim.name} --num-seeds 22`" in text
+        assert f"`{python()} -m experiments.evidence --claims {name} --num-seeds 22`" in text
         for task in ("cartpole", "acrobot"):
-            for entry in summary["claims"][claim.name][task]:
+            for entry in summary["claims"][name][task]:
                 low, high = entry["ci95"]
                 assert f"{entry['baseline']} | {entry['difference']:+.1f} | {low:+.1f} to {high:+.1f} |" in text
             for arm in claim.arms:
@@ -204,7 +203,7 @@ def test_every_point_of_a_grid_stands_in_its_place(method, strengths):
     summary, num_rows = grid.run_grid(SWEEP, "cartpole", method, run), len(strengths)
     expected = np.arange(2)[:, None, None] * 100 + np.arange(3)[:, None] * 10 + np.arange(num_rows)
     np.testing.assert_array_equal(summary["runs"]["true_return"], np.broadcast_to(expected, (3, 2, 3, num_rows)))
-    figure = figures.draw_heat_maps(summary, SWEEP.temperatures, "")
+    figure = grid.draw_heat_maps(summary, SWEEP.temperatures, "")
     for place, axes in enumerate(figure.axes[:2]):
         cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
         assert cells == {(x, y): str(100 * place + 10 * x + y) for x, y in np.ndindex(3, num_rows)}
@@ -230,20 +229,3 @@ def test_a_run_that_diverged_is_left_out_of_its_cell_and_named(tmp_path, capsys)
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 of 24 runs diverged and are left out; seeds 1" in printed
     assert "with 8 pairs the best beta is 0.1 (IQM 1.0)" in printed
-
-
-@pytest.mark.parametrize(
-    ("module", "words", "message"),
-    [
-        (evidence, "--num-seeds 0", "--num-seeds must be at least 1; --claims"),
-        (evidence, "--claims", "--num-seeds must be at least 1; --claims"),
-        (sweep, "--beta", "--beta needs finite numbers of at least 0, got none"),
-        (sweep, "--kl-coef=-1", "--kl-coef needs finite numbers of at least 0, got -1.0"),
-        (sweep, "--temperatures inf", "--temperatures needs finite numbers of at least 0, got inf"),
-        (sweep, "--num-pairs 0 5", "--num-pairs needs finite numbers of at least 1, got 0 5"),
-        (sweep, "--num-seeds 0", "--num-seeds must be at least 1; --tasks"),
-    ],
-)
-def test_what_cannot_run_is_named(module, words, message, tmp_path):
-    with pytest.raises(UsageError, match=re.escape(message)):
-        run_program(module, words, tmp_path, None)

@@ -5,12 +5,11 @@ value for every step, the metrics, one episode for each seed to measure the rewa
 timed without any evaluation. It also clips the value loss; `ppo` does not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,16 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt
 
-from experiments.benchmarks.timing import Row, compiled, in_turns
+from experiments.benchmarks.timing import Row, in_turns, timed
 from experiments.harness.devices import over_runs, padded_size
 from experiments.reporting import summary
 from jaxpref import networks, ppo, rollout, tasks
-from jaxpref.networks import Network
 
-PYTHON, SCRIPT = Path(".venv-peer/bin/python"), Path(__file__).with_name("peer_rejax.py")
-"""rejax's side."""
+PYTHON, SCRIPT = Path(".venv-peer/bin/python"), Path(__file__).with_name("peer_rejax.py")  # of rejax
 SEEDS = [0, 1, 2]
 SHARED: dict[str, Any] = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "gamma": 0.99}
 SHARED |= {"learning_rate": 7.5e-4, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01}
@@ -51,19 +47,19 @@ class TwoMLPs(nn.Module):
         return logits, nn.Dense(1, name="value")(features()).squeeze(-1)
 
 
-def start(task: tasks.Task, seed: UInt[Array, ""]) -> tuple[Any, ...]:
+def start(task: tasks.Task, seed: jax.Array) -> tuple[Any, ...]:
     """Return one seed, its first policy, the same as its reference, and its reward model: about 1 for each step."""
     key_policy, key_reward = jax.random.split(jax.random.key(seed))
     policy, reward = networks.init_policy(key_policy, task), networks.init_reward(key_reward, task)
     head = reward.params["reward"]
     params = reward.params | {"reward": head | {"bias": head["bias"] + 1.0}}
-    return seed, policy, policy, Network(reward.module, params)
+    return seed, policy, policy, dataclasses.replace(reward, params=params)
 
 
-def ours(num_updates: int, sharded: bool) -> tuple[Row, Callable[[], Any]]:
+def ours(num_updates: int, sharded: bool) -> tuple[Row, Callable[[], float]]:
     """Compile the training of all seeds, over all devices as in the experiments, or on the first device.
 
-    Returns facts about it, and a function that trains once.
+    Returns facts about it, and a function that trains once and returns its seconds.
     """
     task = dataclasses.replace(tasks.cartpole(horizon=500), policy_network=TwoMLPs(num_actions=2))
     # With kl_coef 0, both maximise the same. It is an argument of the program, so the penalty is computed.
@@ -78,11 +74,12 @@ def ours(num_updates: int, sharded: bool) -> tuple[Row, Callable[[], Any]]:
     size = padded_size(len(SEEDS), lanes=8) if sharded else len(SEEDS)
     starts = jax.vmap(functools.partial(start, task))(jnp.resize(jnp.array(SEEDS, jnp.uint32), (size,)))
     args = jax.tree.map(np.float32, config), jax.tree.map(np.asarray, starts)
-    call, compile_s = compiled(over_runs(train, size, lanes=8) if sharded else side_by_side, *args)
-    policies = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], call().params)
+    begin = time.perf_counter()
+    program = jax.jit(over_runs(train, size, lanes=8) if sharded else side_by_side).lower(*args).compile()
+    facts: Row = {"num_devices": jax.device_count() if sharded else 1, "compile_s": time.perf_counter() - begin}
+    policies = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], program(*args).params)
     returns = jax.vmap(lambda policy: rollout.evaluate(task, policy, jax.random.key(0), 128))(policies)
-    num_devices = jax.device_count() if sharded else 1
-    return {"num_devices": num_devices, "compile_s": compile_s, "mean_return": float(returns.mean())}, call
+    return facts | {"mean_return": float(returns.mean())}, timed(program, *args)
 
 
 def ask(peer: subprocess.Popen) -> str:
@@ -103,11 +100,10 @@ def measure(num_updates: int, repeats: int) -> Row:
             raise RuntimeError("the two sides do not count the same steps")
         versions = {"jaxpref": summary.versions(), "rejax": theirs.pop("versions")}
         (sharded, train_sharded), (single, train_single) = (ours(num_updates, sharded) for sharded in (True, False))
-
-        seconds = in_turns(repeats, train_sharded, functools.partial(ask, peer), train_single)
+        spent = in_turns(repeats, train_sharded, timed(ask, peer), train_single)
     sides: dict[str, Row] = {"jaxpref": sharded, "rejax": theirs, "jaxpref, one device": single}
-    for side, spent in zip(sides.values(), seconds, strict=True):
-        side |= {"seconds": spent, "train_s": median(spent), "env_steps_per_s": env_steps / median(spent)}
-        side["ratio_to_rejax"] = median(seconds[1]) / median(spent)
+    for side, times in zip(sides.values(), spent, strict=True):
+        side |= {"seconds": times, "train_s": median(times), "env_steps_per_s": env_steps / median(times)}
+        side["ratio_to_rejax"] = median(spent[1]) / median(times)
     facts = {"config": SHARED | NETWORK, "seeds": SEEDS, "num_updates": num_updates, "env_steps": env_steps}
     return facts | {"sides": sides, "versions": versions}

@@ -4,8 +4,6 @@ Settings come as JSON on the command line. The first line on stdin is answered w
 each later one with an empty line when one training of all seeds has ended.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import sys

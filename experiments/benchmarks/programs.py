@@ -3,35 +3,35 @@
 No program uses a stage that an earlier one has finished. Compiled programs are in a folder of the measurement's own.
 """
 
-from __future__ import annotations
-
+import functools
 import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+from statistics import median
 
 import jax
-import numpy as np
 
 from experiments import ROOT
-from experiments.benchmarks.timing import Row, Settings
+from experiments.benchmarks.timing import Row, Settings, in_turns
 from jaxpref.files import store
 
-NUM_SEEDS = 16
-"""Seeds of the runs on one device and on several."""
-SAME_DATA = "--num-pairs", "200", "--reference", "pi2"
-SHORT = "--reinforce.num-updates", "20", "--dpo.num-updates", "2", "--dpo.eval-every", "2"
+NUM_SEEDS = 16  # on one device and on several
 
 
 def run_program(cache: str, module: str, *flags: str) -> Row:
     """Run an experiment whose compiled programs are in `cache`; return its summary."""
     with tempfile.TemporaryDirectory() as folder:
-        own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAXPREF_STAGES": str(Path(folder) / "stages")}
-        out = Path(folder) / "results"
-        command = [sys.executable, "-m", f"experiments.{module}", "--fresh", "--out", str(out), *flags]
+        own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAXPREF_STAGES": f"{folder}/stages"}
+        command = [sys.executable, "-m", f"experiments.{module}", "--out", f"{folder}/results", *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | own)
-        return store.load_json(out / "summary.json")
+        return store.load_json(f"{folder}/results/summary.json")
+
+
+def run_seeds(cache: str, num_seeds: int, *flags: str) -> Row:
+    """Run CartPole, DPO, 200 pairs, reference pi2."""
+    seeds = map(str, range(num_seeds))
+    return run_program(cache, "cartpole_dpo", "--num-pairs", "200", "--reference", "pi2", "--seeds", *seeds, *flags)
 
 
 def measure_experiments(settings: Settings) -> list[Row]:
@@ -47,12 +47,11 @@ def measure_experiments(settings: Settings) -> list[Row]:
 
 def measure_memory(settings: Settings) -> list[Row]:
     """Peak memory of one process against its number of seeds: CartPole, DPO, 200 pairs, cut short."""
-    rows = []
+    short = "--reinforce.num-updates", "20", "--dpo.num-updates", "2", "--dpo.eval-every", "2"
     with tempfile.TemporaryDirectory() as cache:
-        for num_seeds in settings.memory_seeds:
-            summary = run_program(cache, "cartpole_dpo", "--seeds", *map(str, range(num_seeds)), *SAME_DATA, *SHORT)
-            rows.append({"num_seeds": num_seeds, "peak_memory_gib": summary["peak_memory_gib"]})
-    return rows
+        peaks = [run_seeds(cache, num_seeds, *short)["peak_memory_gib"] for num_seeds in settings.memory_seeds]
+    pairs = zip(settings.memory_seeds, peaks, strict=True)
+    return [{"num_seeds": num_seeds, "peak_memory_gib": peak} for num_seeds, peak in pairs]
 
 
 def measure_devices(settings: Settings) -> list[Row]:
@@ -61,15 +60,14 @@ def measure_devices(settings: Settings) -> list[Row]:
     Seconds are medians of runs in turns, after one run of each that compiles.
     """
     counts = list(dict.fromkeys((1, jax.local_device_count())))
-    flags = ["--seeds", *map(str, range(NUM_SEEDS)), *SAME_DATA]
     with tempfile.TemporaryDirectory() as cache:
 
         def run_s(num_devices: int) -> float:
-            return run_program(cache, "cartpole_dpo", *flags, "--devices", str(num_devices))["timing"]["run_s"]
+            return run_seeds(cache, NUM_SEEDS, "--devices", str(num_devices))["timing"]["run_s"]
 
-        turns = [[run_s(num_devices) for num_devices in counts] for _ in range(1 + settings.repeats)]
-    medians = np.median(turns[1:], axis=0).tolist()
-    return [
-        {"devices": num_devices, "num_seeds": NUM_SEEDS, "run_s": seconds, "speedup": medians[0] / seconds}
-        for num_devices, seconds in zip(counts, medians, strict=True)
-    ]
+        turns = in_turns(settings.repeats, *(functools.partial(run_s, number) for number in counts))
+    rows = []
+    for num_devices, seconds in zip(counts, map(median, turns), strict=True):
+        row = {"devices": num_devices, "num_seeds": NUM_SEEDS, "run_s": seconds}
+        rows.append(row | {"speedup": median(turns[0]) / seconds})
+    return rows

@@ -1,17 +1,17 @@
-"""Settings of the benchmark, and the seconds of functions that run in turns."""
-
-from __future__ import annotations
+"""Settings of the benchmark, the seconds of functions that run in turns, and a table of what was measured."""
 
 import dataclasses
-import functools
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+from rich import box
+from rich.table import Table
 
 from experiments.harness.errors import UsageError
+from experiments.pipeline.settings import flag
 
 Row = dict[str, Any]
 Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
@@ -21,45 +21,47 @@ Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
 class Settings:
     """What is measured."""
 
-    sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
-    """Parts of the table."""
-    num_envs: tuple[int, ...] = (1, 16, 256, 2048)
-    """Environments side by side in a rollout."""
-    num_seeds: tuple[int, ...] = (1, 3, 32, 128)
-    """Seeds in one call of a trainer."""
-    memory_seeds: tuple[int, ...] = (100, 1000)
-    """Seeds of the runs whose peak memory is compared."""
-    repeats: int = 3
-    """Repeats of every measurement; the median counts."""
-    out: Path = Path("results/bench")
-    """Folder for summary.json and the figure."""
+    sections: tuple[Section, ...] = get_args(Section)  # Parts of the table.
+    num_envs: tuple[int, ...] = (1, 16, 256, 2048)  # Environments side by side in a rollout.
+    num_seeds: tuple[int, ...] = (1, 3, 32, 128)  # Seeds in one call of a trainer.
+    memory_seeds: tuple[int, ...] = (100, 1000)  # Seeds of the runs whose peak memory is compared.
+    repeats: int = 3  # Repeats of every measurement; the median counts.
+    out: Path = Path("results/bench")  # Folder for summary.json and the figure.
 
 
 def check_numbers(settings: Any) -> None:
     """Check that no list is empty, and that every number is at least 1."""
     for name, value in vars(settings).items():
-        flag, values = name.replace("_", "-"), value if isinstance(value, tuple) else (value,)
+        values = value if isinstance(value, tuple) else (value,)
         if not values:
-            raise UsageError(f"--{flag} needs at least one value")
-        for number in values:
-            if isinstance(number, int) and number < 1:
-                raise UsageError(f"--{flag} must be at least 1, got {number}")
+            raise UsageError(f"--{flag(name)} needs at least one value")
+        for number in (each for each in values if isinstance(each, int) and each < 1):
+            raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
 
 
-def compiled(function: Callable, *args: Any) -> tuple[Callable[[], Any], float]:
-    """Return a call of the compiled function on `args`, and the seconds of tracing and compiling it."""
-    start = time.perf_counter()
-    program = jax.jit(function).lower(*args).compile()
-    return functools.partial(program, *args), time.perf_counter() - start
+def timed(function: Callable, *args: Any) -> Callable[[], float]:
+    """Return a function that calls this one and returns the seconds."""
+    return lambda: timeit.timeit(lambda: jax.block_until_ready(function(*args)), number=1)
 
 
-def in_turns(repeats: int, *functions: Callable[[], Any]) -> list[list[float]]:
-    """Return the seconds of each function's calls. They run in turns, after one call of each that does not count."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(1 + repeats):
-        for function, spent in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn:
-                spent.append(time.perf_counter() - start)
-    return seconds
+def in_turns(repeats: int, *functions: Callable[[], float]) -> list[list[float]]:
+    """Return the seconds that each function returns. They run in turns, after one call of each that does not count."""
+    turns = [[function() for function in functions] for _ in range(1 + repeats)]
+    return [list(spent) for spent in zip(*turns[1:], strict=True)]
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Return a table of the rows as they are, with a column for every key."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column, value in rows[0].items():
+        style: Any = {"no_wrap": True} if isinstance(value, str) else {"justify": "right", "overflow": "fold"}
+        result.add_column(column.replace("_", " "), **style)  # a narrow terminal breaks the line between words
+    for row in rows:
+        result.add_row(*map(_cell, row.values()))
+    return result
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -3,8 +3,8 @@
 The page of the evidence says of each comparison whether the data bear it out.
 """
 
-from __future__ import annotations
-
+import itertools
+import re
 from typing import Literal, NamedTuple
 
 ClaimName = Literal["gain", "controls", "pairs", "annotators", "online", "losses", "rewards"]
@@ -13,15 +13,11 @@ ClaimName = Literal["gain", "controls", "pairs", "annotators", "online", "losses
 class Claim(NamedTuple):
     """A section of the page. Alternatives stand in braces: "{dpo|rlhf} above pi2" is two comparisons."""
 
-    name: ClaimName
     title: str
     text: str
-    shown: str
-    """Arms, from top to bottom. What is compared is among them, or is pi2."""
-    expected: str
-    """An arm ends "above" a baseline, or "not below" it, or, as a control, with "no gain" on it."""
-    columns: str
-    """Further columns of the arms' table."""
+    shown: str  # Arms, from top to bottom. What is compared is among them, or is pi2.
+    expected: str  # An arm ends "above" a baseline, or "not below" it, or, as a control, with "no gain" on it.
+    columns: str  # Further columns of the arms' table.
 
     @property
     def arms(self) -> list[str]:
@@ -34,16 +30,14 @@ class Claim(NamedTuple):
 
 
 def _expand(pattern: str) -> list[str]:
-    start, brace, rest = pattern.partition("{")
-    choices, _, end = rest.partition("}")
-    return [start + choice + tail for choice in choices.split("|") for tail in _expand(end)] if brace else [start]
+    parts = (part.split("|") for part in re.split("[{}]", pattern))
+    return ["".join(choice) for choice in itertools.product(*parts)]
 
 
 _TEACHERS = "{hesitant|mistakes-10%|mistakes-20%|mistakes-40%|ties|skips|myopic}"
 _LOSSES = "{sigmoid|robust|hinge|ipo|sigmoid_per_step|ipo_per_step}"
-CLAIMS = (
-    Claim(
-        "gain",
+CLAIMS: dict[ClaimName, Claim] = {
+    "gain": Claim(
         "What do DPO and PPO-RLHF gain from preferences alone?",
         "The reference is pi2, which is also the initial policy, so only the 200 pairs say what is better. Both "
         "methods are expected to end above pi2 and pi1, and DPO above imitation of the chosen episodes (cloning).",
@@ -51,8 +45,7 @@ CLAIMS = (
         "{dpo|rlhf} above pi2, {dpo|rlhf} above pi1, dpo above cloning",
         "kl",
     ),
-    Claim(
-        "controls",
+    "controls": Claim(
         "What does reference pi1 hide?",
         "The original study pulls the policy to pi1 by a KL penalty of weight 10 (`-original-ppo`: its PPO settings, "
         "this study's experts and reward models). There a reward of zero is expected to do as well as the learned "
@@ -65,16 +58,14 @@ CLAIMS = (
         "rlhf above rlhf-zero, rlhf-pi1 above rlhf-pi1-zero, dpo above dpo-coin",
         "explained",
     ),
-    Claim(
-        "pairs",
+    "pairs": Claim(
         "How many pairs are needed to pass pi1?",
         "More pairs are expected to help, and 200 to be enough to pass pi1.",
         "pi2 pi1 {dpo|rlhf}{-10|-50||-1000}",
         "dpo{-10|-50||-1000} above pi1, dpo-1000 above dpo-10, rlhf{-10|-50||-1000} above pi1, rlhf-1000 above rlhf-10",
         "heldout_accuracy",
     ),
-    Claim(
-        "annotators",
+    "annotators": Claim(
         "How do noise, ties and skips hurt?",
         "Annotators hesitate (temperature: a tenth of the range of returns), make 10, 20 or 40 % mistakes, tie returns "
         "closer than a tenth of the range, skip pairs in which neither return reaches 70 % of it, or look mostly at "
@@ -86,8 +77,7 @@ CLAIMS = (
         "dpo above dpo-{hesitant|myopic}, rlhf above rlhf-{hesitant|myopic}",
         "label_entropy label_accuracy best_accuracy heldout_accuracy",
     ),
-    Claim(
-        "online",
+    "online": Claim(
         "Offline or online?",
         "Online, the policy in training plays the pairs: five rounds of 40 questions, against 200 offline about pi1 "
         "and pi2. RLHF asks about a quarter of the pairs that it plays: random ones, or those on which its ensemble "
@@ -97,8 +87,7 @@ CLAIMS = (
         "online-rlhf-disagreement not below online-rlhf",
         "kl heldout_accuracy",
     ),
-    Claim(
-        "losses",
+    "losses": Claim(
         "Which loss?",
         "DPO on right labels, and on 20 % wrong ones, with one beta of each loss for both tasks. The default loss "
         "smooths labels by 5 %. Robust DPO is given the share of wrong labels (5 % where all are right). With wrong "
@@ -108,8 +97,7 @@ CLAIMS = (
         "dpo not below dpo-{robust|hinge|ipo|sigmoid_per_step|ipo_per_step}",
         "kl heldout_accuracy heldout_negative_log_likelihood heldout_calibration_error",
     ),
-    Claim(
-        "rewards",
+    "rewards": Claim(
         "Can the reward models be trusted?",
         "Rewards are judged on fresh pairs of pi1 and pi2; the final policy's episodes may differ. The true reward of "
         "a step is positive on CartPole and negative on Acrobot. An ensemble of three is expected to be no worse than "
@@ -122,4 +110,4 @@ CLAIMS = (
         "positive_reward heldout_accuracy heldout_negative_log_likelihood heldout_calibration_error "
         "heldout_rank_correlation",
     ),
-)
+}

@@ -3,8 +3,6 @@
 The strength is DPO's beta or PPO's kl_coef. A temperature and a strength are settings; one program serves all of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -12,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments.claims.running import Run
+from experiments.claims.arms import Run, numbers
 from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import StudyTask, default_settings, flag
-from experiments.reporting.summary import diverged, score, sound, versions
+from experiments.reporting.figures import finish, panels, save, style
+from experiments.reporting.summary import LABELS, score, versions
 from jaxpref import annotators, tasks
+from jaxpref.analysis import plots
 
 Trainer = Literal["dpo", "rlhf"]
 
@@ -53,35 +54,22 @@ def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[s
     """Run all points of a task with a method; return what is in summary.json. A run that diverged is NaN."""
     trainer, strength = ("dpo", "beta") if method == "dpo" else ("ppo", "kl_coef")
     low, high = tasks.task(task).return_range or (0.0, 1.0)
-    temperatures, strengths = [share * (high - low) for share in sweep.temperatures], getattr(sweep, strength)
-    shape = sweep.num_seeds, len(temperatures), len(sweep.num_pairs), len(strengths)
+    temperatures, strengths = [share * (high - low) for share in sweep.temperatures], list(getattr(sweep, strength))
+    axes: dict[str, list] = {"temperature": temperatures, "num_pairs": list(sweep.num_pairs), strength: strengths}
+    shape = sweep.num_seeds, *map(len, axes.values())
     runs = {name: np.full(shape, np.nan) for name in ("true_return", "learned_return", "kl")}
-    plain = dataclasses.replace(
-        default_settings(task, method),
-        reference=("pi2",),
-        seeds=tuple(range(sweep.num_seeds)),
-        num_pairs=sweep.num_pairs,
-    )
+    plain, seeds = default_settings(task, method), tuple(range(sweep.num_seeds))
+    plain = dataclasses.replace(plain, seeds=seeds, num_pairs=sweep.num_pairs, reference=("pi2",))
     for (i, temperature), (k, value) in itertools.product(enumerate(temperatures), enumerate(strengths)):
         pulled: Any = {trainer: dataclasses.replace(getattr(plain, trainer), **{strength: value})}
         settings = dataclasses.replace(plain, annotator=annotators.Config(temperature=temperature), **pulled)
         outcome = run(f"{task} {method}, temperature {temperature:g}, {strength} {value:g}", settings)
-        entries = diverged(settings, outcome)
-        for j, row in enumerate(outcome.rows):
-            known = sound(entries, settings.seeds, row.reference, row.num_pairs)
+        for j, num_pairs in enumerate(sweep.num_pairs):
+            found = numbers(settings, outcome, num_pairs)
             for name, values in runs.items():
-                values[known, i, j, k] = getattr(row, name)[known]
-    return {
-        "task": task,
-        "method": method,
-        "seeds": list(plain.seeds),
-        "axes": ["seed", "temperature", "num_pairs", strength],
-        "temperature": temperatures,
-        "num_pairs": list(sweep.num_pairs),
-        strength: list(strengths),
-        "versions": versions(),
-        "runs": runs,
-    }
+                values[:, i, j, k] = found[name]
+    facts = {"task": task, "method": method, "seeds": list(seeds), "axes": ["seed", *axes]}
+    return facts | axes | {"versions": versions(), "runs": runs}
 
 
 def iqm_of_known(values: np.ndarray) -> np.ndarray:
@@ -98,5 +86,40 @@ def findings(summary: dict[str, Any]) -> tuple[str, str | None]:
         value = summary[strength][place]
         best = f"with {num_pairs} pairs the best {strength} is {value:g} (IQM {known[place]:.1f})"
     lost = np.argwhere(np.isnan(returns))
-    seeds = " ".join(str(summary["seeds"][place]) for place in np.unique(lost[:, 0]))
+    seeds = " ".join(str(seed) for seed in np.unique(lost[:, 0]))
     return best, f"{len(lost):,} of {returns.size:,} runs diverged and are left out; seeds {seeds}" if seeds else None
+
+
+@style()
+def draw(summary: dict[str, Any], shares: tuple[float, ...], folder: Path) -> None:
+    """Draw both figures of a grid. `shares`: its temperatures, of the range of returns."""
+    title = f"{LABELS[summary['task']]}, {LABELS[summary['method']]}, reference pi2, {len(summary['seeds'])} seeds"
+    save(draw_heat_maps(summary, shares, title), folder / "heat_map.png")
+    save(draw_over_optimisation(summary, title), folder / "over_optimisation.png")
+
+
+def draw_heat_maps(summary: dict[str, Any], shares: tuple[float, ...], title: str) -> Figure:
+    """Draw the IQM of the true return over seeds: a panel for each temperature."""
+    values, strength = iqm_of_known(summary["runs"]["true_return"]), summary["axes"][-1]
+    known = values[np.isfinite(values)] if np.isfinite(values).any() else np.array([0.0, 1.0])
+    rows, columns = [f"{value:g}" for value in summary[strength]], [f"{size:,}" for size in summary["num_pairs"]]
+    figure, axes_of = panels(len(shares), sharey=True)
+    for axes, share, value in zip(axes_of[0], shares, values, strict=True):
+        image = plots.heat_map(axes, value.T, rows, columns, "{:.0f}", float(known.min()), float(known.max()))
+        axes.set(title=f"temperature {100 * share:g} % of the range", xlabel="pairs")
+    axes_of[0, 0].set_ylabel(strength)
+    figure.colorbar(image, ax=axes_of, label="true return, IQM over seeds")
+    return finish(figure, title)
+
+
+def draw_over_optimisation(summary: dict[str, Any], title: str) -> Figure:
+    """Draw learned and true return against KL: a line through the strengths for each size, at the first temperature."""
+    figure, axes_of = panels(2)
+    for axes, label in zip(axes_of[0], ("learned return", "true return"), strict=True):
+        runs = summary["runs"]["kl"], summary["runs"][label.replace(" ", "_")]
+        for place, size in enumerate(summary["num_pairs"]):
+            # From the strongest pull to the weakest: the marker is where the least holds the policy back.
+            x, y = (each[:, 0, place, ::-1] for each in runs)
+            plots.path(axes, x, y, f"{size:,} pairs", plots.COLOURS[place % len(plots.COLOURS)])
+        axes.set(xlabel="KL(policy || reference), nats per episode", ylabel=label)
+    return finish(figure, f"{title}: from strong to weak {summary['axes'][-1]}, mean over seeds")

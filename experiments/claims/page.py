@@ -1,23 +1,23 @@
-"""What the data say about the claims, seed by seed: summary.json, and the page in Markdown that shows it."""
+"""What the data say about the claims, seed by seed: summary.json, figures, and the page in Markdown that shows them."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import StrictUndefined, Template
+from matplotlib.figure import Figure
 
 from experiments import python
-from experiments.claims.claims import Claim
-from experiments.claims.running import Table
+from experiments.claims.arms import Table
+from experiments.claims.claims import Claim, ClaimName
 from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import StudyTask
+from experiments.reporting.figures import finish, panels, save, style
 from experiments.reporting.summary import LABELS, mean_or_none, null_for_nan, score, versions
-from jaxpref.analysis import statistics
+from jaxpref.analysis import plots, statistics
 
-PAGE = Path(__file__).with_name("evidence.md.jinja")
+TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
 VERDICTS = {
     "above": ("NO, below", "not shown", "yes"),
     "not below": ("NO, below", "no difference shown", "yes, even above"),
@@ -37,6 +37,46 @@ COLUMNS = {
     "positive_reward": ("positive reward per step", "%s"),
 }
 """Columns that a claim can add to its table of arms, by their names in summary.json: heading and format."""
+COLOURS = dict(zip(("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning"), plots.COLOURS, strict=False))
+"""By the beginning of an arm's name."""
+
+
+def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: dict[ClaimName, Claim]) -> dict[str, Any]:
+    """Return summary.json. A seed that one arm of a task lost is left out of all its arms: they are paired by seed."""
+    summary: dict[str, Any] = {"seeds": list(seeds), "versions": versions(), "diverged": {}, "arms": {}}
+    summary["claims"] = {name: {} for name in claims}
+    for task, table in tables.items():
+        lost = {name: np.isnan(numbers["true_return"]) for name, numbers in table.items()}
+        sound = ~np.any([*lost.values()], axis=0)
+        if not sound.any():
+            raise UsageError("on every seed an arm diverged: nothing can be compared")
+        summary["diverged"][task] = {name: np.array(seeds)[at].tolist() for name, at in lost.items() if at.any()}
+        table = {name: {key: values[sound] for key, values in numbers.items()} for name, numbers in table.items()}
+        summary["arms"][task] = {name: describe(table, name) for name in table}
+        for name, claim in claims.items():
+            summary["claims"][name][task] = [compare(table, each) for each in claim.comparisons]
+    return summary
+
+
+def describe(table: Table, name: str) -> dict[str, Any]:
+    """Return an arm's entry in summary.json: its score, and means over seeds of everything else."""
+    numbers, per_step = table[name], table[name]["score_per_step"]
+    return {
+        **score(numbers["true_return"]),
+        "score_per_step": dict(zip(("min", "max"), null_for_nan([per_step.min(), per_step.max()]), strict=True)),
+        "positive_reward": f"{(per_step > 0).mean():.0%} of seeds",
+        "explained": explained(table, name),
+        **{key: mean_or_none(values) for key, values in numbers.items() if key in COLUMNS},
+    }
+
+
+def explained(table: Table, name: str) -> str | None:
+    """Say which share of its method's gain over pi2 a control has, with its interval; None for other arms."""
+    method, _, kind = name.rpartition("-")
+    if kind not in ("zero", "random", "coin", "true"):
+        return None
+    shares = statistics.explained_share(*(table[each]["true_return"] for each in (name, method, "pi2")))
+    return "{} % ({} to {})".format(*(f"{100 * share:.0f}" if np.isfinite(share) else "?" for share in shares))
 
 
 def compare(table: Table, comparison: dict[str, str]) -> dict[str, Any]:
@@ -57,50 +97,50 @@ def verdict(expectation: str, low: float, high: float) -> str:
     return VERDICTS[expectation][1 + int(low > 0) - int(high < 0)]
 
 
-def describe(table: Table, name: str) -> dict[str, Any]:
-    """Return an arm's entry in summary.json: its score, and means over seeds of everything else."""
-    others = dict(table[name])
-    true_return, per_step, _ = (others.pop(key) for key in ("true_return", "score_per_step", "diverged"))
-    return {
-        **score(true_return),
-        "score_per_step": dict(zip(("min", "max"), null_for_nan([per_step.min(), per_step.max()]), strict=True)),
-        "positive_reward": f"{(per_step > 0).mean():.0%} of seeds",
-        "explained": explained(table, name),
-        **{key: mean_or_none(values) for key, values in others.items()},
-    }
-
-
-def explained(table: Table, name: str) -> str | None:
-    """Say which share of its method's gain over pi2 a control has, with its interval; None for other arms."""
-    method, _, kind = name.rpartition("-")
-    if kind not in ("zero", "random", "coin", "true"):
-        return None
-    shares = statistics.explained_share(*(table[each]["true_return"] for each in (name, method, "pi2")))
-    share, low, high = (f"{100 * value:.0f}" if np.isfinite(value) else "?" for value in shares)
-    return f"{share} % ({low} to {high})"
-
-
-def summarise(tables: Mapping[StudyTask, Table], seeds: range, claims: Sequence[Claim]) -> dict[str, Any]:
-    """Return summary.json. A seed that one arm of a task lost is left out of all its arms: they are paired by seed."""
-    summary: dict[str, Any] = {"seeds": list(seeds), "versions": versions(), "diverged": {}, "arms": {}}
-    summary["claims"] = {claim.name: {} for claim in claims}
-    for task, table in tables.items():
-        lost = {name: np.asarray(seeds)[result["diverged"]].tolist() for name, result in table.items()}
-        summary["diverged"][task] = {name: some for name, some in lost.items() if some}
-        sound = ~np.any([result["diverged"] for result in table.values()], axis=0)
-        if not sound.any():
-            raise UsageError("on every seed an arm diverged: nothing can be compared")
-        table = {name: {key: values[sound] for key, values in result.items()} for name, result in table.items()}
-        summary["arms"][task] = {name: describe(table, name) for name in table}
-        for claim in claims:
-            summary["claims"][claim.name][task] = [compare(table, each) for each in claim.comparisons]
-    return summary
-
-
-def page(claims: Sequence[Claim], summary: dict[str, Any]) -> str:
+def page(claims: dict[ClaimName, Claim], summary: dict[str, Any]) -> str:
     """Write everything, one claim a section."""
-    by_task = [each for found in summary["claims"].values() for each in found.items()]
-    compared = [(task, entry) for task, entries in by_task for entry in entries]
-    template = Template(PAGE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    used = {"labels": LABELS, "columns": COLUMNS, "python": python()}
-    return template.render(summary=summary, claims=claims, compared=compared, **used) + "\n"
+    compared = [(task, entry) for found in summary["claims"].values() for task in found for entry in found[task]]
+    contradicting = [(task, entry) for task, entry in compared if entry["verdict"].startswith("NO")]
+    template = Template(TEMPLATE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    used = {"labels": LABELS, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
+    return template.render(compared=compared, contradicting=contradicting, **used) + "\n"
+
+
+@style()
+def draw(claims: dict[ClaimName, Claim], arms: dict[str, Any], folder: Path) -> None:
+    """Draw what the page shows, from the entries of all arms by task."""
+    for name, claim in claims.items():
+        save(draw_claim(claim, arms), folder / f"{name}.png")
+    if "gain" in claims:
+        save(draw_profiles(arms), folder / "profiles.png")
+
+
+def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
+    """Draw IQM and interval of every arm, with lines where pi2 and pi1 stand: a panel for each task."""
+    figure, axes_of = panels(len(arms), sharey=True)
+    figure.set_size_inches(5.0 * len(arms) + 1.2, 0.27 * len(claim.arms) + 1.5)
+    colours = [next((COLOURS[start] for start in COLOURS if name.startswith(start)), "black") for name in claim.arms]
+    for axes, (task, entries) in zip(axes_of[0], arms.items(), strict=True):
+        centres, ends = ([entries[name][key] for name in claim.arms] for key in ("iqm", "ci95"))
+        plots.intervals(axes, claim.arms, centres, [*map(tuple, ends)], colours)
+        for policy, line in (("pi2", ":"), ("pi1", "--")):
+            axes.axvline(entries[policy]["iqm"], color=plots.GREY, linestyle=line, linewidth=1.0, zorder=0)
+        axes.set(title=LABELS[task], xlabel="true return, IQM over seeds with 95 % interval")
+    return finish(figure, f"{claim.title} (dotted: pi2, dashed: pi1)")
+
+
+def draw_profiles(arms: dict[str, Any]) -> Figure:
+    """Draw the share of seeds above every return."""
+    figure, axes_of = panels(len(arms), sharey=True)
+    colours = {"pi2": plots.GREY, "pi1": "black", "dpo": COLOURS["dpo"], "rlhf": COLOURS["rlhf"]}
+    for axes, (task, entries) in zip(axes_of[0], arms.items(), strict=True):
+        scores = {name: np.array(entries[name]["per_seed"]) for name in colours}
+        everyone = np.concatenate([*scores.values()])
+        thresholds = np.linspace(everyone.min() - 1, everyone.max(), 400)
+        for name, colour in colours.items():
+            shares = statistics.performance_profile(scores[name], thresholds)
+            band = statistics.profile_band(scores[name], thresholds)
+            plots.profiles(axes, thresholds, shares, *band, name, colour)
+        axes.set(title=LABELS[task], xlabel="true return")
+    axes_of[0, 0].set_ylabel("share of seeds above")
+    return finish(figure, "Performance profiles, 200 pairs, reference pi2, 95 % bands")
