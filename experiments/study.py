@@ -1,4 +1,4 @@
-"""All four experiments of the study, one after the other: `python -m experiments.study --help`.
+"""All four experiments of the study: `python -m experiments.study --help`.
 
 The flags are those of one experiment and hold for all four. `--out DIR` is the folder above theirs.
 """
