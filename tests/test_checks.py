@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -192,8 +193,8 @@ def test_a_config_is_swept_by_vmap():
     ],
 )
 def test_the_first_update_that_diverged_hand_worked(loss, size, last, num_updates, expected):
-    loss, size = jnp.array(loss, jnp.float32), jnp.array(size, jnp.float32)
-    found = find_divergence(loss, size, {"a": jnp.zeros(2), "b": jnp.array([[0.5, last]])}, num_updates)
+    metrics = SimpleNamespace(loss=jnp.float32(loss), param_size=jnp.float32(size))
+    found = find_divergence(metrics, {"a": jnp.zeros(2), "b": jnp.array([[0.5, last]])}, num_updates)
     assert (int(found.update), WHAT[int(found.what)]) == expected
 
 

@@ -175,7 +175,7 @@ def test_a_name_means_a_function_of_the_margin():
     assert expected.keys() == set(dpo.LOSSES)
     for name, values in expected.items():
         config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2)
-        found = dpo.pair_loss(config, *logps, jnp.float32(target))
+        found = dpo.pair_loss(config, jnp.float32(target), *logps)
         np.testing.assert_allclose(found, values, rtol=1e-5, err_msg=name)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxpref import training
+from jaxpref import dpo, training
 from jaxpref.fast.shuffle import shuffled
 
 
@@ -19,7 +19,8 @@ def test_scan_updates_evaluates_after_every_block():
     def evaluate(state, key):
         return 10 * state, jax.random.uniform(key)
 
-    run = jax.jit(lambda key: training.scan_updates(update, evaluate, jnp.int32(0), key, num_updates=6, eval_every=2))
+    config = dpo.Config(num_updates=6, eval_every=2)
+    run = jax.jit(lambda key: training.scan_updates(update, evaluate, jnp.int32(0), key, config))
     state, metrics, (evaluations, eval_noise) = run(jax.random.key(1))
     assert state == 6
     np.testing.assert_array_equal(metrics["before"], [0, 1, 2, 3, 4, 5])
