@@ -332,29 +332,3 @@ def test_the_value_head_is_kept_from_round_to_round():
     assert (result.metrics.loss[:, -1, 0] < 0.25).all()
     value = jax.vmap(networks.apply_policy, in_axes=(0, None))(result.params, jnp.zeros(2))[1]
     assert (np.abs(value - 1) < 0.3).all()
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "num_pairs", "message"),
-    [
-        ({"num_rounds": 3}, 10, "num_rounds must divide num_pairs, got 3 and 10"),
-        ({"num_rounds": 5}, 10, "num_rounds must divide num_updates, got 5 and 12"),
-        ({"num_rounds": 4}, 12, "num_updates must be a multiple of eval_every, got 3 and 2"),
-        ({}, 0, "num_pairs must be at least 1, got 0"),
-    ],
-)
-def test_rounds_that_do_not_divide_the_work_are_refused(settings, num_pairs, message):
-    config, key, rest = dataclasses.replace(ONLINE, **settings), jax.random.key(0), (num_pairs, COIN, COIN)
-    with pytest.raises(ValueError, match=message):
-        online.train_rlhf(SHOW, config, REWARD, PPO, key, annotators.noiseless, *rest)
-    with pytest.raises(ValueError, match=message):
-        online.train_dpo(SHOW, config, DPO, key, annotators.noiseless, *rest)
-
-
-def test_a_config_that_cannot_work_is_refused():
-    config = dataclasses.replace(ONLINE, disagreement=1.5)
-    with pytest.raises(ValueError, match=r"^online\.Config: disagreement must be between 0 and 1, got 1.5$"):
-        online.train_dpo(SHOW, config, DPO, jax.random.key(0), annotators.noiseless, 12, COIN, COIN)

@@ -165,12 +165,6 @@ def test_a_teachers_ties_and_skips_reach_the_pairs():
     np.testing.assert_array_equal(result.chosen.reward[:, 0], [8, 8, 2])
 
 
-@pytest.mark.parametrize("num_pairs", [0, -3])
-def test_fewer_than_one_pair_is_refused(num_pairs):
-    with pytest.raises(ValueError, match=f"num_pairs must be at least 1, got {num_pairs}"):
-        preferences.sample_preferences(CLOCK, *[constant_policy(CLOCK, [0.5, 0.5])] * 2, jax.random.key(0), num_pairs)
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
