@@ -104,28 +104,6 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
     assert 0 < total["accuracy"] < 3.75
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-def test_where_the_policy_is_the_reference(label_smoothing):
-    """The loss is ln 2, and its slope in a pair's margin -(1 - 2 label_smoothing) / 2: in the log-ratio beta times
-    that. A policy with the same probabilities p everywhere has d log pi / d logit_a = (how often a was taken) - n p_a,
-    for a trajectory of n steps."""
-    p, beta = np.array([0.25, 0.75]), 0.3
-    data, params = pairs(3), constant_policy(LEVER, p)
-    weight = jnp.array([2.0, 0.5, 0.0] * 4)
-    config = dpo.Config(beta=beta, label_smoothing=label_smoothing)
-    grads, metrics = loss_grad(params, config, prepare(data, params), EVERYTHING, weight)
-
-    def slope(side):
-        taken = (side.action[..., None] == np.arange(2)) & side.mask[..., None]
-        return taken.sum(1) - side.mask.sum(1)[:, None] * p
-
-    in_log_ratio = -beta / 2 * (1 - 2 * label_smoothing)
-    expected = in_log_ratio * np.average(slope(data.chosen) - slope(data.rejected), axis=0, weights=weight)
-    np.testing.assert_allclose(metrics.loss, LN2, rtol=1e-6)
-    np.testing.assert_allclose(grads.params["policy"]["bias"], expected, rtol=1e-4, atol=1e-6)
-    assert abs(expected).min() > 0.01
-
-
 # --- losses by name ---------------------------------------------------------------------------------------------------
 
 
@@ -221,13 +199,6 @@ def test_a_loss_may_be_a_function_of_ones_own():
     tied = prepare(lever_pairs(), even).replace(target=0.5 * ALIKE)
     value, _ = loss(likely, config, tied, EVERYTHING, ALIKE)
     np.testing.assert_allclose(value, 1 + LN2**2 / 4, rtol=1e-5)
-
-
-def test_a_loss_of_ones_own_that_averages_is_refused():
-    """Its mean would be broadcast over the pairs, and weights would mean nothing."""
-    config = dpo.Config(loss=lambda *args: squared_hinge(*args).mean())
-    with pytest.raises(ValueError, match=r"loss must return one value per pair, \[12\], got \[\]"):
-        dpo.pair_loss(config, *[ALIKE] * 5)
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -212,19 +212,8 @@ PAID = 2.0 ** (np.arange(10) / 2)
 def without_learning():
     """(metrics, policy, reference) of eight updates, each of one whole episode in two passes of three minibatches,
     with a learning rate of zero."""
-    config = ppo.Config(
-        num_updates=8,
-        num_envs=1,
-        num_steps=10,
-        num_epochs=2,
-        num_minibatches=3,
-        eval_every=4,
-        eval_episodes=3,
-        learning_rate=0.0,
-        gamma=0.0,
-        kl_coef=0.0,
-        vf_coef=2.0,
-    )
+    sizes = {"num_updates": 8, "num_envs": 1, "num_steps": 10, "num_epochs": 2, "num_minibatches": 3}
+    config = ppo.Config(**sizes, eval_every=4, eval_episodes=3, learning_rate=0.0, gamma=0.0, kl_coef=0.0, vf_coef=2.0)
     params = linear_policy(COUNTING, [[0.1, 0.0], [0, 0], [0, 0]], [0.0, 0.3])
     ref_params = linear_policy(COUNTING, [[0.0, 0.4], [0, 0], [0, 0]], [0.5, 0.0])
     result = train(COUNTING, config, jax.random.key(4), params, ref_params, reward_of_time(PAID))
@@ -241,11 +230,7 @@ def test_the_metrics_of_an_update_are_exact_means_over_the_steps_played(without_
     assert abs(kl(p, ref).mean() - kl(ref, p).mean()) > 0.01
     np.testing.assert_allclose(metrics.entropy, np.full(8, -(p * np.log(p)).sum(-1).mean()), rtol=1e-4)
     np.testing.assert_allclose(metrics.learned_reward, np.full(8, PAID.mean()), rtol=1e-4)
-
-
-def test_the_evaluations_report_whole_episodes(without_learning):
-    metrics, _, _ = without_learning
-    np.testing.assert_allclose(metrics.true_return, [55, 55])
+    np.testing.assert_allclose(metrics.true_return, [55, 55])  # evaluations are of whole episodes
     np.testing.assert_allclose(metrics.learned_return, [PAID.sum()] * 2, rtol=1e-4)
 
 
@@ -315,16 +300,6 @@ def test_the_penalty_in_the_reward_has_its_optimum_where_theory_says(seed):
     kl_coef of 2 and a reference of (0.2, 0.8) give odds of e / 4 = 0.68, so 0.405 for action 0."""
     result = bandit_run(seed, arms(5, -5), init=(0.6, 0.4), ref=(0.2, 0.8), kl_coef=2.0, learning_rate=0.03)
     assert abs(probabilities(result.params)[0] - np.e / (np.e + 4)) < 0.07
-
-
-@pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
-def test_a_heavy_penalty_keeps_the_policy_at_the_reference(kl_penalty):
-    """Without it the probability goes from 0.2 to near 1."""
-    settings = {"kl_penalty": kl_penalty, "init": (0.2, 0.8), "ref": (0.2, 0.8)}
-    held = bandit_run(10, arms(1, -1), kl_coef=300.0, learning_rate=0.03, **settings)
-    assert abs(probabilities(held.params)[0] - 0.2) < 0.08
-    free = bandit_run(10, arms(1, -1), kl_coef=0.0, **settings)
-    assert probabilities(free.params)[0] > 0.9
 
 
 @pytest.mark.parametrize("kl_penalty", ppo.KL_PENALTIES)
@@ -406,10 +381,6 @@ def of_action_1(params):
     return probabilities(params, obs)[:, 1].mean()
 
 
-def with_value_head(params, number):
-    return networks.replace_layer(params, "value", lambda leaf: jnp.full_like(leaf, number))
-
-
 def test_on_the_true_reward_it_learns_the_true_reward():
     """What it reports as the learned return is then the true one, exactly."""
     result = echo_run(30, pays=1.0)
@@ -422,14 +393,10 @@ def test_on_the_true_reward_it_learns_the_true_reward():
 
 
 def test_where_it_starts_the_value_head_is_forgotten():
-    """One of NaN is as good as one of zeros: the same bytes, here and where it learns from a reward model."""
-    ones = [echo_run(32, 1.0, params=with_value_head(knowing(32), number)) for number in (0.0, np.nan)]
+    """One of NaN is as good as one of zeros: the same bytes. What is left of the start is learned from."""
+    starts = [networks.replace_layer(knowing(32), "value", lambda leaf, x=x: 0 * leaf + x) for x in (0.0, np.nan)]
+    ones = [echo_run(32, 1.0, params=start) for start in starts]
     assert_same_bytes(*ones)
-    ref_params = policy(33, SIGN)
-    starts = [with_value_head(policy(32, SIGN), number) for number in (0.0, np.nan)]
-    others = [train(SIGN, CONFIG, jax.random.key(32), start, ref_params, sign_reward()) for start in starts]
-    assert_same_bytes(*others)
-    # What is left of the start is learned from.
     assert np.isfinite(ones[0].metrics.loss).all()
     assert ones[0].metrics.kl[-1] > 0.1
 
@@ -451,10 +418,3 @@ def test_a_value_head_that_is_not_forgotten_teaches_what_it_knows():
     config = dataclasses.replace(PENALISED, reset_value=False, vf_coef=0.0)
     result = echo_run(35, pays=0.0, config=config, train_on=train_once)
     assert of_action_1(result.params) > 0.9 > 0.7 > of_action_1(knowing(35))
-
-
-def test_without_discount_it_learns_as_well():
-    """Rewards are scaled by 1 / horizon where 1 - gamma is zero: the policy does not stay a coin's."""
-    result = bandit_run(6, arms(1, -1), gamma=1.0, gae_lambda=0.5)
-    assert probabilities(result.params)[0] > 0.9
-    assert numpy_policy(result.params, np.zeros(1))[1] > 0.1

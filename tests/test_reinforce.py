@@ -192,10 +192,3 @@ def test_a_shaped_score_counts_the_shaping(of_task, of_config, score_shaping, sc
     config = reinforce.Config(num_updates=1, episodes_per_update=3, gamma=0.5, shape_reward=of_config)
     config = dataclasses.replace(config, score_shaping=score_shaping)
     np.testing.assert_allclose(train(task, config, jax.random.key(5)).metrics.score, [score], rtol=1e-6)
-
-
-def test_without_discount_it_learns_as_well():
-    """Rewards are scaled by 1 / horizon where 1 - gamma is zero: nothing would be learned from rewards of zero."""
-    score = train(LEVER.replace(**NEVER), dataclasses.replace(CONFIG, gamma=1.0), jax.random.key(3)).metrics.score
-    assert score[0] < 7
-    assert score[-1] > 8
