@@ -1,4 +1,4 @@
-"""DPO: its loss, its metrics, the updates of a whole run, and what it promises of seeds and hyperparameters.
+"""DPO: its loss, its metrics and the updates of a whole run.
 
 `LEVER` pays 1 for one of two actions, ten times: a policy's mean return is ten times that action's probability.
 """
@@ -10,15 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import (
-    LEVER,
-    assert_close,
-    assert_same_bytes,
-    binomial_bound,
-    constant_policy,
-    numpy_policy,
-    random_preferences,
-)
+from helpers import LEVER, assert_close, assert_same_bytes, binomial_bound, constant_policy, numpy_policy, pairs, policy
 
 import jaxpref
 from jaxpref import dpo, losses, networks
@@ -33,15 +25,6 @@ train = jax.jit(dpo.train)
 prepare = jax.jit(dpo.prepare)
 loss = jax.jit(dpo.loss_fn)
 loss_grad = jax.jit(jax.grad(dpo.loss_fn, has_aux=True))
-
-
-def policy(seed, task=LEVER):
-    return jaxpref.init_policy(jax.random.key(seed), task)
-
-
-def pairs(seed, obs_size=1):
-    return random_preferences(np.random.default_rng(seed), NUM_PAIRS, HORIZON, obs_size=obs_size)
-
 
 EVERYTHING = jnp.arange(NUM_PAIRS)
 ALIKE = jnp.ones(NUM_PAIRS)

@@ -18,6 +18,7 @@ from helpers import (
     constant_policy,
     keys,
     lane,
+    random_reward,
     random_trajectories,
     stack,
 )
@@ -73,14 +74,6 @@ def test_what_is_left_to_chance_is_uniform(share):
     assert np.abs(frequency[by_chance] - probability).max() < binomial_bound(probability, 4000)
 
 
-def member(seed):
-    """A reward model of two steps' worth of obs and actions, whose head is not zero."""
-    params = networks.init_reward(jax.random.key(seed), SHOW)
-    head = np.random.default_rng(seed).normal(size=65) / 5
-    params.params["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
-    return params
-
-
 def ensemble(*members):
     """One network of the mean of these."""
     return reward_model.as_ensemble(stack(*members))
@@ -88,14 +81,14 @@ def ensemble(*members):
 
 def test_disagreement_is_the_spread_of_the_members_probabilities():
     """Of P(first preferred); it is the same for both orders of a pair, and zero where all members are equal."""
-    rng, members = np.random.default_rng(2), [member(seed) for seed in range(3)]
+    rng, members = np.random.default_rng(2), [random_reward(seed, SHOW) for seed in range(3)]
     first, second = (random_trajectories(rng, [1, 4, 6, 6], 6, obs_size=2) for _ in range(2))
     gaps = [networks.trajectory_reward(each, first) - networks.trajectory_reward(each, second) for each in members]
     found = disagreement(ensemble(*members), first, second)
     np.testing.assert_allclose(found, np.std(1 / (1 + np.exp(-np.float64(gaps))), axis=0), rtol=1e-3)
     assert found.min() > 1e-2
     np.testing.assert_allclose(disagreement(ensemble(*members), second, first), found, rtol=1e-4)
-    np.testing.assert_allclose(disagreement(ensemble(*[member(3)] * 3), first, second), np.zeros(4), atol=1e-6)
+    np.testing.assert_allclose(disagreement(ensemble(*members[:1] * 3), first, second), np.zeros(4), atol=1e-6)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

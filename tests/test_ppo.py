@@ -1,4 +1,4 @@
-"""PPO-RLHF: its loss, its advantages, what it learns where the answer is known, and what it promises of seeds.
+"""PPO-RLHF: its loss, its advantages, and what it learns where the answer is known.
 
 `SIGN` has a reward of its own, which PPO must not follow: `sign_reward` pays for the opposite. With a reward model that
 looks at the action alone it is a bandit of two arms.
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SIGN, assert_same_bytes, clock, constant_policy, linear_policy, numpy_policy, sign_reward
+from helpers import SIGN, assert_same_bytes, clock, constant_policy, linear_policy, numpy_policy, policy, sign_reward
 
 import jaxpref
 from jaxpref import networks, ppo
@@ -20,25 +20,13 @@ from jaxpref.networks import Network, RewardModel
 from jaxpref.rollout import Transition
 from jaxpref.tasks import Task
 
-CONFIG = ppo.Config(
-    num_updates=20,
-    num_envs=8,
-    num_steps=16,
-    num_epochs=2,
-    num_minibatches=2,
-    eval_every=10,
-    learning_rate=0.02,
-    kl_coef=0.0,
-)
+CONFIG = ppo.Config(num_updates=20, num_envs=8, num_steps=16, num_epochs=2, num_minibatches=2, eval_every=10)
+CONFIG = CONFIG.replace(learning_rate=0.02, kl_coef=0.0)
 
 train = jax.jit(ppo.train)
 loss = jax.jit(ppo.loss_fn)
 loss_grad = jax.jit(jax.grad(ppo.loss_fn))
 advantages = jax.jit(functools.partial(ppo.advantages, horizon=200))
-
-
-def policy(seed, task):
-    return jaxpref.init_policy(jax.random.key(seed), task)
 
 
 def arms(action_0, action_1):

@@ -1,4 +1,4 @@
-"""REINFORCE: its loss, its snapshots, and what it promises of seeds and hyperparameters.
+"""REINFORCE: its loss and its snapshots.
 
 `LEVER` pays for one of two actions, ten times: a policy's return rises from 5 to 10 within a few updates.
 """

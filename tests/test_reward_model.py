@@ -1,4 +1,4 @@
-"""The reward model: its loss, the updates of a whole run, what it learns, and what it promises of seeds."""
+"""The reward model: its loss, the updates of a whole run, and what it learns."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LEVER, assert_close, lane, numpy_reward, random_preferences, random_trajectories
+from helpers import LEVER, assert_close, lane, numpy_reward, pairs, random_reward, random_trajectories, swap
 
 import jaxpref
 from jaxpref import annotators, networks, preferences, ranking, reward_model
@@ -23,23 +23,6 @@ train = jax.jit(reward_model.train)
 prepare = jax.jit(reward_model.prepare)
 loss = jax.jit(reward_model.loss_fn)
 loss_grad = jax.jit(jax.grad(reward_model.loss_fn, has_aux=True))
-
-
-def model(seed, task=LEVER):
-    """A reward model whose head is not zero."""
-    params = jaxpref.init_reward(jax.random.key(seed), task)
-    head = np.random.default_rng(seed).normal(size=65) / 5
-    params.params["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
-    return params
-
-
-def pairs(seed, obs_size=1):
-    return random_preferences(np.random.default_rng(seed), NUM_PAIRS, HORIZON, obs_size=obs_size)
-
-
-def swap(pairs):
-    return pairs.replace(chosen=pairs.rejected, rejected=pairs.chosen)
-
 
 EVERYTHING = jnp.arange(NUM_PAIRS)
 ALIKE = jnp.ones(NUM_PAIRS)
@@ -59,7 +42,7 @@ def numpy_return(params, trajectory, i):
 
 def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
     """Weights that differ, a pair of weight zero, a pair named twice."""
-    data, params = pairs(1, obs_size=4), model(1, jaxpref.cartpole())
+    data, params = pairs(1, obs_size=4), random_reward(1, jaxpref.cartpole())
     index, weight = [4, 0, 7, 7, 11], [1.0, 0.5, 2.0, 0.25, 0.0]
     total = dict.fromkeys(["loss", "margin", "accuracy"], 0.0)
     for i, w in zip(index, weight, strict=True):
@@ -77,7 +60,7 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
 def test_a_tie_mixes_both_orders():
     """Target 1/2: half the loss of either order, and which of the two is called chosen means nothing; 1 is the label,
     0 its opposite."""
-    params, data = model(2), pairs(2)
+    params, data = random_reward(2), pairs(2)
     one_way, other_way = (loss(params, prepare(some), EVERYTHING, ALIKE)[0] for some in (data, swap(data)))
     for target, expected in ((1.0, one_way), (0.0, other_way), (0.5, (one_way + other_way) / 2)):
         data_of_target = prepare(data.replace(target=jnp.full(NUM_PAIRS, target)))

@@ -3,26 +3,21 @@
 import functools
 import itertools
 
+import helpers
 import jax
 import numpy as np
 import pytest
-from helpers import LEVER, SIGN, assert_close, assert_same_bytes, keys, lane, random_preferences, sign_reward, stack
-from helpers import spoil_pairs as spoil
+from helpers import LEVER, SIGN, assert_close, assert_same_bytes, keys, lane, pairs, policy, stack
 
-import jaxpref
 from jaxpref import dpo, ppo, preferences, reinforce, reward_model
 
 
-def policy(seed, task=LEVER):
-    return jaxpref.init_policy(jax.random.key(seed), task)
-
-
-def pairs(seed):
-    return random_preferences(np.random.default_rng(seed), 12, 30, obs_size=1)
-
-
 def policies_and_reward(seed):
-    return policy(seed, SIGN), policy(100 + seed, SIGN), jax.tree.map(lambda leaf: leaf + seed / 200, sign_reward())
+    return (
+        policy(seed, SIGN),
+        policy(100 + seed, SIGN),
+        jax.tree.map(lambda leaf: leaf + seed / 200, helpers.sign_reward()),
+    )
 
 
 DPO = dpo.Config(num_updates=6, batch_size=8, eval_every=2, eval_episodes=8, learning_rate=0.05, beta=0.3)
@@ -101,7 +96,7 @@ def test_only_steps_that_were_played_and_pairs_of_some_weight_are_learned_from(t
         return programs(trainer)[0](config, jax.random.key(9), (data, *policies))
 
     whole, cut = train(data), train(preferences.take(data, slice(7)))
-    assert_same_bytes(train(spoil(data)), whole)
+    assert_same_bytes(train(helpers.spoil_pairs(data)), whole)
     assert np.isfinite(whole.metrics.loss).all()
     assert abs(whole.metrics.loss[1:] - cut.metrics.loss[1:]).max() > 1e-2
     others = jax.tree.map(lambda leaf, other: leaf.at[7:].set(other[7:]), data, pairs(10))
