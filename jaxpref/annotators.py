@@ -4,23 +4,22 @@ A `teacher` has all habits below at once. Each habit is one number, so that `vma
 are teachers with one habit.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxpref.checks import check_config, check_return_range, setting
-from jaxpref.tasks import Task, check_task
+from jaxpref.checks import check_config, check_kind, setting
+from jaxpref.returns import Steps
+from jaxpref.tasks import Task
 from jaxpref.types import Scalar
 
-Rewards = Float[Array, " T"]
-"""The true rewards of one trajectory; zero after the end of the episode."""
+Range = tuple[Scalar, Scalar]
+"""(lowest, highest) return of an episode."""
 
 
 @struct.dataclass
@@ -39,10 +38,8 @@ class Label:
     target: Float[Array, "*batch"] | float = 1.0
 
 
-class Annotator(Protocol):
-    """(key, true rewards of the first, of the second) -> Label."""
-
-    def __call__(self, key: Key[Array, ""], first_reward: Rewards, second_reward: Rewards) -> Label: ...
+Annotator = Callable[[Key[Array, ""], Steps, Steps], Label]
+"""(key, true rewards of the first, of the second) -> Label. Rewards are zero after the end of an episode."""
 
 
 @struct.dataclass
@@ -62,11 +59,7 @@ class Config:
 
 
 def teacher(
-    key: Key[Array, ""],
-    first_reward: Rewards,
-    second_reward: Rewards,
-    config: Config,
-    return_range: tuple[Scalar, Scalar] = (0.0, 1.0),
+    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, config: Config, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Compare the discounted returns D = sum_t discount^t r_t of both.
 
@@ -77,7 +70,9 @@ def teacher(
     teacher discounts from the beginning.
     """
     check_config(config, Config)
-    check_return_range(return_range)
+    lowest, highest = return_range
+    if isinstance(lowest, int | float) and isinstance(highest, int | float) and lowest >= highest:
+        raise ValueError(f"return_range must be (lowest, highest), got {return_range}")
     weights = config.discount ** jnp.arange(first_reward.shape[-1])
     gap = (weights * first_reward).sum() - (weights * second_reward).sum()
     certain = jnp.where(gap == 0, 0.0, jnp.sign(gap) * jnp.inf)
@@ -88,16 +83,13 @@ def teacher(
     prob_second = (1 - config.mistake_prob) * p_second + config.mistake_prob * p_first
     first_preferred = jax.random.bernoulli(key, prob_first)
 
-    first, second, (lowest, highest) = first_reward.sum(), second_reward.sum(), return_range
+    first, second = first_reward.sum(), second_reward.sum()
     tied = jnp.abs(first - second) < config.tie_threshold * (highest - lowest)
     low = jnp.maximum(first, second) < lowest + config.skip_threshold * (highest - lowest)
     skipped = low & (config.skip_threshold > 0)  # without a threshold, returns below the range are not skipped
     prob = jnp.where(first_preferred, prob_first, prob_second)
     return Label(
-        first_preferred,
-        jnp.where(tied | skipped, 1.0, prob),
-        jnp.where(skipped, 0.0, 1.0),
-        jnp.where(tied, 0.5, 1.0),
+        first_preferred, jnp.where(tied | skipped, 1.0, prob), jnp.where(skipped, 0.0, 1.0), jnp.where(tied, 0.5, 1.0)
     )
 
 
@@ -108,67 +100,46 @@ def teacher_of(task: Task, config: Config) -> Annotator:
         ValueError: a threshold is set and the task does not know its range. A traced threshold is not checked. It
             then calls nothing a tie and skips nothing.
     """
-    check_task(task)
+    check_kind(task, Task, "task")
     check_config(config, Config)
-    if task.return_range is not None:
-        return functools.partial(teacher, config=config, return_range=task.return_range)
     for name in ("tie_threshold", "skip_threshold"):
         threshold = getattr(config, name)
-        if isinstance(threshold, int | float) and threshold > 0:
+        if task.return_range is None and isinstance(threshold, int | float) and threshold > 0:
             raise ValueError(f"{name} is a share of the range of returns, and task {task.name} has no return_range")
-    return functools.partial(teacher, config=config, return_range=(math.nan, math.nan))
+    return functools.partial(teacher, config=config, return_range=task.return_range or (math.nan, math.nan))
 
 
-def bradley_terry(
-    key: Key[Array, ""], first_reward: Rewards, second_reward: Rewards, temperature: Scalar = 1.0
-) -> Label:
-    """Prefer the first one with probability sigmoid((R1 - R2) / temperature), R the undiscounted return.
-
-    `functools.partial(bradley_terry, temperature=10.0)` hesitates more.
-    """
+def bradley_terry(key: Key[Array, ""], first_reward: Steps, second_reward: Steps, temperature: Scalar = 1.0) -> Label:
+    """Prefer the first one with probability sigmoid((R1 - R2) / temperature), R the undiscounted return."""
     return teacher(key, first_reward, second_reward, Config(temperature=temperature))
 
 
-def noiseless(key: Key[Array, ""], first_reward: Rewards, second_reward: Rewards) -> Label:
+def noiseless(key: Key[Array, ""], first_reward: Steps, second_reward: Steps) -> Label:
     """Prefer the higher return; toss a coin between equal ones."""
     return teacher(key, first_reward, second_reward, Config(temperature=0.0))
 
 
-def mistaken(key: Key[Array, ""], first_reward: Rewards, second_reward: Rewards, mistake_prob: Scalar = 0.1) -> Label:
+def mistaken(key: Key[Array, ""], first_reward: Steps, second_reward: Steps, mistake_prob: Scalar = 0.1) -> Label:
     """Prefer the higher return, and give the opposite answer with probability `mistake_prob`."""
     return teacher(key, first_reward, second_reward, Config(temperature=0.0, mistake_prob=mistake_prob))
 
 
 def undecided(
-    key: Key[Array, ""],
-    first_reward: Rewards,
-    second_reward: Rewards,
-    threshold: Scalar,
-    return_range: tuple[Scalar, Scalar] = (0.0, 1.0),
+    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, threshold: Scalar, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Prefer the higher return; call returns equal that differ by less than `threshold` times the range."""
-    config = Config(temperature=0.0, tie_threshold=threshold)
-    return teacher(key, first_reward, second_reward, config, return_range)
+    return teacher(key, first_reward, second_reward, Config(temperature=0.0, tie_threshold=threshold), return_range)
 
 
 def skipping(
-    key: Key[Array, ""],
-    first_reward: Rewards,
-    second_reward: Rewards,
-    threshold: Scalar,
-    return_range: tuple[Scalar, Scalar] = (0.0, 1.0),
+    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, threshold: Scalar, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Prefer the higher return; skip a pair if neither return reaches `threshold` times the range."""
-    config = Config(temperature=0.0, skip_threshold=threshold)
-    return teacher(key, first_reward, second_reward, config, return_range)
+    return teacher(key, first_reward, second_reward, Config(temperature=0.0, skip_threshold=threshold), return_range)
 
 
 def myopic(
-    key: Key[Array, ""],
-    first_reward: Rewards,
-    second_reward: Rewards,
-    discount: Scalar = 0.9,
-    temperature: Scalar = 1.0,
+    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, discount: Scalar = 0.9, temperature: Scalar = 1.0
 ) -> Label:
     """Prefer as `bradley_terry` does, on returns that are discounted from the first step."""
     return teacher(key, first_reward, second_reward, Config(temperature=temperature, discount=discount))

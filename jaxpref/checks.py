@@ -7,14 +7,14 @@ traced, and none when it runs. A wrong kind raises TypeError, a wrong shape or r
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxpref.types import Preferences, Trajectory
+from jaxpref.types import Preferences, Scalar, Trajectory
 
 Number = int | float
 LARGEST = float(np.finfo(np.float32).max)
@@ -36,10 +36,10 @@ def problems(config: Any) -> list[tuple[str, str]]:
     A Config may have a method `problems` of the same form, for rules that concern several fields. It is called where
     each field alone is right.
     """
-    fields = dataclasses.fields(config)
+    kinds = get_type_hints(type(config))
     found = [
-        (each.name, _problem(each.type, getattr(config, each.name), **each.metadata.get("limits", {})))
-        for each in fields
+        (each.name, _problem(kinds[each.name], getattr(config, each.name), **each.metadata.get("limits", {})))
+        for each in dataclasses.fields(config)
     ]
     return [(name, problem) for name, problem in found if problem] or list(getattr(config, "problems", list)())
 
@@ -60,28 +60,25 @@ def _name(kind: type) -> str:
     return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-KINDS: dict[str, tuple[str, Any]] = {
-    "bool": ("True or False", bool | np.bool_),
-    "bool | None": ("True, False or None", bool | np.bool_ | None),
-    "int": ("a whole number", int | np.integer),
-    "Scalar": ("a number", int | float | np.number | jax.Array | np.ndarray),
+KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("True or False", bool | np.bool_),
+    bool | None: ("True, False or None", bool | np.bool_ | None),
+    int: ("a whole number", int | np.integer),
+    Scalar: ("a number", int | float | np.number | jax.Array | np.ndarray),
 }
 """{annotation of a field: (its values in words, their types)}. True is no number."""
 
 
 def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:
-    if choices and value not in choices and (kind == "str" or not callable(value)):
+    if choices and value not in choices and (kind is str or not callable(value)):
         return f"must be one of {', '.join(choices)}, got {value!r}"
     words, types = KINDS.get(kind, ("", object))
-    if not isinstance(value, types) or (kind in ("int", "Scalar") and isinstance(value, bool)):
+    if not isinstance(value, types) or (kind in (int, Scalar) and isinstance(value, bool)):
         return f"must be {words}, got {_describe(value)}"
-    if kind == "Scalar" and np.shape(value) != ():
+    if kind == Scalar and np.shape(value) != ():
         return f"must be one number, got {list(np.shape(value))} of them: use jax.vmap to sweep them"
-    if not _is_number(value) or max(low, -LARGEST) <= value <= min(high, LARGEST):
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or max(low, -LARGEST) <= value <= min(high, LARGEST):
         return None
     if not abs(value) <= LARGEST:  # NaN is not below it
         return f"must be a finite float32, got {value}"
@@ -90,16 +87,8 @@ def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math
 
 def check_count(value: Any, name: str) -> None:
     """Check that `value` is a whole number of at least 1."""
-    problem = _problem("int", value, low=1)
-    if problem is not None:
+    if problem := _problem(int, value, low=1):
         raise ValueError(f"{name} {problem}")
-
-
-def check_return_range(value: tuple[Any, Any]) -> None:
-    """Check that `value` is a pair (lowest, highest). Arrays pass."""
-    lowest, highest = value
-    if _is_number(lowest) and _is_number(highest) and lowest >= highest:
-        raise ValueError(f"return_range must be (lowest, highest), got {value}")
 
 
 def check_kind(value: Any, kind: type, name: str) -> None:
@@ -133,10 +122,7 @@ def check_sequence(**arrays: Any) -> None:
 
 
 def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | None = None) -> None:
-    """Check that a trajectory's fields are of the right dtype and fit each other.
-
-    num_axes: axes before time; None: any number.
-    """
+    """Check that a trajectory's fields fit each other. `num_axes` counts the axes before time; None allows any."""
     check_kind(trajectory, Trajectory, name)
     steps, features = np.shape(trajectory.mask), np.shape(trajectory.obs)[-1:]
     if len(steps) == 0 or num_axes not in (None, len(steps) - 1):

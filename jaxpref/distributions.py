@@ -1,7 +1,5 @@
 """Distributions over actions. Trainers and rollouts call the methods and never ask which distribution it is."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -24,7 +22,7 @@ class Categorical:
         log_probs = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
-    def kl(self, other: Categorical) -> Float[Array, "*batch"]:
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """Return KL(self || other), in nats: the exact sum over actions."""
         p, q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)

@@ -5,6 +5,8 @@ grow in even steps, the policy always takes one action, and the loss stays finit
 NaN or infinite, or if its parameters are far larger than in any successful run.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -16,7 +18,6 @@ LIMIT = 1e3
 """Largest magnitude of a parameter. Fresh ones are below 1, and Adam moves them by about the learning rate in each
 update: by about 10 in a thousand updates with 1e-2, and past the limit in the first update with 1e3."""
 WHAT = ("nothing", "loss", "parameters")
-Curve = Float[Array, " U"]
 
 
 @struct.dataclass
@@ -31,24 +32,19 @@ class Divergence:
     what: Int[Array, "*batch"]
 
 
-def no_divergence() -> Divergence:
-    """Return the value for a run that has not diverged."""
-    return Divergence(jnp.int32(0), jnp.int32(0))
-
-
 def param_size(params: Params) -> Float[Array, ""]:
     """Compute the largest magnitude of all parameters; NaN if one of them is NaN."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def find_divergence(loss: Curve, size: Curve, params: Params, num_updates: int | Int[Array, ""]) -> Divergence:
-    """Find the divergence of one run in its metrics and its last parameters.
+def find_divergence(metrics: Any, params: Params, num_updates: int | Int[Array, ""]) -> Divergence:
+    """Find the divergence of one run in its metrics `loss` [U] and `param_size` [U], and in its last parameters.
 
-    `size` is `param_size` before every update. Entries after the first `num_updates` are ignored.
+    `metrics.param_size` is from before every update. Entries after the first `num_updates` are ignored.
     """
-    made = jnp.arange(loss.shape[0]) < num_updates
-    size_after = jnp.roll(size, -1).at[num_updates - 1].set(param_size(params))
-    bad_loss, bad_params = ~jnp.isfinite(loss), ~(size_after <= LIMIT)  # NaN is not below the limit
+    made = jnp.arange(metrics.loss.shape[0]) < num_updates
+    size_after = jnp.roll(metrics.param_size, -1).at[num_updates - 1].set(param_size(params))
+    bad_loss, bad_params = ~jnp.isfinite(metrics.loss), ~(size_after <= LIMIT)  # NaN is not below the limit
     bad = made & (bad_loss | bad_params)
     first = jnp.argmax(bad)
     what = jnp.where(bad_loss[first], WHAT.index("loss"), WHAT.index("parameters"))

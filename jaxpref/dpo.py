@@ -7,8 +7,6 @@ are the same for policy and reference, so they cancel. By default labels are smo
 the margins of pairs that are already ranked right, and the policy drifts away.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 
@@ -24,21 +22,12 @@ from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.networks import Network, check_policy
 from jaxpref.preferences import check_pairs
-from jaxpref.rollout import play_episodes
+from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
-from jaxpref.training import (
-    Pairs,
-    Result,
-    TrainState,
-    draw_minibatch,
-    scan_updates,
-    schedule_problems,
-    weighted_mean,
-)
+from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, scan_updates, weighted_mean
 from jaxpref.types import Preferences, Scalar
 
 LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
-"""The names of losses."""
 OF_MARGIN = {"hinge": losses.hinge, "ipo": losses.ipo, "ipo_per_step": losses.ipo}
 """The losses that are another function of the margin than `losses.sigmoid`."""
 
@@ -74,7 +63,7 @@ class Config:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
-        yield from schedule_problems(self)
+        yield from training.schedule_problems(self)
         if self.loss in ("ipo", "ipo_per_step") and isinstance(self.beta, int | float) and self.beta < 1e-6:
             yield "beta", f"must be at least 1e-06 for loss {self.loss}, which aims at 1 / (2 * beta), got {self.beta}"
         if self.loss == "robust" and isinstance(self.label_smoothing, int | float) and self.label_smoothing > 0.49:
@@ -82,10 +71,11 @@ class Config:
 
 
 @struct.dataclass
-class PairMetrics:
-    """Means over the pairs of one update, before the step.
+class Metrics:
+    """Means over the pairs of every update [U], before the step.
 
-    param_size:  largest magnitude of a parameter.
+    param_size:   largest magnitude of a parameter.
+    true_return:  mean true return after every `eval_every` updates [E]; None without evaluations.
     """
 
     loss: Float[Array, "*batch"]
@@ -94,41 +84,15 @@ class PairMetrics:
     margin: Float[Array, "*batch"]
     accuracy: Float[Array, "*batch"]
     param_size: Float[Array, "*batch"]
+    true_return: Float[Array, "*batch E"] | None = None
 
 
-@struct.dataclass
-class Metrics(PairMetrics):
-    """The metrics of every update [U].
+def pair_loss(config: Config, target: LogProbs, *logps: LogProbs) -> LogProbs:
+    """Compute each pair's loss: target * loss(pair) + (1 - target) * loss(swapped pair).
 
-    true_return:  mean true return after every `eval_every` updates [E]; None without evaluations.
+    `logps` are the first four arguments of a `PairLoss`.
     """
-
-    true_return: Float[Array, "*batch E"] | None
-
-
-@struct.dataclass
-class Dataset(Pairs):
-    """Pairs, with the reference's log-probability of each trajectory."""
-
-    ref_logp: Float[Array, " 2N"]
-
-
-def prepare(preferences: Preferences, ref_params: Network) -> Dataset:
-    """Cut the pairs into rows, and compute the reference's log-probabilities once for all updates."""
-    pairs = training.prepare(preferences)
-    ref_logp = packed.log_prob(ref_params, pairs.rows, jnp.arange(pairs.num_steps.shape[0]))
-    return Dataset(**vars(pairs), ref_logp=ref_logp)
-
-
-def pair_loss(
-    config: Config,
-    chosen_logp: Float[Array, " B"],
-    rejected_logp: Float[Array, " B"],
-    ref_chosen_logp: Float[Array, " B"],
-    ref_rejected_logp: Float[Array, " B"],
-    target: Float[Array, " B"],
-) -> Float[Array, " B"]:
-    """Compute each pair's loss: target * loss(pair) + (1 - target) * loss(swapped pair)."""
+    chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp = logps
     if callable(config.loss):
         as_labelled = config.loss(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta)
         swapped = config.loss(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, config.beta)
@@ -143,13 +107,13 @@ def pair_loss(
     if config.loss == "robust":
         target = losses.robust_target(target, config.label_smoothing)
     loss = OF_MARGIN.get(config.loss, losses.sigmoid)
-    margin = losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    margin = losses.margin(*logps)
     return target * loss(margin, config.beta) + (1 - target) * loss(-margin, config.beta)
 
 
 def loss_fn(
-    params: Network, config: Config, data: Dataset, index: Int[Array, " B"], weight: Float[Array, " B"]
-) -> tuple[Float[Array, ""], PairMetrics]:
+    params: Network, config: Config, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Metrics]:
     """Compute the weighted mean loss of the pairs at `index`, and their metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
@@ -158,11 +122,10 @@ def loss_fn(
     chosen_logp, rejected_logp = jnp.split(logp, 2)
     ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
     mean = functools.partial(weighted_mean, weight=weight)
-    target = data.target[index]
-    loss = mean(pair_loss(config, chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, target))
+    loss = mean(pair_loss(config, data.target[index], chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
-    return loss, PairMetrics(
+    return loss, Metrics(
         loss=loss,
         chosen_reward=mean(chosen_reward),
         rejected_reward=mean(rejected_reward),
@@ -172,7 +135,7 @@ def loss_fn(
     )
 
 
-def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, PairMetrics]:
+def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
     """Make one gradient step on a minibatch of pairs."""
     index, weight = draw_minibatch(key, data.weight, config.batch_size)
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, data, index, weight)
@@ -181,12 +144,7 @@ def update(config: Config, data: Dataset, state: TrainState, key: Key[Array, ""]
 
 
 def train(
-    task: Task,
-    config: Config,
-    key: Key[Array, ""],
-    preferences: Preferences,
-    init_params: Network,
-    ref_params: Network,
+    task: Task, config: Config, key: Key[Array, ""], preferences: Preferences, init_params: Network, ref_params: Network
 ) -> Result:
     """Train a policy on `preferences` of [N] pairs, from `init_params`, with `ref_params` as the reference.
 
@@ -204,10 +162,9 @@ def train(
     def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""] | None:
         if config.eval_episodes == 0:
             return None
-        return play_episodes(task, state.params, key, config.eval_episodes).reward.sum(-1).mean()
+        return evaluate(task, state.params, key, config.eval_episodes).mean()
 
-    state, metrics, true_return = scan_updates(
-        functools.partial(update, config, data), mean_return, start, key, config.num_updates, config.eval_every
-    )
-    divergence = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
-    return Result(state.params, Metrics(**vars(metrics), true_return=true_return), divergence)
+    step = functools.partial(update, config, data)
+    state, metrics, true_return = scan_updates(step, mean_return, start, key, config)
+    divergence = find_divergence(metrics, state.params, config.num_updates)
+    return Result(state.params, metrics.replace(true_return=true_return), divergence)

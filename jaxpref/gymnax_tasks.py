@@ -26,8 +26,8 @@ GYMNAX = (
 
 
 @functools.cache
-def make(name: str) -> tuple[Any, Any]:
-    """Return gymnax's (environment, parameters).
+def make(name: str) -> Any:
+    """Return gymnax's environment of that name.
 
     There is one environment object for each name: it is a static argument of every compiled function, and a second one
     would compile them again. gymnax loads plotting libraries, so it is imported when the first task is made.
@@ -39,7 +39,7 @@ def make(name: str) -> tuple[Any, Any]:
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"; perhaps {names[close[0]]} is meant" if close else ""
         raise ValueError(f"unknown task {name!r}: it must be acrobot, cartpole or a gymnax id{hint}")
-    return gymnax.make(name)
+    return gymnax.make(name)[0]
 
 
 def mountain_car_observe(obs: Observation) -> Observation:
@@ -106,14 +106,11 @@ def from_gymnax(
     """
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
     if isinstance(env, str):
-        name, known = name or env, KNOWN.get(env, dict)
+        known = KNOWN.get(env, dict)
         fields = (known() if horizon is None else known(horizon=horizon)) | fields
-        horizon = fields.pop("horizon", None)
-        env, default_params = make(env)
-    else:
-        default_params = getattr(env, "default_params", None)
+        name, horizon, env = name or env, fields.pop("horizon", None), make(env)
     name = name or str(getattr(env, "name", type(env).__name__))
-    env_params = default_params if env_params is None else env_params
+    env_params = getattr(env, "default_params", None) if env_params is None else env_params
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
     space = env.action_space(env_params)
     if not hasattr(space, "n"):
@@ -123,7 +120,7 @@ def from_gymnax(
     obs = jax.eval_shape(lambda: observe(env.reset_env(jax.random.key(0), env_params)[0]))
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{name} has observations of type {type(obs).__name__}; they must be arrays")
-    pi1_target, pi2_target = (fields.setdefault(target, None) for target in ("pi1_target", "pi2_target"))
+    pi1_target, pi2_target = fields.get("pi1_target"), fields.get("pi2_target")
     if pi1_target is not None and pi2_target is not None and pi1_target <= pi2_target:
         raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
     fields |= {"obs_size": math.prod(obs.shape), "obs_shape": obs.shape, "num_actions": int(space.n)}

@@ -11,8 +11,6 @@ pair is minus the margin. A pair's target t is the probability that its label is
 Label smoothing and robustness to wrong labels are changes of the target, not other losses.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,15 +18,11 @@ from jaxtyping import Array, Float
 from jaxpref.checks import check_same_shape
 from jaxpref.types import Scalar
 
-# --- preferences: margins, losses of a margin, targets ----------------------------------------------------------------
+Values = Float[Array, "*batch"]
+"""One number per pair or per step."""
 
 
-def margin(
-    chosen_logp: Float[Array, "*batch"],
-    rejected_logp: Float[Array, "*batch"],
-    ref_chosen_logp: Float[Array, "*batch"],
-    ref_rejected_logp: Float[Array, "*batch"],
-) -> Float[Array, "*batch"]:
+def margin(chosen_logp: Values, rejected_logp: Values, ref_chosen_logp: Values, ref_rejected_logp: Values) -> Values:
     """Compute (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp), in nats."""
     check_same_shape(
         chosen_logp=chosen_logp,
@@ -39,7 +33,7 @@ def margin(
     return (chosen_logp - ref_chosen_logp) - (rejected_logp - ref_rejected_logp)
 
 
-def sigmoid(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
+def sigmoid(margin: Values, beta: Scalar) -> Values:
     """Compute DPO's loss (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290, equation 7).
 
     -log sigmoid(beta * margin)
@@ -47,7 +41,7 @@ def sigmoid(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batc
     return jax.nn.softplus(-beta * margin)
 
 
-def hinge(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
+def hinge(margin: Values, beta: Scalar) -> Values:
     """Compute SLiC's loss (Zhao et al., 2023, https://arxiv.org/abs/2305.10425) of DPO's margin.
 
     max(0, 1 - beta * margin), as in Liu et al., 2024, https://arxiv.org/abs/2309.06657, section 3.2.
@@ -55,7 +49,7 @@ def hinge(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"
     return jax.nn.relu(1 - beta * margin)
 
 
-def ipo(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
+def ipo(margin: Values, beta: Scalar) -> Values:
     """Compute IPO's loss (Azar et al., 2023, https://arxiv.org/abs/2310.12036, equation 17).
 
     (margin - 1 / (2 * beta)) ** 2. IPO aims at a finite margin. DPO's loss falls for ever as the margin grows.
@@ -63,7 +57,7 @@ def ipo(margin: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
     return (margin - 1 / (2 * beta)) ** 2
 
 
-def smoothed_target(target: Float[Array, "*batch"], label_smoothing: Scalar) -> Float[Array, "*batch"]:
+def smoothed_target(target: Values, label_smoothing: Scalar) -> Values:
     """Compute (1 - label_smoothing) * target + label_smoothing * (1 - target).
 
     With `sigmoid` this is "conservative DPO" (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf, equation 2): the
@@ -73,7 +67,7 @@ def smoothed_target(target: Float[Array, "*batch"], label_smoothing: Scalar) -> 
     return (1 - label_smoothing) * target + label_smoothing * (1 - target)
 
 
-def robust_target(target: Float[Array, "*batch"], label_smoothing: Scalar) -> Float[Array, "*batch"]:
+def robust_target(target: Values, label_smoothing: Scalar) -> Values:
     """Compute (target - label_smoothing) / (1 - 2 * label_smoothing), for a label_smoothing below 0.5.
 
     With `sigmoid` this is "robust DPO" (Chowdhury et al., 2024, https://arxiv.org/abs/2403.00409, equation 12). Its
@@ -84,12 +78,8 @@ def robust_target(target: Float[Array, "*batch"], label_smoothing: Scalar) -> Fl
 
 
 def dpo(
-    chosen_logp: Float[Array, "*batch"],
-    rejected_logp: Float[Array, "*batch"],
-    ref_chosen_logp: Float[Array, "*batch"],
-    ref_rejected_logp: Float[Array, "*batch"],
-    beta: Scalar,
-) -> Float[Array, "*batch"]:
+    chosen_logp: Values, rejected_logp: Values, ref_chosen_logp: Values, ref_rejected_logp: Values, beta: Scalar
+) -> Values:
     """Compute the DPO loss of log-probabilities of whole trajectories: `sigmoid` of their `margin`.
 
     It is ln 2 where the policy is the reference.
@@ -97,7 +87,7 @@ def dpo(
     return sigmoid(margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp), beta)
 
 
-def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], beta: Scalar) -> Float[Array, "*batch"]:
+def dpo_reward(logp: Values, ref_logp: Values, beta: Scalar) -> Values:
     """Compute DPO's implicit reward of a trajectory, beta * (logp - ref_logp).
 
     It is the reward up to a constant that depends on the initial state only.
@@ -106,7 +96,7 @@ def dpo_reward(logp: Float[Array, "*batch"], ref_logp: Float[Array, "*batch"], b
     return beta * (logp - ref_logp)
 
 
-def per_step(logp: Float[Array, "*batch"], num_steps: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def per_step(logp: Values, num_steps: Values) -> Values:
     """Compute the mean log-probability of a step; 0 for a trajectory without steps.
 
     A margin of these means is length-normalised (Meng et al., 2024, https://arxiv.org/abs/2405.14734, equation 3):
@@ -116,34 +106,24 @@ def per_step(logp: Float[Array, "*batch"], num_steps: Float[Array, "*batch"]) ->
     return logp / jnp.maximum(num_steps, 1)
 
 
-def cloning(chosen_logp: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def cloning(chosen_logp: Values) -> Values:
     """Compute -chosen_logp: behaviour cloning of the chosen trajectory (Pomerleau, 1989)."""
     return -chosen_logp
 
 
-def bradley_terry(
-    chosen_return: Float[Array, "*batch"], rejected_return: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def bradley_terry(chosen_return: Values, rejected_return: Values) -> Values:
     """Compute -log sigmoid(chosen_return - rejected_return), the label's negative log-likelihood (Bradley & Terry)."""
     check_same_shape(chosen_return=chosen_return, rejected_return=rejected_return)
     return jax.nn.softplus(rejected_return - chosen_return)
 
 
-# --- policy gradients -------------------------------------------------------------------------------------------------
-
-
-def policy_gradient(log_prob: Float[Array, "*batch"], advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def policy_gradient(log_prob: Values, advantage: Values) -> Values:
     """Compute -log pi(a|s) * A, whose gradient is minus a sample of the policy gradient (Williams, 1992)."""
     check_same_shape(log_prob=log_prob, advantage=advantage)
     return -log_prob * jax.lax.stop_gradient(advantage)
 
 
-def clipped_surrogate(
-    log_prob: Float[Array, "*batch"],
-    old_log_prob: Float[Array, "*batch"],
-    advantage: Float[Array, "*batch"],
-    clip_eps: Scalar,
-) -> Float[Array, "*batch"]:
+def clipped_surrogate(log_prob: Values, old_log_prob: Values, advantage: Values, clip_eps: Scalar) -> Values:
     """Compute PPO's policy loss (Schulman et al., 2017, https://arxiv.org/abs/1707.06347, equation 7).
 
     -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A), with ratio = pi(a|s) / pi_old(a|s).
@@ -154,7 +134,7 @@ def clipped_surrogate(
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
-def value(prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def value(prediction: Values, target: Values) -> Values:
     """Compute half the squared error of a value prediction."""
     check_same_shape(prediction=prediction, target=target)
     return 0.5 * (prediction - jax.lax.stop_gradient(target)) ** 2

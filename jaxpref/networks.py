@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
 from jaxpref.distributions import Categorical, Distribution
-from jaxpref.tasks import Task, check_task
+from jaxpref.tasks import Task
 from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
 
@@ -46,11 +46,7 @@ class ActorCritic(nn.Module):
 
 
 class RewardModel(nn.Module):
-    """(obs, one-hot action) -> Dense(hidden), ReLU -> one reward per step.
-
-    The head's kernel starts at zero. So the model first learns the head's bias, a reward for every step, which ranks
-    episodes by their length alone. The features explain only what length does not.
-    """
+    """(obs, one-hot action) -> Dense(hidden), ReLU -> one reward per step. The head's kernel starts at zero."""
 
     num_actions: int
     hidden_size: int = 64
@@ -137,7 +133,7 @@ class Ensemble:
 def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> Network:
     """Draw a fresh policy. The weights of its layer "policy" are multiplied by `policy_scale`: near 0 it is uniform."""
     check_key(key)
-    check_task(task)
+    check_kind(task, Task, "task")
     module = ActorCritic(task.num_actions) if task.policy_network is None else task.policy_network
     obs = jnp.zeros(task.obs_size)
     if type(module) is ActorCritic:
@@ -153,7 +149,7 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
 def init_reward(key: Key[Array, ""], task: Task) -> Network:
     """Draw a fresh reward model."""
     check_key(key)
-    check_task(task)
+    check_kind(task, Task, "task")
     module = RewardModel(task.num_actions) if task.reward_network is None else task.reward_network
     return Network(module, module.init(key, jnp.zeros(task.obs_size), jnp.int32(0))["params"])
 
@@ -178,7 +174,7 @@ def apply_reward(reward: Network, obs: Float[Array, "*batch O"], action: Array) 
 
 def trajectory_log_prob(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return log prod_t pi(a_t | s_t), in nats, over the trajectory's mask."""
-    return _sum(trajectory, lambda played: apply_policy(params, played.obs)[0].log_prob(played.action))
+    return _sum(trajectory, lambda steps: apply_policy(params, steps.obs)[0].log_prob(steps.action))
 
 
 def trajectory_kl(params: Network, ref_params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
@@ -187,13 +183,12 @@ def trajectory_kl(params: Network, ref_params: Network, trajectory: Trajectory) 
     Its mean over the policy's own episodes is the KL divergence between the two distributions of trajectories: the
     environment's transition probabilities cancel.
     """
-    policy, ref = params, ref_params
-    return _sum(trajectory, lambda played: apply_policy(policy, played.obs)[0].kl(apply_policy(ref, played.obs)[0]))
+    return _sum(trajectory, lambda steps: apply_policy(params, steps.obs)[0].kl(apply_policy(ref_params, steps.obs)[0]))
 
 
 def trajectory_reward(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return the learned return: the undiscounted sum of learned rewards over the trajectory's mask."""
-    return _sum(trajectory, lambda played: apply_reward(params, played.obs, played.action))
+    return _sum(trajectory, lambda steps: apply_reward(params, steps.obs, steps.action))
 
 
 def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Float[Array, "*batch"]:
@@ -204,13 +199,13 @@ def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Floa
 
 def check_policy(task: Task, params: Any, name: str = "params") -> None:
     """Check that `params` give a distribution over the task's actions and one value at its observations."""
-    check_task(task)
+    check_kind(task, Task, "task")
     _check_outputs(task, params, name, [(task.num_actions,), ()], apply_policy)
 
 
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Check that `params` give one reward for each of the task's steps."""
-    check_task(task)
+    check_kind(task, Task, "task")
     _check_outputs(task, params, name, [()], apply_reward, jax.ShapeDtypeStruct((), jnp.int32))
     num_actions = getattr(getattr(params.module, "member", params.module), "num_actions", task.num_actions)
     if num_actions != task.num_actions:

@@ -3,10 +3,10 @@
     repeat: play pairs with the current policy, ask about some, learn from all answers so far
 
 (Christiano et al., 2017, https://arxiv.org/abs/1706.03741, for RLHF; Guo et al., 2024,
-https://arxiv.org/abs/2402.04792, for DPO). All rounds are one scan, so they jit and vmap like a trainer.
+https://arxiv.org/abs/2402.04792, for DPO). All rounds are one scan, so they jit and vmap like a trainer. Together they
+ask `num_pairs` questions and make the trainer's `num_updates` updates. The number of rounds must divide both, the
+updates into multiples of `eval_every`.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -24,9 +24,12 @@ from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, check_policy, init_reward, trajectory_reward
 from jaxpref.preferences import label_pairs
-from jaxpref.rollout import play_episodes
+from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Scalar, Trajectory, true_return
+
+Networks = tuple[Network, Network | None]
+"""The policy, and the ensemble of reward models; None for DPO."""
 
 
 @struct.dataclass
@@ -75,29 +78,26 @@ def train_rlhf(
     init_params: Network,
     ref_params: Network,
 ) -> Result:
-    """Train by PPO from `init_params`, on an ensemble of reward models that is fitted afresh in every round.
-
-    All rounds together ask `num_pairs` questions and make `ppo_config.num_updates` updates. `config.num_rounds` must
-    divide both, the updates into multiples of `ppo_config.eval_every`.
-    """
+    """Train by PPO from `init_params`, on an ensemble of reward models that is fitted afresh in every round."""
     check_config(reward_config, reward_model.Config, "reward_config")
     check_config(ppo_config, ppo.Config, "ppo_config")
-    _check(task, config, key, num_pairs, init_params)
-    key_init, key_rounds = jax.random.split(key)
+    one_round = _one_round(task, config, ppo_config, key, num_pairs, init_params)
     # Later rounds keep the value head of earlier rounds, which was trained on a learned reward.
-    config_of_round = dataclasses.replace(_one_round(ppo_config, config), reset_value=False)
+    one_round = dataclasses.replace(one_round, reset_value=False)
+    key_init, key_rounds = jax.random.split(key)
     if ppo_config.reset_value:
         init_params = ppo.without_value(init_params)
 
-    def learn(key, params, reward_params, pairs):
+    def learn(key, networks, pairs):
         key_fit, key_train = jax.random.split(key)
         fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members)
-        result = ppo.train(task, config_of_round, key_train, params, ref_params, fitted.params)
-        return result.params, fitted.params, (result.metrics, result.divergence, fitted.divergence)
+        result = ppo.train(task, one_round, key_train, networks[0], ref_params, fitted.params)
+        return (result.params, fitted.params), (result.metrics, result.divergence, fitted.divergence)
 
+    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds)
     untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
-    ensemble = reward_model.as_ensemble(untrained)
-    return _rounds(task, config, key_rounds, annotator, num_pairs, init_params, ensemble, learn)
+    networks = init_params, reward_model.as_ensemble(untrained)
+    return _rounds(config.num_rounds, num_pairs, key_rounds, networks, ask, learn)
 
 
 def train_dpo(
@@ -112,35 +112,29 @@ def train_dpo(
 ) -> Result:
     """Train by DPO from `init_params`. Every round continues with all pairs so far.
 
-    All rounds together ask `num_pairs` questions and make `dpo_config.num_updates` updates. `config.num_rounds` must
-    divide both, the updates into multiples of `dpo_config.eval_every`. The other fields of `config` are not used.
+    Of `config` only `num_rounds` is used.
     """
     check_config(dpo_config, dpo.Config, "dpo_config")
-    _check(task, config, key, num_pairs, init_params)
-    config_of_round = _one_round(dpo_config, config)
+    one_round = _one_round(task, config, dpo_config, key, num_pairs, init_params)
 
-    def learn(key, params, _, pairs):
-        result = dpo.train(task, config_of_round, key, pairs, params, ref_params)
-        return result.params, None, (result.metrics, result.divergence, None)
+    def learn(key, networks, pairs):
+        result = dpo.train(task, one_round, key, pairs, networks[0], ref_params)
+        return (result.params, None), (result.metrics, result.divergence, None)
 
-    every_pair = dataclasses.replace(config, num_candidates=1)
-    return _rounds(task, every_pair, key, annotator, num_pairs, init_params, None, learn)
+    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds)
+    return _rounds(config.num_rounds, num_pairs, key, (init_params, None), ask, learn)
 
 
-def _check(task: Task, config: Any, key: Any, num_pairs: Any, init_params: Any) -> None:
-    """Check what the trainers of the rounds do not see."""
+def _one_round(task: Task, config: Config, trainer: Any, key: Any, num_pairs: int, init_params: Network) -> Any:
+    """Check what the trainers of the rounds do not see. Return a trainer's config with the updates of one round."""
     check_config(config, Config)
     check_key(key)
     check_count(num_pairs, "num_pairs")
     check_policy(task, init_params, "init_params")
-
-
-def _one_round(config: Any, online: Config) -> Any:
-    """Return a trainer's config with the updates of one round."""
-    num_updates, rest = divmod(config.num_updates, online.num_rounds)
-    if rest:
-        raise ValueError(f"num_rounds must divide num_updates, got {online.num_rounds} and {config.num_updates}")
-    return dataclasses.replace(config, num_updates=num_updates)
+    for name, number in {"num_pairs": num_pairs, "num_updates": trainer.num_updates}.items():
+        if number % config.num_rounds:
+            raise ValueError(f"num_rounds must divide {name}, got {config.num_rounds} and {number}")
+    return dataclasses.replace(trainer, num_updates=trainer.num_updates // config.num_rounds)
 
 
 def disagreement(reward_params: Network, first: Trajectory, second: Trajectory) -> Float[Array, " N"]:
@@ -158,8 +152,7 @@ def choose(
     """Choose `num_chosen` of N candidates, as indices: a `share` of them, rounded, are the most interesting ones, and
     the others are drawn at random.
     """
-    by_interest = jnp.argsort(-interest)
-    num_best = jnp.round(share * num_chosen)
+    by_interest, num_best = jnp.argsort(-interest), jnp.round(share * num_chosen)
     rank = jnp.zeros(interest.shape).at[by_interest].set(jnp.arange(interest.shape[0]))
     # Smaller comes first: the best have their rank minus N, below zero; the others a random number from 0 to 1.
     order = jnp.where(rank < num_best, rank - interest.shape[0], jax.random.uniform(key, interest.shape))
@@ -167,60 +160,42 @@ def choose(
 
 
 def _ask(
-    task: Task,
-    config: Config,
-    annotator: Annotator,
-    num_asked: int,
-    key: Key[Array, ""],
-    params: Network,
-    reward_params: Network | None,
+    task: Task, config: Config, annotator: Annotator, num_asked: int, key: Key[Array, ""], networks: Networks
 ) -> Preferences:
     """Play the candidates of a round, and label `num_asked` of them."""
+    params, ensemble = networks
     key_first, key_second, key_choice, key_label = jax.random.split(key, 4)
-    num_played = num_asked * config.num_candidates
-    first = play_episodes(task, params, key_first, num_played)
-    second = play_episodes(task, params, key_second, num_played)
-    if reward_params is not None and config.num_candidates > 1:
-        asked = choose(key_choice, disagreement(reward_params, first, second), num_asked, config.disagreement)
+    num_played = num_asked if ensemble is None else num_asked * config.num_candidates
+    first = episodes(task, params, key_first, num_played)
+    second = episodes(task, params, key_second, num_played)
+    if ensemble is not None and config.num_candidates > 1:
+        asked = choose(key_choice, disagreement(ensemble, first, second), num_asked, config.disagreement)
         first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
     return label_pairs(key_label, first, second, annotator)
 
 
 def _rounds(
-    task: Task,
-    config: Config,
-    key: Key[Array, ""],
-    annotator: Annotator,
-    num_pairs: int,
-    init_params: Network,
-    init_reward_params: Network | None,
-    learn: Callable,
+    num_rounds: int, num_pairs: int, key: Key[Array, ""], networks: Networks, ask: Callable, learn: Callable
 ) -> Result:
     """Run the loop that both methods share.
 
     The dataset has its full size from the start. Pairs that are not labelled yet have weight zero.
     """
-    num_asked, rest = divmod(num_pairs, config.num_rounds)
-    if rest:
-        raise ValueError(f"num_rounds must divide num_pairs, got {config.num_rounds} and {num_pairs}")
-
-    ask = functools.partial(_ask, task, config, annotator, num_asked)
 
     def play_round(carry, inputs):
-        params, reward_params, pairs = carry
+        networks, pairs = carry
         key, first_pair = inputs
         key_ask, key_learn = jax.random.split(key)
-        answers = ask(key_ask, params, reward_params)
+        answers = ask(key_ask, networks)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first_pair, axis=0)
         pairs = jax.tree.map(write, pairs, answers)
         pair_return = (true_return(answers.chosen) + true_return(answers.rejected)).mean() / 2
-        params, reward_params, learned = learn(key_learn, params, reward_params, pairs)
-        return (params, reward_params, pairs), (pair_return, learned)
+        networks, learned = learn(key_learn, networks, pairs)
+        return (networks, pairs), (pair_return, learned)
 
-    shapes = jax.eval_shape(ask, key, init_params, init_reward_params)
+    shapes = jax.eval_shape(ask, key, networks)
     nothing = jax.tree.map(lambda leaf: jnp.zeros((num_pairs, *leaf.shape[1:]), leaf.dtype), shapes)
-    rounds = jax.random.split(key, config.num_rounds), jnp.arange(config.num_rounds) * num_asked
-    start = init_params, init_reward_params, nothing
-    (params, reward_params, pairs), (pair_return, learned) = jax.lax.scan(play_round, start, rounds)
-    metrics, divergence, reward_divergence = learned
-    return Result(params, pairs, pair_return, metrics, divergence, reward_params, reward_divergence)
+    rounds = jax.random.split(key, num_rounds), jnp.arange(num_rounds) * (num_pairs // num_rounds)
+    (networks, pairs), (pair_return, learned) = jax.lax.scan(play_round, (networks, nothing), rounds)
+    (params, ensemble), (metrics, divergence, reward_divergence) = networks, learned
+    return Result(params, pairs, pair_return, metrics, divergence, ensemble, reward_divergence)

@@ -9,8 +9,6 @@ Preferences do not fix the scale of a learned reward. So the reward is divided b
 result does not depend on the scale, and `kl_coef` means the same for every reward model.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,13 +26,14 @@ from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast.shuffle import shuffled
 from jaxpref.networks import Network, apply_policy, apply_reward, check_policy, check_reward, replace_layer
 from jaxpref.returns import gae, reward_scale
-from jaxpref.rollout import StreamState, Transition, play_episodes, start_stream, stream
+from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
-from jaxpref.training import Result, scan_updates, schedule_problems
+from jaxpref.training import Result, scan_updates
 from jaxpref.types import Scalar, Trajectory, true_return
 
 KL_PENALTIES = ("reward", "loss")
-
+PerStep = Float[Array, "E T"]
+"""One number for each environment and step."""
 RewardFn = Callable[[Any, Transition | Trajectory], Float[Array, "*batch"]]
 """(reward_params, played steps) -> the reward of each step. PPO maximises it."""
 RewardOf = Callable[[Transition | Trajectory], Float[Array, "*batch"]]
@@ -96,17 +95,17 @@ class Config:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
-        yield from schedule_problems(self)
+        yield from training.schedule_problems(self)
         num_played = self.num_envs * self.num_steps
         if self.num_minibatches > num_played:
             yield "num_minibatches", f"must be at most num_envs * num_steps, {num_played}, got {self.num_minibatches}"
 
 
 @struct.dataclass
-class UpdateMetrics:
-    """Of one update.
+class Metrics:
+    """The metrics of every update [U], and mean returns after every `eval_every` updates [E], of the same episodes.
 
-    loss:            mean over its gradient steps.
+    loss:            mean over an update's gradient steps.
     entropy:         of the policy that played, mean over the states it played.
     kl:              exact KL(pi || ref), mean over the same states, in nats per step.
     learned_reward:  mean per played step, before it is scaled.
@@ -118,14 +117,8 @@ class UpdateMetrics:
     kl: Float[Array, "*batch"]
     learned_reward: Float[Array, "*batch"]
     param_size: Float[Array, "*batch"]
-
-
-@struct.dataclass
-class Metrics(UpdateMetrics):
-    """The metrics of every update [U], and mean returns after every `eval_every` updates [E], of the same episodes."""
-
-    learned_return: Float[Array, "*batch E"]
-    true_return: Float[Array, "*batch E"]
+    learned_return: Float[Array, "*batch E"] | None = None
+    true_return: Float[Array, "*batch E"] | None = None
 
 
 @struct.dataclass
@@ -168,13 +161,8 @@ def loss_fn(params: Network, config: Config, batch: Batch) -> Float[Array, ""]:
 
 
 def advantages(
-    config: Config,
-    params: Network,
-    reference: Distribution,
-    reward: Float[Array, "E T"],
-    steps: Transition,
-    horizon: int,
-) -> tuple[Float[Array, "E T"], Float[Array, "E T"]]:
+    config: Config, params: Network, reference: Distribution, reward: PerStep, steps: Transition, horizon: int
+) -> tuple[PerStep, PerStep]:
     """Compute (advantage, value target) by GAE, from rewards with the KL penalty of kl_penalty="reward"."""
     distribution, value = apply_policy(params, steps.obs)
     if config.kl_penalty == "reward":
@@ -197,7 +185,7 @@ def update(
     reward_size: Float[Array, ""],
     state: TrainState,
     key: Key[Array, ""],
-) -> tuple[TrainState, UpdateMetrics]:
+) -> tuple[TrainState, Metrics]:
     """Play, then learn from what was played."""
     key_play, key_learn = jax.random.split(key)
     play = functools.partial(stream, task, state.params, num_steps=config.num_steps)
@@ -223,7 +211,7 @@ def update(
     (params, opt_state), loss = jax.lax.scan(learn, (state.params, state.opt_state), index)
 
     distribution, _ = apply_policy(state.params, steps.obs)
-    return TrainState(params, opt_state, streams), UpdateMetrics(
+    return TrainState(params, opt_state, streams), Metrics(
         loss=loss.mean(),
         entropy=distribution.entropy().mean(),
         kl=distribution.kl(reference).mean(),
@@ -241,7 +229,7 @@ def reward_magnitude(
     task: Task, config: Config, key: Key[Array, ""], params: Network, reward_of: RewardOf
 ) -> Float[Array, ""]:
     """Measure mean |reward| per step over `config.eval_episodes` episodes of the policy; 1 for a reward of zero."""
-    played = play_episodes(task, params, key, config.eval_episodes)
+    played = episodes(task, params, key, config.eval_episodes)
     magnitude = jnp.mean(jnp.abs(reward_of(played)), where=played.mask)
     return jnp.where(magnitude > 0, magnitude, 1.0)
 
@@ -270,13 +258,11 @@ def train(
     start = TrainState(init_params, optimiser(config).init(init_params), streams)
 
     def returns(state: TrainState, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        played = play_episodes(task, state.params, key, config.eval_episodes)
+        played = episodes(task, state.params, key, config.eval_episodes)
         learned_return = jnp.where(played.mask, reward_of(played), 0.0).sum(-1)
         return learned_return.mean(), true_return(played).mean()
 
     step = functools.partial(update, task, config, ref_params, reward_of, reward_size)
-    state, metrics, (learned, true) = scan_updates(
-        step, returns, start, key_train, config.num_updates, config.eval_every
-    )
-    divergence = find_divergence(metrics.loss, metrics.param_size, state.params, config.num_updates)
-    return Result(state.params, Metrics(**vars(metrics), learned_return=learned, true_return=true), divergence)
+    state, metrics, (learned, true) = scan_updates(step, returns, start, key_train, config)
+    divergence = find_divergence(metrics, state.params, config.num_updates)
+    return Result(state.params, metrics.replace(learned_return=learned, true_return=true), divergence)

@@ -1,7 +1,5 @@
 """Preference datasets: sample pairs, label them, take parts of them, draw minibatches."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any
@@ -9,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import annotators
+from jaxpref.annotators import Annotator, Label, bradley_terry
 from jaxpref.checks import check_count, check_key, check_kind, check_preferences, check_same_shape, check_trajectory
 from jaxpref.networks import Network, check_policy
-from jaxpref.rollout import play_episodes
-from jaxpref.tasks import Task, check_task
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
 
@@ -25,7 +23,7 @@ def sample_preferences(
     pi2_params: Network,
     key: Key[Array, ""],
     num_pairs: int,
-    annotator: annotators.Annotator = annotators.bradley_terry,
+    annotator: Annotator = bradley_terry,
 ) -> Preferences:
     """Play `num_pairs` episodes with each policy, each from its own initial state, and label the pairs.
 
@@ -36,64 +34,50 @@ def sample_preferences(
     check_policy(task, pi2_params, "pi2_params")
     check_key(key)
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
-    first = play_episodes(task, pi1_params, key_pi1, num_pairs)
-    second = play_episodes(task, pi2_params, key_pi2, num_pairs)
-    return _label_pairs(key_label, first, second, annotator)
+    first = episodes(task, pi1_params, key_pi1, num_pairs)
+    second = episodes(task, pi2_params, key_pi2, num_pairs)
+    return label_pairs(key_label, first, second, annotator)
 
 
-def label_pairs(
-    key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
-) -> Preferences:
+def label_pairs(key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: Annotator) -> Preferences:
     """Ask the annotator about the pairs (first[i], second[i]); both have a leading axis [N]."""
     check_key(key)
     check_trajectory(first, "first", num_axes=1)
     check_trajectory(second, "second", num_axes=1)
     check_same_shape(first=first.obs, second=second.obs)
     check_count(first.reward.shape[0], "the number of pairs")
-    return _label_pairs(key, first, second, annotator)
-
-
-def _label_pairs(
-    key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: annotators.Annotator
-) -> Preferences:
-    def ask(key: Key[Array, ""], first_reward: Float[Array, " T"], second_reward: Float[Array, " T"]):
-        label = annotator(key, first_reward, second_reward)
-        _check_label(label)
-        return label
-
     keys = jax.random.split(key, first.reward.shape[0])
-    return apply_labels(first, second, jax.vmap(ask)(keys, first.reward, second.reward))
+    label = jax.vmap(functools.partial(_ask, annotator))(keys, first.reward, second.reward)
+    return apply_labels(first, second, label)
 
 
-def _check_label(label: Any) -> None:
-    """Check an answer about one pair. A custom annotator may return anything."""
-    check_kind(label, annotators.Label, "the annotator's answer")
+def _ask(annotator: Annotator, *pair: Array) -> Label:
+    """Ask about one pair. A custom annotator may return anything."""
+    label = annotator(*pair)
+    check_kind(label, Label, "the annotator's answer")
     kinds = {"first_preferred": np.bool_, "prob": np.floating, "weight": np.floating, "target": np.floating}
     for field, kind in kinds.items():
         value = jnp.asarray(getattr(label, field))
         if not jnp.issubdtype(value.dtype, kind) or value.shape != ():
             got = f"{value.dtype}{list(value.shape)}"
             raise TypeError(f"the annotator's answer must be a Label whose {field} is one {kind.__name__}, got {got}")
+    return label
 
 
-def apply_labels(first: Trajectory, second: Trajectory, label: annotators.Label) -> Preferences:
+def apply_labels(first: Trajectory, second: Trajectory, label: Label) -> Preferences:
     """Put each pair (first[i], second[i]) in the order that label[i] gives; all have a leading axis [N]."""
-    chosen, rejected = _order(label.first_preferred, first, second)
-    return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 
-
-def _order(first_preferred: Bool[Array, " N"], first: Trajectory, second: Trajectory) -> tuple[Trajectory, Trajectory]:
     def choose(preferred, one, other):
         return jnp.where(preferred.reshape(preferred.shape + (1,) * (one.ndim - 1)), one, other)
 
-    chosen = jax.tree.map(functools.partial(choose, first_preferred), first, second)
-    rejected = jax.tree.map(functools.partial(choose, ~first_preferred), first, second)
-    return chosen, rejected
+    chosen = jax.tree.map(functools.partial(choose, label.first_preferred), first, second)
+    rejected = jax.tree.map(functools.partial(choose, ~label.first_preferred), first, second)
+    return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 
 
 def check_pairs(task: Task, preferences: Any) -> None:
     """Check that `preferences` are [N] pairs of the task's episodes."""
-    check_task(task)
+    check_kind(task, Task, "task")
     check_preferences(preferences)
     obs_size = preferences.chosen.obs.shape[-1]
     if obs_size != task.obs_size:

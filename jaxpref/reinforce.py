@@ -7,8 +7,6 @@
 policy, several episodes per update, a learned baseline, advantages normalised over the batch, and a little entropy.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -21,13 +19,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref import losses
-from jaxpref.checks import check_config, check_key, setting
-from jaxpref.divergence import Divergence, find_divergence, no_divergence, param_size
+from jaxpref.checks import check_config, check_key, check_kind, setting
+from jaxpref.divergence import Divergence, find_divergence, param_size
 from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network, apply_policy, init_policy
 from jaxpref.returns import discounted_returns, reward_scale
-from jaxpref.rollout import play_episodes
-from jaxpref.tasks import Task, check_task
+from jaxpref.rollout import episodes
+from jaxpref.tasks import Task
 from jaxpref.types import Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
@@ -153,7 +151,7 @@ def _shaped(task: Task, config: Config, played: Trajectory) -> Trajectory:
 
 def update(task: Task, config: Config, key: Key[Array, ""], state: TrainState) -> TrainState:
     """Make one gradient step on fresh episodes, then take the snapshots that are due."""
-    played = play_episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
+    played = episodes(task, state.params, jax.random.fold_in(key, state.update), config.episodes_per_update)
     shaped = _shaped(task, config, played)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
     updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
@@ -189,19 +187,17 @@ def train(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     Where the task lacks a target, a first run of all updates shows how far training comes (`targets_of_curve`). A
     second run repeats the same updates and takes the snapshots.
     """
-    check_task(task)
+    check_kind(task, Task, "task")
     check_config(config, Config)
     check_key(key)
     if task.pi1_target is not None and task.pi2_target is not None:
         return _train_to_targets(task, config, key)
 
-    def run(targets, _):
-        found = dataclasses.replace(
-            task,
-            pi1_target=targets[0] if task.pi1_target is None else task.pi1_target,
-            pi2_target=targets[1] if task.pi2_target is None else task.pi2_target,
-        )
-        result = _train_to_targets(found, config, key)
+    def run(found, _):
+        pi1_target = found[0] if task.pi1_target is None else task.pi1_target
+        pi2_target = found[1] if task.pi2_target is None else task.pi2_target
+        with_targets = dataclasses.replace(task, pi1_target=pi1_target, pi2_target=pi2_target)
+        result = _train_to_targets(with_targets, config, key)
         return targets_of_curve(config, result.metrics.score), result
 
     # A scan makes one program of both runs. Two programs could round differently, and the runs would drift apart.
@@ -223,7 +219,21 @@ def targets_of_curve(config: Config, score: Float[Array, " U"]) -> tuple[Float[A
 
 def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result:
     key_init, key_train = jax.random.split(key)
-    start = _start(task, config, init_policy(key_init, task, config.policy_scale))
+    params = init_policy(key_init, task, config.policy_scale)
+    nothing = jnp.full(config.num_updates, jnp.nan)
+    result = Result(
+        pi1=params,
+        pi2=params,
+        pi1_target=jnp.float32(task.pi1_target),
+        pi2_target=jnp.float32(task.pi2_target),
+        pi1_reached=jnp.bool_(False),
+        pi2_reached=jnp.bool_(False),
+        num_updates=jnp.int32(0),
+        metrics=Metrics(nothing, nothing, nothing),
+        divergence=Divergence(jnp.int32(0), jnp.int32(0)),
+    )
+    opt_state = optax.adam(config.learning_rate).init(params)
+    start = TrainState(jnp.int32(0), params, opt_state, jnp.full(config.score_window, jnp.nan), result)
 
     def training(state: TrainState):
         return ~(state.result.pi1_reached & state.result.pi2_reached)
@@ -238,22 +248,4 @@ def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result
 
     result = jax.lax.while_loop(running, guarded_update, start).result
     last = result.pi1, result.pi2  # the last update made one of them
-    divergence = find_divergence(result.metrics.loss, result.metrics.param_size, last, result.num_updates)
-    return dataclasses.replace(result, divergence=divergence)
-
-
-def _start(task: Task, config: Config, params: Network) -> TrainState:
-    nothing = jnp.full(config.num_updates, jnp.nan)
-    result = Result(
-        pi1=params,
-        pi2=params,
-        pi1_target=jnp.float32(task.pi1_target),
-        pi2_target=jnp.float32(task.pi2_target),
-        pi1_reached=jnp.bool_(False),
-        pi2_reached=jnp.bool_(False),
-        num_updates=jnp.int32(0),
-        metrics=Metrics(nothing, nothing, nothing),
-        divergence=no_divergence(),
-    )
-    opt_state = optax.adam(config.learning_rate).init(params)
-    return TrainState(jnp.int32(0), params, opt_state, jnp.full(config.score_window, jnp.nan), result)
+    return dataclasses.replace(result, divergence=find_divergence(result.metrics, last, result.num_updates))

@@ -8,14 +8,12 @@ Preferences fix the order of rewards and not their scale. Where all episodes hav
 offset either. Where lengths differ, the offset decides everything: a positive reward per step tells an agent to go on,
 a negative one tells it to end the episode. Four choices keep the offset to what the pairs say:
 
-- The head starts at zero (`networks.RewardModel`). So the bias, which ranks episodes by their length alone, is learned
-  first.
+- The head's kernel starts at zero (`networks.RewardModel`). So its bias, a reward for every step, is learned first. It
+  ranks episodes by their length alone, and the features explain only what length does not.
 - Kernels decay and biases do not. So the bias outvotes wrong labels before the kernels memorise them.
 - Returns are sums over steps, never means.
 - PPO divides the reward by its mean magnitude (`ppo.reward_magnitude`) and does not move its offset.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -65,10 +63,7 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """Means over the pairs of one update, before the step.
-
-    param_size:  largest magnitude of a parameter.
-    """
+    """Means over the pairs of every update [U], before the step, and the largest magnitude of a parameter."""
 
     loss: Float[Array, "*batch"]
     margin: Float[Array, "*batch"]
@@ -97,10 +92,7 @@ def loss_fn(
     swapped = losses.bradley_terry(rejected_return, chosen_return)
     loss = mean(target * as_labelled + (1 - target) * swapped)
     return loss, Metrics(
-        loss=loss,
-        margin=mean(margin),
-        accuracy=mean(1.0 * (margin > 0)),
-        param_size=param_size(params),
+        loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)), param_size=param_size(params)
     )
 
 
@@ -114,20 +106,12 @@ def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) 
 
 def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
     """Fit a fresh reward model to `preferences` of [N] pairs."""
-    _check(task, config, key, preferences)
-    return _fit(task, config, key, preferences)
-
-
-def _check(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> None:
     check_config(config, Config)
     check_key(key)
     check_pairs(task, preferences)
     num_pairs = preferences.weight.shape[0]
     if config.holdout_every > num_pairs:
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
-
-
-def _fit(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
     key_init, key_train = jax.random.split(key)
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
@@ -136,23 +120,11 @@ def _fit(task: Task, config: Config, key: Key[Array, ""], preferences: Preferenc
         state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
         params = state.params
     else:
-        best, metrics = _train_and_keep_best(config, data, start, keys)
-        params = best.params
-    divergence = find_divergence(metrics.loss, metrics.param_size, params, config.num_updates)
-    return Result(params, metrics, divergence)
+        params, metrics = _keep_best(config, data, start, keys)
+    return Result(params, metrics, find_divergence(metrics, params, config.num_updates))
 
 
-@struct.dataclass
-class Best:
-    """The best parameters on the held-out pairs so far, with their loss."""
-
-    params: Network
-    loss: Float[Array, ""]
-
-
-def _train_and_keep_best(
-    config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]
-) -> tuple[Best, Metrics]:
+def _keep_best(config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]) -> tuple[Network, Metrics]:
     """Train on the other pairs. Evaluate the held-out pairs before every CHECK_EVERY updates and at the end.
 
     Where no held-out pair has weight, the last parameters are kept.
@@ -160,25 +132,25 @@ def _train_and_keep_best(
     held_out = jnp.arange(config.holdout_every - 1, data.weight.shape[0], config.holdout_every)
     step = functools.partial(update, config, dataclasses.replace(data, weight=data.weight.at[held_out].set(0.0)))
 
-    def evaluate(best: Best, params: Network) -> Best:
+    def better(best, params):
         loss, _ = loss_fn(params, data, held_out, data.weight[held_out])
-        better = (loss < best.loss) | (data.weight[held_out].sum() == 0)
-        return jax.tree.map(functools.partial(jnp.where, better), Best(params, loss), best)
+        is_better = (loss < best[1]) | (data.weight[held_out].sum() == 0)
+        return jax.tree.map(functools.partial(jnp.where, is_better), (params, loss), best)
 
     def block(carry, keys):
         state, best = carry
-        best = evaluate(best, state.params)
+        best = better(best, state.params)
         state, metrics = jax.lax.scan(step, state, keys)
         return (state, best), metrics
 
     num_blocks, rest = divmod(config.num_updates, CHECK_EVERY)
     keys_of_blocks = keys[rest:].reshape(num_blocks, CHECK_EVERY)
-    best = Best(start.params, jnp.float32(jnp.inf))
+    best = start.params, jnp.float32(jnp.inf)
     state, first_metrics = jax.lax.scan(step, start, keys[:rest])
     (state, best), metrics = jax.lax.scan(block, (state, best), keys_of_blocks)
     metrics = jax.tree.map(lambda leaf: leaf.reshape(-1), metrics)
     metrics = jax.tree.map(lambda *both: jnp.concatenate(both), first_metrics, metrics)
-    return evaluate(best, state.params), metrics
+    return better(best, state.params)[0], metrics
 
 
 def train_ensemble(
@@ -191,10 +163,11 @@ def train_ensemble(
     decide. The result's `params` are a `Network` of an `Ensemble`. Its metrics and divergence have a leading axis M.
     """
     check_count(num_members, "num_members")
-    _check(task, config, key, preferences)
+    check_key(key)
+    check_pairs(task, preferences)
     key_weight, key_train = jax.random.split(key)
     weight = preferences.weight * jax.random.exponential(key_weight, (num_members, *preferences.weight.shape))
-    fit_member = jax.vmap(lambda key, weight: _fit(task, config, key, dataclasses.replace(preferences, weight=weight)))
+    fit_member = jax.vmap(lambda key, weight: train(task, config, key, dataclasses.replace(preferences, weight=weight)))
     members = fit_member(jax.random.split(key_train, num_members), weight)
     return dataclasses.replace(members, params=as_ensemble(members.params))
 

@@ -57,50 +57,23 @@ def _step_keys(task: Task, key: Key[Array, ""], num_steps: int) -> Key[Array, " 
 
 def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeStruct]:
     """Return what the policy's distribution and one of its actions look like, as shapes."""
-
-    def act(obs: Float[Array, " O"]) -> tuple[Distribution, Array]:
-        distribution, _ = apply_policy(policy, obs)
-        return distribution, distribution.sample(jax.random.key(0))
-
-    return jax.eval_shape(act, jax.ShapeDtypeStruct((task.obs_size,), jnp.float32))
+    obs = jax.ShapeDtypeStruct((task.obs_size,), jnp.float32)
+    distribution, _ = jax.eval_shape(apply_policy, policy, obs)
+    return distribution, jax.eval_shape(lambda each: each.sample(jax.random.key(0)), distribution)
 
 
 def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy: a `Trajectory` that is zero beyond its mask."""
     check_policy(task, params)
     check_key(key)
-    return play(task, params, key)
-
-
-def episodes(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
-    """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
-    check_policy(task, params)
-    check_key(key)
-    check_count(num_episodes, "num_episodes")
-    return play_episodes(task, params, key, num_episodes)
-
-
-def evaluate(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
-    """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes of the policy."""
-    return episodes(task, params, key, num_episodes).reward.sum(-1)
-
-
-def play_episodes(task: Task, policy: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
-    """Play as `episodes` does, without checks."""
-    return jax.vmap(functools.partial(play, task, policy))(jax.random.split(key, num_episodes))
-
-
-def play(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
-    """Play as `episode` does, without checks."""
     key_reset, key_play = jax.random.split(key)
-    distribution_shape, action = _shapes(task, policy)
+    distribution_shape, action = _shapes(task, params)
     num_chunks = -(-task.horizon // CHUNK)
-    num_steps = num_chunks * CHUNK
     first = reset(task, key_reset)
     # (obs, action, reward, mask): a `Trajectory` without next_obs, which is obs shifted by one.
     shapes = ((task.obs_size,), jnp.float32), (action.shape, action.dtype), ((), jnp.float32), ((), bool)
-    record = tuple(jnp.zeros((num_steps, *shape), dtype) for shape, dtype in shapes)
-    play_step = functools.partial(_play_step, task, policy)
+    record = tuple(jnp.zeros((num_chunks * CHUNK, *shape), dtype) for shape, dtype in shapes)
+    play_step = functools.partial(_play_step, task, params)
 
     def play_chunk(carry):
         chunk, current, alive, record = carry
@@ -122,6 +95,18 @@ def play(task: Task, policy: Network, key: Key[Array, ""]) -> Trajectory:
     obs = jax.lax.dynamic_update_slice_in_dim(obs, last.obs[None], chunk * CHUNK, axis=0)
     played = Trajectory(obs[:-1], actions, rewards, obs[1:], mask)
     return zero_beyond_mask(jax.tree.map(lambda leaf: leaf[: task.horizon], played))
+
+
+def episodes(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
+    """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
+    check_key(key)
+    check_count(num_episodes, "num_episodes")
+    return jax.vmap(functools.partial(episode, task, params))(jax.random.split(key, num_episodes))
+
+
+def evaluate(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
+    """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes of the policy."""
+    return episodes(task, params, key, num_episodes).reward.sum(-1)
 
 
 def _play_step(task: Task, policy: Network, carry, inputs):

@@ -2,18 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import Array, Float
 
 from jaxpref.checks import check_count, check_kind
 from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make  # noqa: F401
 from jaxpref.types import Observation, Task
-
-
-def check_task(task: Any) -> None:
-    """Check that `task` is a `Task`."""
-    check_kind(task, Task, "task")
 
 
 def _cartpole_baseline(obs: Observation) -> Float[Array, "*batch"]:
@@ -36,10 +30,9 @@ def cartpole(horizon: int = 200) -> Task:
 
     The targets are the study's 190 and 95 of 200, in the same proportion at other horizons.
     """
-    _, env_params = make("CartPole-v1")
     return from_gymnax(
         "CartPole-v1",
-        env_params.replace(max_steps_in_episode=horizon),
+        make("CartPole-v1").default_params.replace(max_steps_in_episode=horizon),
         name="cartpole",
         horizon=horizon,
         pi1_target=0.95 * horizon,

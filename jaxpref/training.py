@@ -1,9 +1,7 @@
 """What the trainers share: datasets and minibatches of pairs, and updates in a scan with evaluations between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from jaxpref.divergence import Divergence
 from jaxpref.fast import packed
 from jaxpref.networks import Network
 from jaxpref.preferences import draw_index
-from jaxpref.types import Preferences, target_of
+from jaxpref.types import Preferences
 
 
 @struct.dataclass
@@ -37,46 +35,42 @@ class TrainState:
 
 @struct.dataclass
 class Pairs:
-    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one."""
+    """N pairs, ready for updates: trajectory i is the i-th chosen one, N + i the i-th rejected one.
+
+    ref_logp:  [2N], the reference's log-probability of each trajectory; None where there is no reference.
+    """
 
     rows: packed.Rows
     num_steps: Float[Array, " 2N"]
     weight: Float[Array, " N"]
     target: Float[Array, " N"]
+    ref_logp: Any = None
 
 
-def prepare(preferences: Preferences) -> Pairs:
-    """Cut the pairs into rows, once for all updates."""
+def prepare(preferences: Preferences, ref_params: Network | None = None) -> Pairs:
+    """Cut the pairs into rows, and compute a reference's log-probabilities, once for all updates."""
     rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
-    return Pairs(rows, 1.0 * rows.mask.sum((-1, -2)), preferences.weight, target_of(preferences))
+    num_steps = 1.0 * rows.mask.sum((-1, -2))
+    target = jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target
+    ref_logp = None if ref_params is None else packed.log_prob(ref_params, rows, jnp.arange(num_steps.shape[0]))
+    return Pairs(rows, num_steps, preferences.weight, target, ref_logp)
 
 
-State = TypeVar("State")
-Metrics = TypeVar("Metrics")
-Evaluation = TypeVar("Evaluation")
+def scan_updates(update: Callable, evaluate: Callable, state: Any, key: Key[Array, ""], config: Any) -> tuple:
+    """Make `config.num_updates` updates, with an evaluation after every `config.eval_every` of them.
 
-
-def scan_updates(
-    update: Callable[[State, Key[Array, ""]], tuple[State, Metrics]],
-    evaluate: Callable[[State, Key[Array, ""]], Evaluation],
-    state: State,
-    key: Key[Array, ""],
-    num_updates: int,
-    eval_every: int,
-) -> tuple[State, Metrics, Evaluation]:
-    """Make `num_updates` updates, with an evaluation after every `eval_every` of them.
-
-    Returns the last state, the metrics of every update [U, ...] and the evaluations [U / eval_every, ...]. The last
-    evaluation is of the last state.
+    `update` is (state, key) -> (state, metrics), and `evaluate` is (state, key) -> evaluation. Returns the last state,
+    the metrics of every update [U, ...] and the evaluations [U / eval_every, ...], the last one of the last state.
     """
 
     def block(state, key):
         key_update, key_eval = jax.random.split(key)
-        state, metrics = jax.lax.scan(update, state, jax.random.split(key_update, eval_every))
+        state, metrics = jax.lax.scan(update, state, jax.random.split(key_update, config.eval_every))
         return state, (metrics, evaluate(state, key_eval))
 
-    state, (metrics, evaluation) = jax.lax.scan(block, state, jax.random.split(key, num_updates // eval_every))
-    return state, jax.tree.map(lambda leaf: leaf.reshape(num_updates, *leaf.shape[2:]), metrics), evaluation
+    keys = jax.random.split(key, config.num_updates // config.eval_every)
+    state, (metrics, evaluation) = jax.lax.scan(block, state, keys)
+    return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), metrics), evaluation
 
 
 def schedule_problems(config: Any) -> Iterator[tuple[str, str]]:

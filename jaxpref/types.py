@@ -46,8 +46,8 @@ class Task:
     horizon: int = struct.field(pytree_node=False)
     obs_size: int = struct.field(pytree_node=False)
     num_actions: int = struct.field(pytree_node=False)
-    pi1_target: Scalar | None
-    pi2_target: Scalar | None
+    pi1_target: Scalar | None = None
+    pi2_target: Scalar | None = None
     return_range: tuple[float, float] | None = None
     stochastic: bool = struct.field(pytree_node=False, default=True)
     potential: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
@@ -113,8 +113,3 @@ class Preferences:
     weight: Float[Array, "*batch N"]
     prob: Float[Array, "*batch N"]
     target: Float[Array, "*batch N"] | None = None
-
-
-def target_of(preferences: Preferences) -> Float[Array, "*batch N"]:
-    """Return the pairs' targets, 1 where none are given."""
-    return jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target

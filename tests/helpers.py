@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxpref.networks import ActorCritic, Network, RewardModel
+from jaxpref.networks import ActorCritic, Network, RewardModel, init_policy, init_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
@@ -211,3 +211,26 @@ def pairs_of_returns(chosen_returns, rejected_returns):
 
     ones = jnp.ones(len(chosen_returns))
     return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)
+
+
+def policy(seed, task=LEVER):
+    """A fresh policy."""
+    return init_policy(jax.random.key(seed), task)
+
+
+def random_reward(seed, task=LEVER):
+    """A reward model whose head is not zero."""
+    params = init_reward(jax.random.key(seed), task)
+    head = np.random.default_rng(seed).normal(size=65) / 5
+    params.params["reward"] = {"kernel": jnp.float32(head[:64, None]), "bias": jnp.float32(head[64:])}
+    return params
+
+
+def pairs(seed, obs_size=1):
+    """Twelve random pairs of up to 30 steps."""
+    return random_preferences(np.random.default_rng(seed), 12, 30, obs_size)
+
+
+def swap(pairs):
+    """The same pairs with the opposite labels."""
+    return pairs.replace(chosen=pairs.rejected, rejected=pairs.chosen)

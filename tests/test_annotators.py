@@ -13,78 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpref import annotators
-from jaxpref.annotators import Config, bradley_terry
+from jaxpref.annotators import Config
 
 NUM_LABELS = 20_000
 ACROBATIC = dataclasses.replace(LEVER, return_range=(-500.0, 0.0))
 """A task with Acrobot's returns."""
 
-# --- Bradley–Terry ----------------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames="num_labels")
-def labels(first_return, second_return, temperature, num_labels=NUM_LABELS):
-    """The same pair, labelled many times; the returns are spread over two steps."""
-    first, second = jnp.array([0.25, 0.75]) * first_return, jnp.array([1.5, -0.5]) * second_return
-    annotate = functools.partial(bradley_terry, temperature=temperature)
-    return jax.vmap(annotate, in_axes=(0, None, None))(jax.random.split(jax.random.key(0), num_labels), first, second)
+EIGHT_KEYS = keys(*range(8))
+MANY_KEYS = jax.random.split(jax.random.key(2), NUM_LABELS)
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-@pytest.mark.parametrize(
-    ("first_return", "second_return", "temperature"),
-    [(3.0, 3.0, 1.0), (3.0, 2.0, 1.0), (-7.0, -5.0, 1.0), (100.0, 96.0, 1.0), (190.0, 95.0, 50.0), (2.0, 3.0, 0.5)],
-)
-def test_labels_have_bradley_terrys_frequencies(first_return, second_return, temperature):
-    """P(first preferred) = sigmoid((R1 - R2) / temperature)."""
-    probability = sigmoid((first_return - second_return) / temperature)
-    frequency = labels(first_return, second_return, temperature).first_preferred.mean()
-    assert abs(frequency - probability) < binomial_bound(probability, NUM_LABELS)
-
-
-def test_without_a_temperature_it_is_one():
-    """A gap of ln 3: the first is preferred three times in four."""
-    first, second = jnp.array([np.log(3), 1.0]), jnp.array([1.0, 0.0])
-    label = jax.vmap(lambda key: bradley_terry(key, first, second))(jax.random.split(jax.random.key(1), 4))
-    np.testing.assert_allclose(label.prob, np.where(label.first_preferred, 0.75, 0.25), rtol=1e-6)
-
-
-@pytest.mark.parametrize("gap", [-2.0, 1.0])
-def test_at_temperature_zero_the_better_one_is_always_preferred(gap):
-    label = labels(5.0 + gap, 5.0, 1e-3)
-    np.testing.assert_array_equal(label.first_preferred, np.full(NUM_LABELS, gap > 0))
-    np.testing.assert_array_equal(label.prob, np.ones(NUM_LABELS))
-
-
-def test_at_temperature_infinity_a_label_is_the_toss_of_a_coin():
-    label = labels(500.0, -500.0, 1e9)
-    assert abs(label.first_preferred.mean() - 0.5) < binomial_bound(0.5, NUM_LABELS)
-    np.testing.assert_allclose(label.prob, 0.5, atol=1e-6)
-
-
-def test_prob_is_that_of_the_label_given():
-    """Both labels of the pair occur, each with its own probability; every label counts alike."""
-    label = labels(3.0, 1.0, 1.0)
-    assert 0 < label.first_preferred.mean() < 1
-    np.testing.assert_allclose(label.prob, np.where(label.first_preferred, sigmoid(2), sigmoid(-2)), rtol=1e-5)
-    np.testing.assert_array_equal(label.weight, np.ones(NUM_LABELS))
-
-
-def test_an_improbable_labels_probability_is_not_rounded_to_zero():
-    """sigmoid(-12) = 6e-6, where 1 - sigmoid(12) has only two digits left in float32: about one label in 160,000."""
-    label = labels(0.0, 12.0, 1.0, num_labels=2_000_000)
-    improbable = np.asarray(label.prob)[np.asarray(label.first_preferred)]
-    assert 0 < len(improbable) < 60
-    np.testing.assert_allclose(improbable, sigmoid(-12.0), rtol=1e-5)
-
-
-# --- teachers ---------------------------------------------------------------------------------------------------------
-
-EIGHT_KEYS = keys(*range(8))
-MANY_KEYS = jax.random.split(jax.random.key(2), NUM_LABELS)
 
 
 @jax.jit
@@ -95,11 +35,11 @@ def taught(first_reward, second_reward, config, return_range):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def asked(annotator, first_returns, second_returns):
-    """Each pair of one-step episodes, shown to an annotator eight times: [pairs, 8]."""
+def asked(annotator, first_rewards, second_rewards):
+    """Each pair of episodes, shown to an annotator eight times: [pairs, 8]."""
     over_keys = jax.vmap(annotator, in_axes=(0, None, None))
-    first, second = jnp.array(first_returns, jnp.float32), jnp.array(second_returns, jnp.float32)
-    return jax.vmap(over_keys, in_axes=(None, 0, 0))(EIGHT_KEYS, first[:, None], second[:, None])
+    first, second = jnp.array(first_rewards, jnp.float32), jnp.array(second_rewards, jnp.float32)
+    return jax.vmap(over_keys, in_axes=(None, 0, 0))(EIGHT_KEYS, first, second)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +47,10 @@ def asked(annotator, first_returns, second_returns):
     [
         # sigmoid(ln 3) = 3/4, and then 4/5 * 3/4 + 1/5 * 1/4.
         (1.0, 0.0, math.log(3), 0.75),
+        (50.0, 0.0, 95.0, sigmoid(1.9)),
+        (0.5, 0.0, -1.0, sigmoid(-2)),
+        (1e9, 0.0, 250.0, 0.5),
+        (1e-3, 0.0, 0.25, 1.0),
         (1.0, 0.2, math.log(3), 0.65),
         (1.0, 0.2, -math.log(3), 0.35),
         (10.0, 0.1, 10 * math.log(9), 0.82),
@@ -137,56 +81,45 @@ def test_a_teachers_answers_hand_worked(temperature, mistake_prob, gap, probabil
         np.testing.assert_array_equal([label.weight, label.target], np.ones((2, NUM_LABELS)))
 
 
-def test_a_noiseless_annotator_prefers_the_higher_return():
-    """And tosses a coin between equals, which are no tie: both answers occur, as probable as each other."""
-    label = asked(annotators.noiseless, [3.0, 0.0, 0.001, 7.0], [2.0, 200.0, 0.0, 7.0])
-    np.testing.assert_array_equal(label.first_preferred[:3], np.repeat([[True], [False], [True]], 8, axis=1))
-    assert 0 < label.first_preferred[3].sum() < 8
-    np.testing.assert_array_equal(label.prob, np.repeat([[1], [1], [1], [0.5]], 8, axis=1))
-    np.testing.assert_array_equal([label.weight, label.target], np.ones((2, 4, 8)))
+def test_an_improbable_labels_probability_is_not_rounded():
+    """sigmoid(-8) = 3e-4, where 1 - sigmoid(8) has only three digits left in float32."""
+    label = taught(jnp.zeros(1), jnp.array([8.0]), Config(), (0.0, 1.0))
+    improbable = np.asarray(label.prob)[np.asarray(label.first_preferred)]
+    assert 0 < len(improbable) < 30
+    np.testing.assert_allclose(improbable, sigmoid(-8.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bradley_terry", "noiseless", "mistaken", "myopic"])
-def test_annotators_without_thresholds_never_skip(name):
-    """Whatever the returns: they do not even know the task's range."""
-    label = asked(getattr(annotators, name), [-3.0, -200.0, 5.0], [-4.0, -100.0, -1.0])
-    np.testing.assert_array_equal([label.weight, label.target], np.ones((2, 3, 8)))
+RANGE = (-100.0, 100.0)
+PRESETS = {
+    annotators.bradley_terry: Config(),
+    functools.partial(annotators.bradley_terry, temperature=3.0): Config(temperature=3.0),
+    annotators.noiseless: Config(temperature=0.0),
+    annotators.mistaken: Config(temperature=0.0, mistake_prob=0.1),
+    functools.partial(annotators.mistaken, mistake_prob=0.4): Config(temperature=0.0, mistake_prob=0.4),
+    functools.partial(annotators.undecided, threshold=0.125, return_range=RANGE): Config(0.0, tie_threshold=0.125),
+    functools.partial(annotators.skipping, threshold=0.25, return_range=RANGE): Config(0.0, skip_threshold=0.25),
+    annotators.myopic: Config(discount=0.9),
+    functools.partial(annotators.myopic, discount=0.5, temperature=3.0): Config(temperature=3.0, discount=0.5),
+}
 
 
-def test_a_mistaken_annotator_errs_one_time_in_ten():
-    """By default; each answer has its own probability."""
-    many = jax.vmap(lambda key: annotators.mistaken(key, jnp.array([5.0]), jnp.array([3.0])))
-    label = jax.jit(many)(MANY_KEYS)
-    assert abs(label.first_preferred.mean() - 0.9) < binomial_bound(0.9, NUM_LABELS)
-    np.testing.assert_allclose(label.prob, np.where(label.first_preferred, 0.9, 0.1), rtol=1e-5)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_other_annotators_are_teachers_with_one_habit(preset):
+    """A quarter of the way from -100 to 100 is -50, an eighth is 25: two ties, two pairs to skip, two answers."""
+    first = [[3.0, 0.0], [40.0, 10.0], [-51.0, 0.0], [-80.0, -20.0], [-40.0, -10.0], [0.0, 80.0]]
+    second = [[3.0, 0.0], [26.0, 0.0], [-52.0, 0.0], [0.0, -60.0], [0.0, -99.0], [20.0, 35.0]]
+    teacher = functools.partial(annotators.teacher, config=PRESETS[preset], return_range=RANGE)
+    assert_same_bytes(asked(preset, first, second), asked(teacher, first, second))
 
 
 # --- ties and skips ---------------------------------------------------------------------------------------------------
 
 
-def test_an_undecided_annotator_calls_close_returns_equal():
-    """An eighth of a range of 200 is 25: gaps of 0 and 24 are ties, 25 is none. A tie counts in full and is certain."""
-    undecided = functools.partial(annotators.undecided, threshold=0.125, return_range=(-100.0, 100.0))
-    label = asked(undecided, [3.0, 50.0, -40.0, 50.0, -90.0], [3.0, 26.0, -16.0, 25.0, 90.0])
-    np.testing.assert_array_equal(label.target, np.repeat([[0.5], [0.5], [0.5], [1], [1]], 8, axis=1))
-    np.testing.assert_array_equal([label.weight, label.prob], np.ones((2, 5, 8)))
-    np.testing.assert_array_equal(label.first_preferred[3:], np.repeat([[True], [False]], 8, axis=1))
-
-
-def test_a_skipping_annotator_says_nothing_about_bad_pairs():
-    """A quarter of the way from -100 to 100 is -50: neither -51 and -52 nor -100 twice get an answer; one that reaches
-    -50 is enough, on either side."""
-    skipping = functools.partial(annotators.skipping, threshold=0.25, return_range=(-100.0, 100.0))
-    label = asked(skipping, [-51.0, -100.0, -50.0, -99.0, 80.0], [-52.0, -100.0, -99.0, -50.0, 70.0])
-    np.testing.assert_array_equal(label.weight, np.repeat([[0], [0], [1], [1], [1]], 8, axis=1))
-    np.testing.assert_array_equal([label.target, label.prob], np.ones((2, 5, 8)))
-    np.testing.assert_array_equal(label.first_preferred[2:], np.repeat([[True], [False], [True]], 8, axis=1))
-
-
 def test_a_teachers_thresholds_are_shares_of_the_tasks_range():
     """Acrobot's -500 to 0: seven tenths from the bottom are -150, a tenth is 50. A pair can be tied and skipped."""
     config = Config(temperature=0.0, tie_threshold=0.1, skip_threshold=0.7)
-    first, second = [-151.0, -150.0, -160.0, -100.0, -100.0], [-300.0, -300.0, -170.0, -149.0, -150.0]
+    first = [[-151.0], [-150.0], [-160.0], [-100.0], [-100.0]]
+    second = [[-300.0], [-300.0], [-170.0], [-149.0], [-150.0]]
     label = asked(annotators.teacher_of(ACROBATIC, config), first, second)
     np.testing.assert_array_equal(label.weight, np.repeat([[0], [1], [0], [1], [1]], 8, axis=1))
     np.testing.assert_array_equal(label.target, np.repeat([[1], [1], [0.5], [0.5], [1]], 8, axis=1))
@@ -269,22 +202,6 @@ def test_thresholds_of_a_myopic_teacher_look_at_undiscounted_returns():
     assert (tied.weight, tied.target) == (1, 0.5)
 
 
-def test_myopic_is_a_teacher_that_discounts():
-    """0.9 by default: 9 + 0.81 * 3 and 0.9 * 10 + 0.81 are 1.62 apart. With a discount of 1 it is Bradley–Terry, and
-    returns of 12 and 11 at temperature 3 are a third apart."""
-    first, second = jnp.array([9.0, 0.0, 3.0]), jnp.array([0.0, 10.0, 1.0])
-    over_keys = functools.partial(jax.vmap, in_axes=(0, None, None))
-    default = jax.jit(over_keys(annotators.myopic))(EIGHT_KEYS, first, second)
-    prob = np.where(default.first_preferred, sigmoid(1.62), sigmoid(-1.62))
-    np.testing.assert_allclose(default.prob, prob, rtol=1e-5)
-    sharp_sighted = functools.partial(annotators.myopic, discount=1.0, temperature=3.0)
-    plain = functools.partial(bradley_terry, temperature=3.0)
-    one, other = (jax.jit(over_keys(annotator))(EIGHT_KEYS, first, second) for annotator in (sharp_sighted, plain))
-    assert_same_bytes(one, other)
-    prob = np.where(one.first_preferred, sigmoid(1 / 3), sigmoid(-1 / 3))
-    np.testing.assert_allclose(one.prob, prob, rtol=1e-5)
-
-
 # --- many teachers ----------------------------------------------------------------------------------------------------
 
 
@@ -299,18 +216,3 @@ def test_vmap_over_teachers_is_one_after_the_other():
         alone = taught_eight(first, second, Config(temperature, mistake_prob, 0.125, 0.0, 0.5), range_)
         np.testing.assert_array_equal(lane(together, i).first_preferred, alone.first_preferred)
         np.testing.assert_allclose(lane(together, i).prob, alone.prob, rtol=1e-6)
-    # -4 and -22 are 18 apart, more than an eighth of 64: an answer, which differs from teacher to teacher.
-    assert {*np.ravel(together.target)} == {1.0}
-    np.testing.assert_allclose(
-        np.where(together.first_preferred, together.prob, 1 - together.prob)[:, 0],
-        [0.7, sigmoid(18), 0.9 * sigmoid(0.36) + 0.1 * sigmoid(-0.36)],
-        rtol=1e-5,
-    )
-
-
-def test_a_habit_out_of_its_range_is_refused():
-    """By its name, where the teacher is asked."""
-    one = jnp.ones(2)
-    for habit in ("temperature", "mistake_prob", "tie_threshold", "skip_threshold", "discount"):
-        with pytest.raises(ValueError, match=rf"^annotators\.Config: {habit} must be .*, got -0.5$"):
-            annotators.teacher(jax.random.key(0), one, one, Config(**{habit: -0.5}))

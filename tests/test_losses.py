@@ -190,7 +190,7 @@ def test_extreme_margins_stay_finite_in_value_and_gradient(size):
 
 def test_policy_gradient_is_that_of_the_expected_reward():
     """Three arms of a bandit: the expectation of the loss's gradient over the arms is minus the gradient of
-    J = sum_a pi(a) R(a), which is pi(a) (R(a) - J) in the a-th logit; finite differences of J agree."""
+    J = sum_a pi(a) R(a), which is pi(a) (R(a) - J) in the a-th logit."""
     logits, reward = np.array([0.3, -1.0, 0.7]), jnp.array([1.0, -2.0, 4.0])
 
     def expected_loss(logits, arm_probabilities):
@@ -200,13 +200,6 @@ def test_policy_gradient_is_that_of_the_expected_reward():
     pi = np.exp(logits) / np.exp(logits).sum()
     gradient = jax.jit(jax.grad(expected_loss))(jnp.array(logits), jnp.array(pi))
     np.testing.assert_allclose(gradient, -pi * (np.asarray(reward) - pi @ np.asarray(reward)), rtol=1e-5)
-
-    def objective(logits):
-        return np.exp(logits) @ np.asarray(reward) / np.exp(logits).sum()
-
-    steps = 1e-4 * np.eye(3)
-    differences = [(objective(logits + step) - objective(logits - step)) / 2e-4 for step in steps]
-    np.testing.assert_allclose(gradient, -np.array(differences), rtol=1e-4)
 
 
 def test_policy_gradient_does_not_follow_the_advantage():
@@ -237,17 +230,6 @@ def test_clipped_surrogate_hand_worked(ratio, advantage, expected, slope):
     log_prob = old_log_prob + jnp.log(jnp.float32(ratio))
     np.testing.assert_allclose(surrogate(log_prob, old_log_prob, advantage, 0.2), expected, rtol=1e-5)
     np.testing.assert_allclose(surrogate_grad(log_prob, old_log_prob, advantage, 0.2), slope, rtol=1e-5)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.floats(-3, 3, width=32), st.floats(-10, 10, width=32), st.floats(2**-4, 0.5, width=32))
-def test_clipped_surrogate_never_promises_more_than_the_plain_one(log_ratio, advantage, clip_eps):
-    """-min(r A, clip(r) A): a pessimistic bound on -r A, equal to it inside the clip range."""
-    ratio = np.exp(np.float64(log_ratio))
-    loss = surrogate(log_ratio, 0.0, advantage, clip_eps)
-    assert loss >= -ratio * advantage - 1e-4
-    if abs(ratio - 1) < clip_eps - 1e-3:
-        np.testing.assert_allclose(loss, -ratio * advantage, rtol=1e-4, atol=1e-6)
 
 
 def test_value_loss_hand_worked():

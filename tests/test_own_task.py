@@ -37,13 +37,6 @@ class Board:
         return self._obs(state + 1), state + 1, 1, False, {}
 
 
-class Drifting(Board):
-    """A state that was a whole number and is none after a step."""
-
-    def step_env(self, key, state, action, params):
-        return self._obs(state), state + 0.5, 1, False, {}
-
-
 def test_a_custom_environment_is_played_without_registration():
     """Observations come flat, row by row, and as float32; the horizon is the parameters' time limit."""
     task = from_gymnax(Board())
@@ -108,13 +101,6 @@ def test_what_is_not_a_task_is_refused_in_one_sentence(make, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         make()
     assert "\n" not in str(caught.value)
-
-
-def test_jax_says_what_a_step_must_return():
-    task = from_gymnax(Drifting())
-    with pytest.raises(TypeError, match="carry") as caught:
-        play(task, constant_policy(task, [0.5, 0.5]), jax.random.key(0), 1)
-    assert ".state" in str(caught.value)
 
 
 def test_mountain_cars_potential_is_its_energy():

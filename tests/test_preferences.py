@@ -12,7 +12,6 @@ from helpers import (
     clock,
     constant_policy,
     lane,
-    pairs_of_returns,
     random_preferences,
     random_trajectories,
 )
@@ -54,17 +53,14 @@ def played_by_pi1(trajectory):
 
 
 def test_a_pair_is_one_whole_episode_of_each_policy(pairs):
+    """Each from an initial state of its own: the original study started all of them in the same one."""
+    names = np.concatenate([pairs.chosen.obs[:, 0, 1], pairs.rejected.obs[:, 0, 1]])
+    assert len(set(names)) == 2 * NUM_PAIRS
     np.testing.assert_array_equal(played_by_pi1(pairs.chosen), ~played_by_pi1(pairs.rejected))
     for side in (pairs.chosen, pairs.rejected):
         lengths = side.mask.sum(-1)
         np.testing.assert_array_equal(side.reward.sum(-1), lengths * (lengths + 1) / 2)
         np.testing.assert_array_equal(side.next_obs[np.arange(NUM_PAIRS), lengths - 1, 0], lengths)
-
-
-def test_every_episode_has_an_initial_state_of_its_own(pairs):
-    """The original study started all of them in the same one."""
-    names = np.concatenate([pairs.chosen.obs[:, 0, 1], pairs.rejected.obs[:, 0, 1]])
-    assert len(set(names)) == 2 * NUM_PAIRS
 
 
 def test_labels_are_the_annotators(pairs):
@@ -94,15 +90,10 @@ def contrary_pairs():
 
 
 def test_an_annotator_is_any_function_of_key_and_rewards(contrary_pairs):
+    """It need not know of targets: its answers are meant, 1."""
     assert not played_by_pi1(contrary_pairs.chosen).any()
     np.testing.assert_array_equal(contrary_pairs.weight, contrary_pairs.rejected.reward.sum(-1))
-    np.testing.assert_array_equal(contrary_pairs.prob, np.ones(8))
-
-
-def test_an_annotator_need_not_know_of_targets(contrary_pairs):
-    """Its answers are meant: 1."""
-    np.testing.assert_array_equal(contrary_pairs.target, np.ones(8))
-    assert contrary_pairs.target.dtype == np.float32
+    np.testing.assert_array_equal([contrary_pairs.prob, contrary_pairs.target], np.ones((2, 8)))
 
 
 def test_fewer_pairs_are_the_first_of_more(pairs, contrary_pairs):
@@ -148,29 +139,6 @@ def test_label_pairs_is_a_loop_over_pairs():
     assert len(set(result.target)) > 3
 
 
-def test_labels_of_fewer_pairs_are_the_first_of_more():
-    nine = label_pairs(jax.random.key(13), *NINE_AND_NINE, opinionated)
-    four = label_pairs(jax.random.key(13), *(lane(side, slice(4)) for side in NINE_AND_NINE), opinionated)
-    assert_same_bytes(four, preferences.take(nine, slice(4)))
-
-
-def test_a_teachers_ties_and_skips_reach_the_pairs():
-    """Returns 8 and 7, 8 and 1, 2 and 1, of a range of 8: a tie, an answer, a skipped tie."""
-    config = annotators.Config(temperature=0.0, tie_threshold=0.25, skip_threshold=0.5)
-    teacher = functools.partial(annotators.teacher, config=config, return_range=(0.0, 8.0))
-    some = pairs_of_returns([8, 8, 2], [7, 1, 1])
-    result = label_pairs(jax.random.key(14), some.rejected, some.chosen, teacher)
-    np.testing.assert_array_equal(result.target, [0.5, 1, 0.5])
-    np.testing.assert_array_equal(result.weight, [1, 1, 0])
-    np.testing.assert_array_equal(result.chosen.reward[:, 0], [8, 8, 2])
-
-
-@pytest.mark.parametrize("num_pairs", [0, -3])
-def test_fewer_than_one_pair_is_refused(num_pairs):
-    with pytest.raises(ValueError, match=f"num_pairs must be at least 1, got {num_pairs}"):
-        preferences.sample_preferences(CLOCK, *[constant_policy(CLOCK, [0.5, 0.5])] * 2, jax.random.key(0), num_pairs)
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -179,20 +147,9 @@ def test_split_holds_out_the_last_pairs():
     train, heldout = preferences.split(some, 3)
     assert_same_bytes(train, jax.tree.map(lambda leaf: leaf[:7], some))
     assert_same_bytes(heldout, jax.tree.map(lambda leaf: leaf[7:], some))
-
-
-@pytest.mark.parametrize("num_heldout", [0, 10, 11, -1])
-def test_split_leaves_neither_side_empty(num_heldout):
-    some = random_preferences(np.random.default_rng(3), 10, 5)
-    with pytest.raises(ValueError, match=rf"between 1 and 9 for 10 pairs, got {num_heldout}"):
-        preferences.split(some, num_heldout)
-
-
-def test_a_pair_that_does_not_exist_is_not_taken():
-    some = random_preferences(np.random.default_rng(3), 3, 5)
-    for index in (3, -4, jnp.array([0, 3])):
-        with pytest.raises(IndexError):
-            preferences.take(some, index)
+    for num_heldout in (0, 10, 11, -1):
+        with pytest.raises(ValueError, match=rf"between 1 and 9 for 10 pairs, got {num_heldout}"):
+            preferences.split(some, num_heldout)
 
 
 def test_take_is_indexing():
@@ -201,6 +158,9 @@ def test_take_is_indexing():
     for place, i in enumerate([4, 4, 0]):
         assert_same_bytes(lane(taken, place), lane(some, i))
     assert_same_bytes(preferences.take(some, slice(2, 4)), preferences.take(some, jnp.array([2, 3])))
+    for index in (6, -7, jnp.array([0, 6])):
+        with pytest.raises(IndexError):
+            preferences.take(some, index)
 
 
 def test_prefix_takes_later_pairs_out_by_their_weight():
@@ -227,16 +187,6 @@ def test_pairs_are_drawn_in_proportion_to_their_weight(weight, seed):
     assert len(counts) == 9
     assert not counts[share == 0].any()
     assert np.abs(counts - 64 * share).max() <= 2
-
-
-@pytest.mark.parametrize(("num_pairs", "batch_size"), [(1, 16), (5, 16), (16, 16), (10, 64), (63, 64)])
-def test_a_dataset_smaller_than_the_minibatch_is_taken_almost_whole(num_pairs, batch_size):
-    """Each of n pairs is drawn batch / n times, give or take two."""
-    many = jax.jit(jax.vmap(lambda key: preferences.draw_index(key, jnp.ones(num_pairs), batch_size)))
-    index = many(jax.random.split(jax.random.key(6), 50))
-    for drawn in np.asarray(index):
-        counts = np.bincount(drawn, minlength=num_pairs)
-        assert np.abs(counts - batch_size / num_pairs).max() <= 2
 
 
 def test_draws_have_no_bias_within_the_strata():

@@ -4,15 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import (
-    assert_same_bytes,
-    binomial_bound,
-    clock,
-    constant_policy,
-    lane,
-    linear_policy,
-    play,
-)
+from helpers import assert_same_bytes, binomial_bound, clock, constant_policy, lane, linear_policy, play
 
 import jaxpref
 from jaxpref.fast.loops import any_lane

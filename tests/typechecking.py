@@ -1,6 +1,5 @@
 """The type checker that the import hook of conftest.py puts on every function of jaxpref."""
 
-import typing
 from collections.abc import Callable
 
 import beartype
@@ -14,7 +13,4 @@ def check(function: Callable) -> Callable:
     """
     if function.__name__ == "__init__":
         return function
-    for hint in getattr(function, "__annotations__", {}).values():
-        if getattr(hint, "_is_protocol", False):
-            typing.runtime_checkable(hint)  # beartype wants `isinstance`; it then looks for __call__
     return beartype.beartype(function)
