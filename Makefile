@@ -98,7 +98,7 @@ lock:
 	@touch $@
 
 bench-peer: $(STAMP) .venv-peer/.installed
-	@$(BIN)/python -m experiments.bench_peer $(ARGS)
+	@$(BIN)/python -m experiments.bench --sections peer --repeats 9 --out results/bench-peer $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-peer .cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis

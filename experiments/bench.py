@@ -4,6 +4,7 @@ Every figure is the median of several repeats, without compilation. What is comp
 machine slows both.
 """
 
+import os
 import platform
 import sys
 import time
@@ -12,7 +13,7 @@ import jax
 from rich.console import Console
 
 from experiments import START
-from experiments.benchmarks import library, programs
+from experiments.benchmarks import library, peer, programs
 from experiments.benchmarks.timing import Row, Settings, check_numbers, table
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import NOTHING_KEPT, exit_codes
@@ -25,6 +26,7 @@ SECTIONS = {
     "experiments": programs.measure_experiments,
     "memory": programs.measure_memory,
     "devices": programs.measure_devices,
+    "peer": peer.measure,
 }
 
 
@@ -33,7 +35,8 @@ def run(settings: Settings, console: Console) -> None:
     devices.set_up_jax(0)
     device = jax.devices()[0]
     results: Row = {"device": f"{device.platform} {device.device_kind}", "num_devices": jax.device_count()}
-    results |= {"processor": platform.processor() or platform.machine(), "versions": summary.versions()}
+    results |= {"processor": platform.processor() or platform.machine(), "load_before": os.getloadavg()[0]}
+    results["versions"] = summary.versions()
     for name in settings.sections:
         with console.status(name):
             results[name] = SECTIONS[name](settings)

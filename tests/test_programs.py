@@ -13,6 +13,7 @@ import pytest
 import experiments
 from experiments.benchmarks import peer, timing
 from experiments.harness import devices
+from experiments.harness.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 NEEDED = "--num-seeds must be at least 1; {} need at least one name each"
@@ -40,12 +41,9 @@ def run(monkeypatch, script, line, *more):
         ("bench", "--repeats 0", "--repeats must be at least 1, got 0"),
         ("bench", "--num-envs 4 0", "--num-envs must be at least 1, got 0"),
         ("bench", "--num-seeds", "--num-seeds needs at least one value"),
-        ("bench_peer", "--repeats 0", "--repeats must be at least 1, got 0"),
-        ("bench_peer", "", "no such python is missing, the Python of rejax's environment: make bench-peer makes it"),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_code_2(capsys, monkeypatch, script, line, message):
-    monkeypatch.setattr(peer, "PYTHON", Path("no such python"))
     assert run(monkeypatch, script, line) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
 
@@ -56,7 +54,7 @@ def test_a_mistake_is_one_line_with_exit_code_2(capsys, monkeypatch, script, lin
         ("evidence", "--clams gain", ["--clams", "--claims"]),
         ("evidence", "--tasks pong", ["--tasks", "pong", "acrobot"]),
         ("sweep", "--num-seeds ten", ["--num-seeds", "ten"]),
-        ("bench_peer", "--repeats x", ["--repeats", "x"]),
+        ("bench", "--repeats x", ["--repeats", "x"]),
     ],
 )
 def test_what_cannot_be_read_has_exit_code_2(capsys, monkeypatch, script, line, parts):
@@ -78,6 +76,12 @@ def test_an_interruption_while_modules_load_is_one_line():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert (done.stdout, done.stderr) == ("", experiments.INTERRUPTED + "\n")
+
+
+def test_the_peers_environment_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(peer, "PYTHON", Path("no such python"))
+    with pytest.raises(UsageError, match=r"no such python is missing, .*: make bench-peer makes it"):
+        peer.measure(timing.Settings())
 
 
 def test_functions_run_in_turns_and_the_first_turn_does_not_count():

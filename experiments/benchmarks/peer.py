@@ -7,6 +7,7 @@ timed without any evaluation. It also clips the value loss; `ppo` does not.
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import subprocess
 import time
@@ -20,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.timing import Row, in_turns, timed
+from experiments.benchmarks.timing import Row, Settings, in_turns, timed
 from experiments.harness.devices import over_runs, padded_size
-from experiments.reporting import summary
+from experiments.harness.errors import UsageError
 from jaxpref import networks, ppo, rollout, tasks
 
 PYTHON, SCRIPT = Path(".venv-peer/bin/python"), Path(__file__).with_name("peer_rejax.py")  # of rejax
-SEEDS = [0, 1, 2]
+SEEDS, NUM_UPDATES = [0, 1, 2], 200
 SHARED: dict[str, Any] = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "gamma": 0.99}
 SHARED |= {"learning_rate": 7.5e-4, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01}
 SHARED |= {"max_grad_norm": 0.5}  # of the whole gradient here, of each of its entries in rejax
@@ -56,14 +57,14 @@ def start(task: tasks.Task, seed: jax.Array) -> tuple[Any, ...]:
     return seed, policy, policy, dataclasses.replace(reward, params=params)
 
 
-def ours(num_updates: int, sharded: bool) -> tuple[Row, Callable[[], float]]:
+def ours(sharded: bool) -> tuple[Row, Callable[[], float]]:
     """Compile the training of all seeds, over all devices as in the experiments, or on the first device.
 
     Returns facts about it, and a function that trains once and returns its seconds.
     """
     task = dataclasses.replace(tasks.cartpole(horizon=500), policy_network=TwoMLPs(num_actions=2))
     # With kl_coef 0, both maximise the same. It is an argument of the program, so the penalty is computed.
-    config = ppo.Config(num_updates=num_updates, eval_every=num_updates, eval_episodes=1, kl_coef=0.0, **SHARED)
+    config = ppo.Config(num_updates=NUM_UPDATES, eval_every=NUM_UPDATES, eval_episodes=1, kl_coef=0.0, **SHARED)
 
     def train(config, seed, *networks):
         return ppo.train(task, config, jax.random.key(seed), *networks)
@@ -76,7 +77,11 @@ def ours(num_updates: int, sharded: bool) -> tuple[Row, Callable[[], float]]:
     args = jax.tree.map(np.float32, config), jax.tree.map(np.asarray, starts)
     begin = time.perf_counter()
     program = jax.jit(over_runs(train, size, lanes=8) if sharded else side_by_side).lower(*args).compile()
-    facts: Row = {"num_devices": jax.device_count() if sharded else 1, "compile_s": time.perf_counter() - begin}
+    facts: Row = {
+        "PPO": f"jaxpref {importlib.metadata.version('jaxpref')}",
+        "devices": jax.device_count() if sharded else 1,
+    }
+    facts["compile_s"] = time.perf_counter() - begin
     policies = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], program(*args).params)
     returns = jax.vmap(lambda policy: rollout.evaluate(task, policy, jax.random.key(0), 128))(policies)
     return facts | {"mean_return": float(returns.mean())}, timed(program, *args)
@@ -88,9 +93,15 @@ def ask(peer: subprocess.Popen) -> str:
     return peer.stdout.readline() if peer.stdout else ""
 
 
-def measure(num_updates: int, repeats: int) -> Row:
-    """Train on both sides in turns, each idle while the other is timed. Returns what summary.json holds."""
-    env_steps = len(SEEDS) * num_updates * SHARED["num_envs"] * SHARED["num_steps"]
+def measure(settings: Settings) -> list[Row]:
+    """PPO on CartPole against rejax's, at the same settings and in turns, each side idle while the other is timed.
+
+    jaxpref's time includes a learned reward, a reference policy and more that rejax's PPO does not do.
+    """
+    if not PYTHON.exists():
+        raise UsageError(f"{PYTHON} is missing, the Python of rejax's environment: make bench-peer makes it")
+    jax.config.update("jax_enable_compilation_cache", False)  # compile_s is that of a first run
+    env_steps = len(SEEDS) * NUM_UPDATES * SHARED["num_envs"] * SHARED["num_steps"]
     config = SHARED | {"env": "CartPole-v1", "agent_kwargs": NETWORK, "skip_initial_evaluation": True}
     config |= {name: env_steps // len(SEEDS) for name in ("total_timesteps", "eval_freq")}
     words = [str(PYTHON), str(SCRIPT), json.dumps({"seeds": SEEDS, "config": config})]
@@ -98,12 +109,11 @@ def measure(num_updates: int, repeats: int) -> Row:
         theirs = json.loads(ask(peer))
         if theirs.pop("env_steps") != env_steps:
             raise RuntimeError("the two sides do not count the same steps")
-        versions = {"jaxpref": summary.versions(), "rejax": theirs.pop("versions")}
-        (sharded, train_sharded), (single, train_single) = (ours(num_updates, sharded) for sharded in (True, False))
-        spent = in_turns(repeats, train_sharded, timed(ask, peer), train_single)
-    sides: dict[str, Row] = {"jaxpref": sharded, "rejax": theirs, "jaxpref, one device": single}
-    for side, times in zip(sides.values(), spent, strict=True):
-        side |= {"seconds": times, "train_s": median(times), "env_steps_per_s": env_steps / median(times)}
-        side["ratio_to_rejax"] = median(spent[1]) / median(times)
-    facts = {"config": SHARED | NETWORK, "seeds": SEEDS, "num_updates": num_updates, "env_steps": env_steps}
-    return facts | {"sides": sides, "versions": versions}
+        (sharded, train_sharded), (single, train_single) = (ours(sharded) for sharded in (True, False))
+        turns = in_turns(settings.repeats, train_sharded, timed(ask, peer), train_single)
+    rows = []
+    for facts, seconds in zip((sharded, theirs, single), turns, strict=True):
+        row = facts | {"train_s": median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
+        row |= {"env_steps_per_s": env_steps / median(seconds), "ratio": median(turns[1]) / median(seconds)}
+        rows.append(row)
+    return rows

@@ -1,4 +1,4 @@
-"""rejax's side of `experiments.bench_peer`, in its own environment: it needs another version of gymnax.
+"""rejax's side of `peer.measure`, in its own environment: it needs another version of gymnax.
 
 Settings come as JSON on the command line. The first line on stdin is answered with JSON when the program is compiled,
 each later one with an empty line when one training of all seeds has ended.
@@ -13,8 +13,6 @@ from typing import Any
 import jax
 import rejax
 
-VERSIONS = ("rejax", "jax", "jaxlib", "flax", "optax", "distrax", "gymnax", "numpy")
-
 
 def main() -> None:
     """Compile, then train once for every line read."""
@@ -26,12 +24,11 @@ def main() -> None:
 
     begin = time.perf_counter()
     program = jax.jit(jax.vmap(silent.train)).lower(keys).compile()
-    facts: dict[str, Any] = {"compile_s": time.perf_counter() - begin}
+    facts: dict[str, Any] = {"PPO": f"rejax {importlib.metadata.version('rejax')}", "devices": len(keys.devices())}
+    facts["compile_s"] = time.perf_counter() - begin
     state, _ = jax.block_until_ready(program(keys))
     _, returns = jax.jit(jax.vmap(agent.eval_callback, (None, 0, 0)))(agent, state, keys)
-    facts |= {"num_devices": len(keys.devices()), "mean_return": float(returns.mean())}
-    facts["env_steps"] = int(state.global_step.sum())
-    facts["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
+    facts |= {"mean_return": float(returns.mean()), "env_steps": int(state.global_step.sum())}
     sys.stdin.readline()
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:

@@ -4,7 +4,7 @@ import dataclasses
 import timeit
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 from rich import box
@@ -14,14 +14,15 @@ from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import flag
 
 Row = dict[str, Any]
-Section = Literal["rollouts", "trainers", "experiments", "memory", "devices"]
+Section = Literal["rollouts", "trainers", "experiments", "memory", "devices", "peer"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What is measured."""
 
-    sections: tuple[Section, ...] = get_args(Section)  # Parts of the table.
+    sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
+    """Parts of the table. "peer" needs an environment of its own: make bench-peer."""
     num_envs: tuple[int, ...] = (1, 16, 256, 2048)  # Environments side by side in a rollout.
     num_seeds: tuple[int, ...] = (1, 3, 32, 128)  # Seeds in one call of a trainer.
     memory_seeds: tuple[int, ...] = (100, 1000)  # Seeds of the runs whose peak memory is compared.
