@@ -16,7 +16,6 @@ from helpers import keys, stack
 import jaxpref
 from jaxpref import dpo, ppo, preferences, ranking, reinforce, reward_model
 
-pytestmark = pytest.mark.usefixtures("optimised")
 SEEDS = (1, 2)
 DPO = dpo.Config(num_updates=60, eval_every=60, eval_episodes=1, beta=0.3)
 REWARD_MODEL = reward_model.Config(num_updates=100)
