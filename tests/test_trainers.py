@@ -90,7 +90,10 @@ def test_a_run_does_not_depend_on_its_neighbours_and_divergence_is_found(trainer
 def test_only_steps_that_were_played_and_pairs_of_some_weight_are_learned_from(trainer, batch_size):
     """Garbage beyond the masks changes not a bit. Seven pairs of twelve, the others with weight zero, are a dataset of
     seven, whatever the others contain."""
-    config, (data, *policies) = TRAINERS[trainer][1].replace(batch_size=batch_size), TRAINERS[trainer][3](9)
+    config = lane(
+        stack(TRAINERS[trainer][1].replace(batch_size=batch_size)), 0
+    )  # arrays: the program of the other tests
+    data, *policies = TRAINERS[trainer][3](9)
 
     def train(data):
         return programs(trainer)[0](config, jax.random.key(9), (data, *policies))
