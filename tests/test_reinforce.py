@@ -182,7 +182,7 @@ def test_the_score_is_the_mean_return_of_the_last_episodes():
 
 @pytest.mark.parametrize(
     ("of_task", "of_config", "score_shaping", "score"),
-    [(False, True, False, 21), (True, None, True, 16.5), (False, None, True, 21), (True, False, True, 21)],
+    [(False, True, False, 21), (True, None, True, 16.5), (True, False, True, 21)],
 )
 def test_a_shaped_score_counts_the_shaping(of_task, of_config, score_shaping, score):
     """Six steps of rewards 1 + .. + 6 = 21 and a potential that is the time, at gamma 1/2:
