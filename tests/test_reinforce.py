@@ -144,6 +144,13 @@ def test_an_unreached_target_gives_the_last_parameters_and_says_so(whole_run):
     assert whole_run.metrics.score[-1] > 8
 
 
+def test_without_discount_it_learns_as_well():
+    """Rewards are scaled by 1 / horizon where 1 - gamma is zero: nothing would be learned from rewards of zero."""
+    score = train(LEVER.replace(**NEVER), dataclasses.replace(CONFIG, gamma=1.0), jax.random.key(3)).metrics.score
+    assert score[0] < 7
+    assert score[-1] > 8
+
+
 def test_a_snapshot_is_taken_right_after_the_first_update_that_reaches_its_target(whole_run):
     """pi2 stays what it was while training goes on to pi1, and then training ends."""
     scores = whole_run.metrics.score
