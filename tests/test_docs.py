@@ -24,7 +24,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 import jaxpref
-from experiments.harness.progress import Done, Progress
+from experiments.harness.progress import Done, Progress, bar_on
 from experiments.reporting import experiment
 from jaxpref import store
 
@@ -110,7 +110,7 @@ def results(tmp_path_factory):
     settings = settings_of("dpo", out=place / "results" / "cartpole-dpo")
     outcome = outcome_of(settings, np.random.default_rng(5))
     settings.out.mkdir(parents=True)
-    with Progress(Console(quiet=True), settings.out) as progress:
+    with Progress(bar_on(Console(quiet=True)), settings.out) as progress:
         progress.begin(1, 1, np.asarray(settings.seeds))
         progress.done(Done("dpo", 3, 12, 1.0, 1.0, 1.0, False))
         progress.log("dpo", outcome.rows[0].metrics, num_pairs=4, reference="pi1")
