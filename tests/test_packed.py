@@ -15,7 +15,7 @@ from jaxpref import networks, packed
 
 TASK = jaxpref.acrobot()
 SIZES = {"obs_size": 6, "num_actions": 3}
-NUM, BATCH = 6, 12  # 36 rows of 60 steps: more than one pass of the loop holds
+NUM, BATCH = 6, 24  # 72 rows of 60 steps: more than one pass of the loop holds
 
 SUMS = {
     "log_prob": (packed.log_prob, networks.trajectory_log_prob, networks.init_policy),
@@ -54,7 +54,7 @@ def both(name):
 @pytest.mark.parametrize("name", SUMS)
 @pytest.mark.parametrize("horizon", [7, 60])
 def test_packed_sums_and_gradients_are_the_plain_ones(name, horizon):
-    """Horizons below and above a row of 25 steps; lengths, indices and weights drawn by hypothesis."""
+    """Horizons below and above a row of 20 steps; lengths, indices and weights drawn by hypothesis."""
     packed_all, plain_all = both(name)
     params = random_params(name, seed=1)
 
@@ -97,12 +97,25 @@ def test_garbage_beyond_the_mask_changes_not_a_bit(name):
 
 
 def test_pack_puts_every_step_in_its_place():
-    """Step t of a trajectory stands in row t // 25, place t % 25; what the last row has over is masked."""
-    trajectories = random_trajectories(np.random.default_rng(13), [60, 30], 60, **SIZES)
+    """Step t of a trajectory stands in row t // 20, place t % 20; what the last row has over is masked."""
+    trajectories = random_trajectories(np.random.default_rng(13), [60, 30], 70, **SIZES)
     rows = packed.pack(trajectories)
-    assert rows.obs.shape == (2, 3, 6, 25)
+    assert rows.obs.shape == (6, 2, 4, 20)
     for t in range(60):
-        row, place = divmod(t, 25)
-        np.testing.assert_array_equal(rows.obs[:, row, :, place], trajectories.obs[:, t])
+        row, place = divmod(t, 20)
+        np.testing.assert_array_equal(rows.obs[:, :, row, place].T, trajectories.obs[:, t])
         np.testing.assert_array_equal(rows.action[:, row, place], trajectories.action[:, t])
     assert int(rows.mask.sum()) == 60 + 30
+
+
+def test_a_batch_has_the_rows_with_steps_first_and_names_their_trajectories():
+    """Lengths 45, 1 and 20 fill 3, 1 and 1 of the 3 rows that each may have; of [2, 0] the first 4 rows hold steps."""
+    trajectories = random_trajectories(np.random.default_rng(14), [45, 1, 20], 60, **SIZES)
+    rows = packed.pack(trajectories)
+    batch = packed.take(rows, jnp.array([2, 0]))
+    assert batch.owner.shape == (packed.CHUNK,)
+    assert batch.owner[:5].tolist() == [0, 1, 1, 1, 2]
+    np.testing.assert_array_equal(
+        batch.rows.obs[:, :4], np.stack([rows.obs[:, n, k] for n, k in ((2, 0), (0, 0), (0, 1), (0, 2))], 1)
+    )
+    assert not batch.rows.mask[4:].any()

@@ -1,8 +1,9 @@
 """Sums over episodes of different lengths, without the cost of padding.
 
 In `networks.trajectory_log_prob` and `networks.trajectory_reward` most of the work is padding, and the activations of a
-minibatch do not fit a cache. Here episodes are cut into short rows once. Each sum runs over the rows that hold steps, a
-few hundred steps at a time, features first. Values and gradients are those of the plain functions.
+minibatch do not fit a cache. Here episodes are cut into short rows once. A minibatch gathers its rows, those with steps
+first, and each sum runs over these, about a thousand steps at a time, features first. Values and gradients are those of
+the plain functions.
 """
 
 import functools
@@ -17,10 +18,10 @@ from jaxpref.fast.loops import any_lane
 from jaxpref.networks import ActorCritic, Network, RewardModel, apply_policy, apply_reward
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
-ROW = 25
+ROW = 20
 """Steps in a row. An episode wastes half a row on average."""
-CHUNK = 32
-"""Rows in one pass of the loop: 800 steps, whose activations fit a core's cache, also for a few runs."""
+CHUNK = 64
+"""Rows in one pass of the loop: 1280 steps, whose activations fit a core's cache, also for a few runs."""
 
 StepFn = Callable[[Network, Float[Array, "O M"], Array], Float[Array, " M"]]
 """(network, obs, action) -> what is summed, per step. Observations have features first."""
@@ -28,11 +29,11 @@ StepFn = Callable[[Network, Float[Array, "O M"], Array], Float[Array, " M"]]
 
 @struct.dataclass
 class Rows:
-    """N trajectories cut into K rows of L steps each, features before steps."""
+    """Rows of L steps each, features first: [N, K] of a dataset of N trajectories, or [M] of a `Batch`."""
 
-    obs: Float[Array, "N K O L"]
+    obs: Float[Array, "O *rows L"]
     action: Array
-    mask: Bool[Array, "N K L"]
+    mask: Bool[Array, "*rows L"]
 
 
 def pack(trajectory: Trajectory) -> Rows:
@@ -45,62 +46,85 @@ def pack(trajectory: Trajectory) -> Rows:
         padding = [(0, 0), (0, num_rows * ROW - horizon)] + [(0, 0)] * (leaf.ndim - 2)
         return jnp.pad(leaf, padding).reshape(num, num_rows, ROW, *leaf.shape[2:])
 
-    return Rows(cut(played.obs).swapaxes(-1, -2), cut(played.action), cut(played.mask))
+    return Rows(jnp.moveaxis(cut(played.obs), -1, 0), cut(played.action), cut(played.mask))
+
+
+@struct.dataclass
+class Batch:
+    """The M rows that trajectories may fill: those with steps come first.
+
+    owner:  the trajectory of each row, from 0 to B - 1; B for a row without steps.
+    """
+
+    rows: Rows
+    owner: Int[Array, " M"]
+
+
+def take(rows: Rows, index: Int[Array, " B"]) -> Batch:
+    """Gather the rows of the trajectories in `index`. Forward and backward pass both read them."""
+    rows_each = rows.mask.shape[1]
+    num_rows = index.shape[0] * rows_each
+    live = rows.mask.any(-1)[index].reshape(-1)
+    order = jnp.nonzero(live, size=-(-num_rows // CHUNK) * CHUNK, fill_value=num_rows)[0]
+    owner = order // rows_each
+    source = index.at[owner].get(mode="fill", fill_value=rows.mask.shape[0]) * rows_each + order % rows_each
+
+    def gather(leaf):
+        flat = leaf.reshape(*leaf.shape[:-3], -1, leaf.shape[-1])
+        return flat.at[..., source, :].get(mode="fill", fill_value=0)
+
+    return Batch(jax.tree.map(gather, rows), owner)
+
+
+def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`. Only reverse mode."""
+    return _sum(step_fn, network, take(rows, index), jnp.zeros(index.shape[0]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`. Only reverse mode."""
+def _sum(step_fn: StepFn, network: Network, batch: Batch, zeros: Float[Array, " B"]) -> Float[Array, " B"]:
+    def add_chunk(sums, rows, owner):
+        return sums.at[owner].add(_row_sums(step_fn, network, rows), mode="drop")
 
-    def add_chunk(sums, steps, row_ids):
-        return sums.at[row_ids].add(_row_sums(step_fn, network, steps), mode="drop")
-
-    num_rows = index.shape[0] * rows.mask.shape[1]
-    return _over_live_rows(add_chunk, jnp.zeros(num_rows), rows, index).reshape(index.shape[0], -1).sum(-1)
+    return _over_chunks(add_chunk, zeros, batch)
 
 
-def _forward(step_fn, network, rows, index):
-    return sum_over_steps(step_fn, network, rows, index), (network, rows, index)
+def _forward(step_fn, network, batch, zeros):
+    return _sum(step_fn, network, batch, zeros), (network, batch)
 
 
 def _backward(step_fn, residuals, cotangent):
     # The activations were not kept: computing them again, a cached chunk at a time, costs less than storing them.
-    network, rows, index = residuals
-    row_cotangent = jnp.repeat(cotangent, rows.mask.shape[1])
+    network, batch = residuals
 
-    def add_chunk(grads, steps, row_ids):
-        weight = row_cotangent.at[row_ids].get(mode="fill", fill_value=0.0)
-        chunk_grads = jax.grad(lambda network: jnp.vdot(weight, _row_sums(step_fn, network, steps)))(network)
+    def add_chunk(grads, rows, owner):
+        weight = cotangent.at[owner].get(mode="fill", fill_value=0.0)
+        chunk_grads = jax.grad(lambda network: jnp.vdot(weight, _row_sums(step_fn, network, rows)))(network)
         return jax.tree.map(jnp.add, grads, chunk_grads)
 
-    return _over_live_rows(add_chunk, jax.tree.map(jnp.zeros_like, network), rows, index), None, None
+    return _over_chunks(add_chunk, jax.tree.map(jnp.zeros_like, network), batch), None, None
 
 
-sum_over_steps.defvjp(_forward, _backward)
+_sum.defvjp(_forward, _backward)
 
 
-def _row_sums(step_fn: StepFn, network: Network, steps: Rows) -> Float[Array, " C"]:
-    obs = steps.obs.swapaxes(0, 1).reshape(steps.obs.shape[1], -1)
-    per_step = step_fn(network, obs, steps.action.reshape(-1)).reshape(steps.mask.shape)
-    return jnp.where(steps.mask, per_step, 0.0).sum(-1)
+def _row_sums(step_fn: StepFn, network: Network, rows: Rows) -> Float[Array, " C"]:
+    obs = rows.obs.reshape(rows.obs.shape[0], -1)
+    per_step = step_fn(network, obs, rows.action.reshape(-1)).reshape(rows.mask.shape)
+    return jnp.where(rows.mask, per_step, 0.0).sum(-1)
 
 
-def _over_live_rows(add_chunk, total, rows: Rows, index: Int[Array, " B"]):
-    """Fold `add_chunk(total, rows of one chunk, their indices among the [B * K] rows)` over the rows with steps."""
-    rows_each = rows.mask.shape[1]
-    num_rows = index.shape[0] * rows_each
-    live = rows.mask.any(-1)[index].reshape(-1)
-    order = jnp.nonzero(live, size=num_rows + CHUNK, fill_value=num_rows)[0]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
-    source = jnp.append(index[:, None] * rows_each + jnp.arange(rows_each), flat.mask.shape[0])
+def _over_chunks(add_chunk, total, batch: Batch):
+    """Fold `add_chunk(total, rows, owner)` over the chunks that hold steps."""
+    live = batch.rows.mask.any(-1).sum()
 
     def body(carry):
         start, total = carry
-        row_ids = jax.lax.dynamic_slice_in_dim(order, start, CHUNK)
-        steps = jax.tree.map(lambda leaf: leaf.at[source[row_ids]].get(mode="fill", fill_value=0), flat)
-        return start + CHUNK, add_chunk(total, steps, row_ids)
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=CHUNK)
+        rows = jax.tree.map(lambda leaf: cut(leaf, axis=leaf.ndim - 2), batch.rows)
+        return start + CHUNK, add_chunk(total, rows, cut(batch.owner))
 
-    return jax.lax.while_loop(lambda carry: any_lane(carry[0] < live.sum()), body, (0, total))[1]
+    return jax.lax.while_loop(lambda carry: any_lane(carry[0] < live), body, (0, total))[1]
 
 
 def _dense(layer: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
