@@ -1,5 +1,6 @@
 """Before JAX or jaxpref is used: two CPU devices, as the experiments have, and every annotation checked."""
 
+import gc
 import os
 
 # XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here.
@@ -11,4 +12,5 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 2)
 # Most programs of the tests run once: compiling them well is not worth the time.
 jax.config.update("jax_disable_most_optimizations", True)
+gc.set_threshold(50_000)  # as the experiments do: tracing makes many objects
 install_import_hook("jaxpref", "typechecking.check")

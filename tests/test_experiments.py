@@ -27,6 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxpref
 from experiments.harness import devices, folder
 from experiments.harness.memo import Memo
+from experiments.harness.stages import Stages
 from experiments.pipeline import functions, pipeline
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
@@ -78,7 +79,15 @@ class Run:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Folders for compiled programs and finished stages, in place of the project's own; JAX's settings come back."""
-    place = tmp_path_factory.mktemp("cache")
+    place, programs = tmp_path_factory.mktemp("cache"), {}
+
+    class SharedStages(Stages):
+        """Runs share what they have traced."""
+
+        def __init__(self, memo):
+            super().__init__(memo)
+            self._programs = programs
+
     names = (
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
@@ -89,6 +98,7 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "CACHE", place / "jax")
         patch.setattr(experiment, "Memo", functools.partial(Memo, place / "stages"))
+        patch.setattr(experiment, "Stages", SharedStages)
         patch.setenv("COLUMNS", "160")
         yield place
     for name, value in before.items():

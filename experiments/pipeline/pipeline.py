@@ -105,17 +105,17 @@ def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
 def start(settings: Settings, task: Task, stages: Stages) -> Callable[[], Outcome]:
     """Start this process's share of the seeds in the background, and return a function that awaits all results.
 
-    Seeds run in as many batches as memory needs. Only the first batch starts now.
+    Seeds run in as many batches as memory needs. Several batches start one after the other, when they are awaited.
     """
     seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    waiting = [_start_batch(settings, task, stages, batches, 0)]
+    start_batch = functools.partial(_start_batch, settings, task, stages, batches)
+    started = [start_batch(0)] if num_batches == 1 else []
 
     def finish() -> Outcome:
-        outcomes = [waiting.pop()()]
-        outcomes += [_start_batch(settings, task, stages, batches, number)() for number in range(1, num_batches)]
+        outcomes = [started.pop()()] if started else [start_batch(number)() for number in range(num_batches)]
         own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
         return gather(own, len(settings.seeds))
 
