@@ -110,6 +110,7 @@ SHOW = Task("show", Show(), None, horizon=10, obs_size=2, num_actions=2, pi1_tar
 NUM_ROUNDS, NUM_PAIRS, NUM_ASKED, NUM_MEMBERS = 3, 12, 4, 2
 ONLINE = online.Config(num_rounds=NUM_ROUNDS, num_candidates=3, num_members=NUM_MEMBERS)
 REWARD = reward_model.Config(num_updates=12, batch_size=0, learning_rate=0.02, weight_decay=0.0)
+SLOW = dataclasses.replace(REWARD, learning_rate=5e-3)  # fast steps make a difference in rounding larger
 SIZES = {"num_updates": 12, "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "eval_every": 2, "eval_episodes": 32}
 PPO = ppo.Config(**SIZES, learning_rate=0.05, gamma=0.9, vf_coef=4.0, kl_coef=0.0)
 DPO = dpo.Config(num_updates=12, batch_size=0, eval_every=2, eval_episodes=32, learning_rate=0.3, label_smoothing=0.0)
@@ -162,7 +163,7 @@ def from_dpo():
 def two_still():
     """Of two seeds, with a policy that does not learn, and some of the questions left to chance."""
     config = dataclasses.replace(ONLINE, disagreement=0.7)
-    return train_rlhf_over_seeds(config, REWARD, dataclasses.replace(PPO, **STILL), keys(13, 16), COIN, COIN)
+    return train_rlhf_over_seeds(config, SLOW, dataclasses.replace(PPO, **STILL), keys(13, 16), COIN, COIN)
 
 
 def returns_by_round(result):
@@ -277,11 +278,10 @@ def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
         answers = label_pairs(key_label, lane(first, asked), lane(second, asked))
         pairs = jax.tree.map(lambda leaf, new, place=4 * i: leaf.at[place : place + 4].set(new), pairs, answers)
         key_fit, _ = jax.random.split(key_learn)
-        reward_params = train_ensemble(SHOW, REWARD, key_fit, pairs, NUM_MEMBERS).params
+        reward_params = train_ensemble(SHOW, SLOW, key_fit, pairs, NUM_MEMBERS).params
     assert_close(result.preferences, pairs, rtol=1e-5)
-    # Two programs round differently, and training makes that larger.
     np.testing.assert_allclose(
-        margins(result.reward_params, pairs), margins(reward_params, pairs), rtol=5e-3, atol=5e-3
+        margins(result.reward_params, pairs), margins(reward_params, pairs), rtol=1e-3, atol=1e-3
     )
 
 

@@ -26,7 +26,8 @@ def set_up_jax(num_cpu_devices: int) -> None:
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    gc.set_threshold(50_000)  # tracing makes many objects: at the usual threshold a fifth of its time is collecting
+    # Tracing makes many objects. At the usual threshold, Python's garbage collector takes a fifth of its time.
+    gc.set_threshold(50_000)
 
 
 def join_processes(coordinator: str, num_processes: int, process_id: int) -> None:

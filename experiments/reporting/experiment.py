@@ -35,7 +35,7 @@ def main(script: str, task: str | None = None, method: Method | None = None, arg
 
 
 def run_all(runs: Sequence[Settings]) -> None:
-    """Run experiments one after the other, with one memo and one set of programs. Exit with code 3 after divergence."""
+    """Run experiments with one memo and one set of programs. Exit with code 3 after divergence."""
     first = runs[0]
     devices.set_up_jax(first.devices)
     if first.processes != 1:

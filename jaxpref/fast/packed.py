@@ -78,22 +78,22 @@ def take(rows: Rows, index: Int[Array, " B"]) -> Batch:
 
 def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
     """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`. Only reverse mode."""
-    return _sum(step_fn, network, take(rows, index), jnp.zeros(index.shape[0]))
+    return _sum(step_fn, index.shape[0], network, take(rows, index))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(step_fn: StepFn, network: Network, batch: Batch, zeros: Float[Array, " B"]) -> Float[Array, " B"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(step_fn: StepFn, num_trajectories: int, network: Network, batch: Batch) -> Float[Array, " B"]:
     def add_chunk(sums, rows, owner):
         return sums.at[owner].add(_row_sums(step_fn, network, rows), mode="drop")
 
-    return _over_chunks(add_chunk, zeros, batch)
+    return _over_chunks(add_chunk, jnp.zeros(num_trajectories), batch)
 
 
-def _forward(step_fn, network, batch, zeros):
-    return _sum(step_fn, network, batch, zeros), (network, batch)
+def _forward(step_fn, num_trajectories, network, batch):
+    return _sum(step_fn, num_trajectories, network, batch), (network, batch)
 
 
-def _backward(step_fn, residuals, cotangent):
+def _backward(step_fn, num_trajectories, residuals, cotangent):
     # The activations were not kept: computing them again, a cached chunk at a time, costs less than storing them.
     network, batch = residuals
 
@@ -102,7 +102,7 @@ def _backward(step_fn, residuals, cotangent):
         chunk_grads = jax.grad(lambda network: jnp.vdot(weight, _row_sums(step_fn, network, rows)))(network)
         return jax.tree.map(jnp.add, grads, chunk_grads)
 
-    return _over_chunks(add_chunk, jax.tree.map(jnp.zeros_like, network), batch), None, None
+    return _over_chunks(add_chunk, jax.tree.map(jnp.zeros_like, network), batch), None
 
 
 _sum.defvjp(_forward, _backward)
