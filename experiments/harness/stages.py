@@ -60,8 +60,9 @@ class Lazy:
 
     def compile(self) -> None:
         """Compile in the background what the result takes, if the memo does not have it."""
-        if self._call and self.program.compiled is None and not self.stages.memo.has(self.name, self.key):
-            for each in jax.tree.leaves(self._call[1]):
+        call = self._call  # another thread may finish it meanwhile
+        if call and self.program.compiled is None and not self.stages.memo.has(self.name, self.key):
+            for each in jax.tree.leaves(call[1]):
                 if isinstance(each, Lazy):
                     each.compile()
             self.program.compiled = self.stages.compiler.submit(self.program.lowered.compile)
