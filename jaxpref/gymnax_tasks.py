@@ -2,7 +2,10 @@
 
 import difflib
 import functools
+import importlib
 import math
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -25,15 +28,38 @@ GYMNAX = (
 """The ids of gymnax's environments with discrete actions."""
 
 
+class _ImportedLater(types.ModuleType):
+    """A module that is imported when it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@functools.cache
+def _gymnax() -> Any:
+    """Import gymnax, without the plotting libraries that take most of the time and that only its drawings use."""
+    later = {name: _ImportedLater(name) for name in ("matplotlib.pyplot", "seaborn") if name not in sys.modules}
+    sys.modules.update(later)
+    try:
+        import gymnax
+
+        return gymnax
+    finally:
+        for name, module in later.items():
+            if sys.modules[name] is module:
+                del sys.modules[name]
+
+
 @functools.cache
 def make(name: str) -> Any:
     """Return gymnax's environment of that name.
 
     There is one environment object for each name: it is a static argument of every compiled function, and a second one
-    would compile them again. gymnax loads plotting libraries, so it is imported when the first task is made.
+    would compile them again. gymnax is imported when the first task is made.
     """
-    import gymnax
-
+    gymnax = _gymnax()
     if name not in gymnax.registered_envs:
         names = {each.lower(): each for each in ("cartpole", "acrobot", *GYMNAX)} | {"cartpole-v0": "cartpole"}
         close = difflib.get_close_matches(name.lower(), names, n=1)

@@ -5,12 +5,12 @@ import os
 
 # XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Most programs of the tests run once: compiling them well is not worth the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)
-# Most programs of the tests run once: compiling them well is not worth the time.
-jax.config.update("jax_disable_most_optimizations", True)
 gc.set_threshold(50_000)  # as the experiments do: tracing makes many objects
 install_import_hook("jaxpref", "typechecking.check")

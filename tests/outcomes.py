@@ -73,7 +73,7 @@ def outcome_of(settings, rng):
         divergence=divergence(num_seeds),
     )
     labels = Labels(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(Labels)))
-    return Outcome(experts, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None)
+    return Outcome(experts, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None, None)
 
 
 TIMING = {

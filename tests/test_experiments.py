@@ -22,12 +22,10 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers import numpy_policy, numpy_reward
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxpref
-from experiments.harness import devices, folder
+from experiments.harness import folder
 from experiments.harness.memo import Memo
-from experiments.harness.stages import Stages
 from experiments.pipeline import functions, pipeline
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
@@ -78,32 +76,13 @@ class Run:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Folders for compiled programs and finished stages, in place of the project's own; JAX's settings come back."""
-    place, programs = tmp_path_factory.mktemp("cache"), {}
-
-    class SharedStages(Stages):
-        """Runs share what they have traced."""
-
-        def __init__(self, memo):
-            super().__init__(memo)
-            self._programs = programs
-
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    compilation_cache.reset_cache()
+    """A folder for compiled programs and finished stages, in place of the project's own; JAX's settings come back."""
+    place, before = tmp_path_factory.mktemp("cache"), jax.config.jax_enable_compilation_cache
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "CACHE", place / "jax")
-        patch.setattr(experiment, "Memo", functools.partial(Memo, place / "stages"))
-        patch.setattr(experiment, "Stages", SharedStages)
+        patch.setattr(experiment, "Memo", functools.partial(Memo, place))
         patch.setenv("COLUMNS", "160")
         yield place
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def flags_of(method, seeds):
@@ -205,7 +184,7 @@ def test_scores_are_statistics_of_their_seeds(either):
 def test_seconds_add_up(either):
     timing = either.summary["timing"]
     names = {"dpo": {"dpo"}, "rlhf": {"reward model", "ppo"}}[either.summary["method"]]
-    assert set(timing["stages"]) == {"reinforce", "preferences", "evaluate"} | names
+    assert set(timing["stages"]) == {"reinforce", "preferences", "evaluate", "play"} | names
     for name in ("compile_s", "run_s"):
         np.testing.assert_allclose(timing[name], sum(stage[name] for stage in timing["stages"].values()), rtol=1e-9)
     for name in names | {"evaluate"}:
@@ -410,14 +389,15 @@ def results_of(folder):
 def program(cache, out, method, *flags, stages=None):
     """An experiment as a program of its own, not started yet: its words, and options for `subprocess`."""
     words = [sys.executable, "-m", f"experiments.cartpole_{method}", *flags, "--out", str(out)]
-    places = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAXPREF_STAGES": str(stages or cache / "stages")}
-    return words, {"cwd": ROOT, "env": os.environ | places | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}}
+    return words, {"cwd": ROOT, "env": os.environ | {"JAXPREF_STAGES": str(stages or cache)}}
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes_when_it_is_started_again(dpo_run, cache, tmp_path):
     """Killed at some moment after its first or its third stage; `torture.py` kills more often."""
     out, rng = tmp_path / "out", np.random.default_rng()
-    words, options = program(cache, out, "dpo", *flags_of("dpo", SEEDS), stages=tmp_path / "stages")
+    stages = tmp_path / "stages"  # with compiled programs and no results
+    shutil.copytree(cache, stages, ignore=shutil.ignore_patterns("*.stage"))
+    words, options = program(cache, out, "dpo", *flags_of("dpo", SEEDS), stages=stages)
     stages_done, delay = rng.choice([1, 3]), rng.uniform(0, 0.3)
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, **options) as process:
         log = out / "progress.jsonl"

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -19,11 +20,11 @@ from helpers import assert_same_bytes
 from rich.console import Console
 
 import jaxpref
-from experiments.harness import devices, folder, progress
+from experiments.harness import devices, folder, programs, progress
 from experiments.harness.errors import UsageError, exit_codes
 from experiments.harness.memo import LIMIT, Memo, digest
 from experiments.harness.stages import Stages
-from jaxpref import store
+from jaxpref import dpo, losses, store
 
 SEEDS = np.array([3, 5, 8], np.uint32)
 
@@ -122,6 +123,87 @@ def test_another_number_is_not_another_program(tmp_path):
         values = [stages.run("first", functools.partial(first, 1.0), Config(rate=rate), SEEDS) for rate in (1.0, 2.0)]
         np.testing.assert_allclose(values[1].value.params["w"][:, 0], 2 * SEEDS + 1)
     assert TRACED == ["first"]
+
+
+# --- programs that earlier processes compiled -------------------------------------------------------------------------
+
+
+def losses_of(path, function=losses.sigmoid, margin=0.5):
+    """(a library function as a stage, what was printed); no result of an earlier call is used."""
+    memo, printed = Memo(path, fresh=True), io.StringIO()
+    memo.console = Console(file=printed, width=300)
+    with Stages(memo) as stages:
+        return stages.run("losses", function, np.float32(margin), np.float32(SEEDS)).value, printed.getvalue()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Grows by one with every trace, and with every compilation."""
+    counts = {"traced": 0, "compiled": 0}
+
+    def counted(function, config, *rest):
+        counts["traced"] += 1
+        *found, lowered = trace(function, config, *rest)
+        return *found, SimpleNamespace(
+            compile=lambda: counts.update(compiled=counts["compiled"] + 1) or lowered.compile()
+        )
+
+    trace = programs._trace
+    monkeypatch.setattr(programs, "_trace", counted)
+    return counts
+
+
+def test_a_program_is_traced_and_compiled_once_for_all_processes(tmp_path, traced):
+    for margin in (0.5, 2.0):
+        values, printed = losses_of(tmp_path, margin=margin)
+        np.testing.assert_allclose(values, np.log1p(np.exp(-margin * SEEDS)), rtol=1e-5)
+        assert printed == ""
+    assert traced == {"traced": 1, "compiled": 1}
+    losses_of(tmp_path, losses.hinge)
+    assert traced == {"traced": 2, "compiled": 2}
+
+
+def test_changed_code_is_traced_again_but_compiled_only_where_the_program_is_another(tmp_path, traced, monkeypatch):
+    losses_of(tmp_path)
+    monkeypatch.setattr(programs, "_code", lambda: b"changed")
+    losses_of(tmp_path)
+    assert traced == {"traced": 2, "compiled": 1}
+
+
+@pytest.mark.parametrize("kind", ["trace", "program"])
+def test_a_damaged_program_is_named_and_made_again(tmp_path, kind):
+    values, _ = losses_of(tmp_path)
+    (path,) = tmp_path.glob(f"losses-*.{kind}")
+    flip(path)
+    again, printed = losses_of(tmp_path)
+    assert_same_bytes(again, values)
+    assert printed.count("\n") == 1
+    assert str(path) in printed
+    assert losses_of(tmp_path)[1] == ""
+
+
+def test_a_processor_that_cannot_load_programs_compiles_them_and_says_so_once(tmp_path, traced, monkeypatch):
+    def refuse(*args, **options):
+        raise jax.errors.JaxRuntimeError("Target machine feature +prefer-no-gather is not supported")
+
+    values, _ = losses_of(tmp_path)
+    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", refuse)
+    again, printed = losses_of(tmp_path)
+    assert_same_bytes(again, values)
+    assert "every run compiles them: Target machine feature" in printed
+    assert traced["compiled"] == 2
+
+
+def test_a_fingerprint_tells_programs_apart_and_lasts_for_known_code_only():
+    def fingerprint(function, **config):
+        return programs.fingerprint(function, dpo.Config(**config), ("shape", 2))
+
+    assert fingerprint(losses.ipo) == fingerprint(losses.ipo)
+    assert len({fingerprint(losses.ipo), fingerprint(losses.hinge), fingerprint(losses.ipo, num_updates=7)}) == 3
+    assert fingerprint(losses.ipo)[1]
+    assert fingerprint(second) == fingerprint(second)
+    assert not fingerprint(second)[1]
+    assert fingerprint(lambda: 1) != fingerprint(lambda: 1)
 
 
 # --- the memo ---------------------------------------------------------------------------------------------------------

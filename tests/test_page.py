@@ -4,6 +4,8 @@ The results are made from random numbers, with policies that never trained.
 """
 
 import base64
+import dataclasses
+import functools
 import html
 import io
 import json
@@ -18,11 +20,12 @@ import jax
 import numpy as np
 import pytest
 from jax.tree_util import keystr, tree_flatten_with_path
-from outcomes import SEEDS, TIMING, outcome_of, settings_of
+from outcomes import SEEDS, SIZES, TIMING, outcome_of, settings_of
 from PIL import Image
 
 import jaxpref
 from experiments import python
+from experiments.pipeline import functions
 from experiments.reporting import animations, arrays, page, summary, table
 from jaxpref import dpo, store
 from jaxpref.types import Trajectory
@@ -32,9 +35,24 @@ FIGURE_NAMES = ["zebra", "loss", "<img src=x onerror=alert(1)>", "policies"]
 SETTINGS = settings_of(out=Path(HOSTILE), dpo=dpo.Config(beta=0.3), eval_episodes=4)
 
 
+PLAY = jax.jit(functools.partial(functions.play_shown, jaxpref.cartpole(), SIZES.index(max(SIZES)), None))
+KEYS = functions.with_keys(lambda config, keys: keys, None, np.uint32(SEEDS[0]))
+
+
+def with_episodes(outcome):
+    """The outcome with the episodes of its first seed's policies."""
+    trained = [[row.params for row in outcome.rows if row.reference == name] for name in SETTINGS.reference]
+    stacked = jax.tree.map(
+        lambda *leaves: np.stack(leaves, 1), *[jax.tree.map(lambda *a: np.stack(a, 1), *t) for t in trained]
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], (outcome.experts, functions.Trained(stacked, None, None)))
+    shown = jax.tree.map(lambda leaf: np.asarray(leaf)[None], PLAY(KEYS, *first))
+    return dataclasses.replace(outcome, shown=shown)
+
+
 @pytest.fixture(scope="module")
 def outcome():
-    return outcome_of(SETTINGS, np.random.default_rng(5))
+    return with_episodes(outcome_of(SETTINGS, np.random.default_rng(5)))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +206,7 @@ def test_all_settings_are_listed_and_the_changed_ones_twice(folder, results):
 
 @pytest.fixture(scope="module")
 def played(outcome, results):
-    return animations.animate(jaxpref.cartpole(), arrays.policies(outcome), results)
+    return animations.animate(jaxpref.cartpole(), outcome.shown, results)
 
 
 def frames(gif):
@@ -203,11 +221,10 @@ def frames(gif):
 def test_an_animation_shows_the_first_episode_of_the_first_seeds_evaluation(played, outcome):
     """Of pi2, pi1, and the policies trained on 8 pairs, which are second of two sizes."""
     assert [each.path for each in played] == ["policies.pi2", "policies.pi1", "rows.1.policy", "rows.3.policy"]
-    key = animations.with_keys(lambda config, keys: keys.evaluate, None, np.uint32(SEEDS[0]))
-    evaluate = jax.jit(jaxpref.evaluate, static_argnums=3)
+    evaluate = jax.jit(functools.partial(jaxpref.evaluate, num_episodes=SETTINGS.eval_episodes))
     shown = outcome.experts.pi2, outcome.experts.pi1, outcome.rows[1].params, outcome.rows[3].params
     first = jax.tree.map(lambda leaf: leaf[0], shown)
-    returns = [float(evaluate(jaxpref.cartpole(), policy, key, SETTINGS.eval_episodes)[0]) for policy in first]
+    returns = [float(evaluate(jaxpref.cartpole(), policy, KEYS.evaluate)[0]) for policy in first]
     assert [each.total for each in played] == returns
     assert len(set(returns)) > 1  # or the next test would say nothing
 
@@ -223,10 +240,11 @@ def test_all_begin_with_the_same_picture_and_repeat_together(played):
 
 
 def test_equal_policies_play_equally_and_one_that_is_not_finite_does_not_play(outcome, results):
-    policies = arrays.policies(outcome)
-    ruined = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), policies["trained_pi1"])
-    changed = policies | {"pi1": policies["pi2"], "trained_pi1": ruined}
-    pi2, pi1, trained = animations.animate(jaxpref.cartpole(), changed, results)
+    ruined = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), outcome.rows[1].params)
+    rows = [outcome.rows[0], dataclasses.replace(outcome.rows[1], params=ruined), *outcome.rows[2:]]
+    experts = dataclasses.replace(outcome.experts, pi1=outcome.experts.pi2)
+    changed = with_episodes(dataclasses.replace(outcome, rows=rows, experts=experts))
+    pi2, pi1, trained = animations.animate(jaxpref.cartpole(), changed.shown, results)
     assert pi2._replace(path="") == pi1._replace(path="")
     assert trained.path == "rows.3.policy"
 
@@ -245,10 +263,9 @@ def test_an_observation_of_no_axis_is_drawn_as_one_number():
 
 @pytest.fixture
 def finished(folder, tmp_path, monkeypatch):
-    """A copy of the folder in `results`, where the program looks for it. JAX is set up already."""
+    """A copy of the folder in `results`, where the program looks for it."""
     shutil.copytree(folder, tmp_path / "results" / "cartpole-dpo")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.harness.devices.set_up_jax", lambda num_cpu_devices: None)
     return tmp_path / "results" / "cartpole-dpo"
 
 
@@ -267,8 +284,8 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def lose_a_policy(path):
-    store.save_pytree(path, {"pi1": store.load_params(path)["pi1"]})
+def lose_an_array(path):
+    store.save_pytree(path, {"obs": store.load_params(path)["obs"]})
 
 
 @pytest.mark.parametrize(
@@ -277,8 +294,8 @@ def lose_a_policy(path):
         ("summary.json", Path.unlink, "summary.json"),
         ("summary.json", lambda path: path.write_text("{"), "cartpole-dpo"),
         ("summary.json", lambda path: path.write_text("{}"), "config"),
-        ("policies.npz", truncate, "policies.npz"),
-        ("policies.npz", lose_a_policy, "pi2"),
+        ("episodes.npz", truncate, "episodes.npz"),
+        ("episodes.npz", lose_an_array, "action"),
     ],
 )
 def test_a_folder_without_results_is_named_and_its_page_stays(finished, capsys, name, damage, named):

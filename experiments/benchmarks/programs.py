@@ -1,6 +1,6 @@
 """Whole experiments as programs of their own: seconds, peak memory, and one device against several.
 
-No program uses a stage that an earlier one has finished. Compiled programs are in a folder of the measurement's own.
+No program uses a result of an earlier one. Compiled programs are in a folder of the measurement's own.
 """
 
 import functools
@@ -22,9 +22,9 @@ NUM_SEEDS = 16  # on one device and on several
 def run_program(cache: str, module: str, *flags: str) -> Row:
     """Run an experiment whose compiled programs are in `cache`; return its summary."""
     with tempfile.TemporaryDirectory() as folder:
-        own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAXPREF_STAGES": f"{folder}/stages"}
-        command = [sys.executable, "-m", f"experiments.{module}", "--out", f"{folder}/results", *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | own)
+        command = [sys.executable, "-m", f"experiments.{module}", "--fresh", "--out", f"{folder}/results", *flags]
+        own = os.environ | {"JAXPREF_STAGES": cache}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=own)
         return store.load_json(f"{folder}/results/summary.json")
 
 

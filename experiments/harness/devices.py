@@ -11,21 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from experiments import ROOT
 from experiments.harness.errors import UsageError
-
-CACHE = ROOT / ".cache" / "jax"
-"""Compiled programs, kept between runs."""
 
 
 def set_up_jax(num_cpu_devices: int) -> None:
-    """Configure JAX before its first use. 0 CPU devices are one for each core; compiled programs are kept on disk."""
+    """Configure JAX before its first use. 0 CPU devices are one for each core."""
     if num_cpu_devices < 0:
         raise UsageError(f"--devices must be at least 0, got {num_cpu_devices}")
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # `programs` keeps compiled programs. A program from JAX's own cache could not be written there.
+    jax.config.update("jax_enable_compilation_cache", False)
     # Tracing makes many objects. At the usual threshold, Python's garbage collector takes a fifth of its time.
     gc.set_threshold(50_000)
 
@@ -72,7 +67,7 @@ def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
     That axis, of a `padded_size`, is sharded over the devices. Each device computes up to `lanes` runs at a time:
     enough to make vectors of a small network's work, few enough to stay in its cache.
     """
-    devices = _devices_for(num_runs)
+    devices = devices_for(num_runs)
     mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
     per_device = num_runs // len(devices)
     num_groups = math.ceil(per_device / lanes)
@@ -94,11 +89,12 @@ def padded_size(num_runs: int, lanes: int) -> int:
     """Return the least number of runs, at least `num_runs`, that the devices share evenly in equal groups of at most
     `lanes`.
     """
-    num_devices = len(_devices_for(num_runs))
+    num_devices = len(devices_for(num_runs))
     per_device = math.ceil(num_runs / num_devices)
     num_groups = math.ceil(per_device / lanes)
     return math.ceil(per_device / num_groups) * num_groups * num_devices
 
 
-def _devices_for(num_runs: int) -> list[jax.Device]:
+def devices_for(num_runs: int) -> list[jax.Device]:
+    """Return the devices that share these runs."""
     return jax.local_devices()[:num_runs]

@@ -1,13 +1,15 @@
 """The memo of finished stages: one file for each, named by the hash of all that its result depends on.
 
-A file starts with a line of two SHA-256 digests: the key, as in its name, and that of the rest, an npz archive. Files
-are written whole or not at all, so several processes share the folder, and a killed run continues from it.
+A file starts with a line of two SHA-256 digests: the key, as in its name, and that of the rest, an npz archive or a
+compiled program. Files are written whole or not at all, so several processes share the folder, and a killed run
+continues from it.
 """
 
 import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from experiments import ROOT
 from jaxpref.files import store
 
 FOLDER = Path(os.environ.get("JAXPREF_STAGES", ROOT / ".cache" / "stages"))
+KINDS = ("stage", "trace", "program")
+"""Results of stages, and what `programs` keeps."""
 LARGEST = 100_000_000
 """Bytes of a result. Larger ones are datasets, which are faster to play again than to read."""
 LIMIT = 2_000_000_000
@@ -40,12 +44,6 @@ def num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def environment() -> str:
-    """Describe what decides about rounding beside the program: jaxlib's version, the devices, XLA's flags."""
-    devices = [device.device_kind for device in jax.local_devices()]
-    return f"{jax.lib.__version__} {devices} {os.environ.get('XLA_FLAGS', '')}"
-
-
 class Memo:
     """Finished stages on disk. `fresh`: use none that an earlier process wrote."""
 
@@ -59,10 +57,22 @@ class Memo:
         return (self._known is None or key in self._known) and self._path(name, key).exists()
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
-        """Return the result of this key, in the structure of `like`; None, and a warning, for a damaged file."""
-        path = self._path(name, key)
-        if not self.has(name, key):
-            return None
+        """Return the result of this key, in the structure of `like`; None if it is not there."""
+        path = str(self._path(name, key))
+        return (
+            self.read(name, key, lambda archive: store.from_npz(archive, like, path)) if self.has(name, key) else None
+        )
+
+    def save(self, name: str, key: str, result: Any) -> None:
+        """Write a result, if it is not too large to be worth it."""
+        if num_bytes(result) <= LARGEST:
+            self.write(name, key, store.to_npz(result))
+            if self._known is not None:
+                self._known.add(key)
+
+    def read(self, name: str, key: str, decode: Callable[[bytes], Any], kind: str = "stage") -> Any | None:
+        """Return what the file of this key holds; None without one, and a warning for a damaged one."""
+        path = self._path(name, key, kind)
         try:
             head, _, archive = path.read_bytes().partition(b"\n")
             written_key, _, checksum = head.decode("ascii", "replace").partition(" ")
@@ -70,27 +80,24 @@ class Memo:
                 raise ValueError("holds the result of another stage, or none")
             if checksum != hashlib.sha256(archive).hexdigest():
                 raise ValueError("is damaged")
-            result = store.from_npz(archive, like, str(path))
-        except FileNotFoundError:  # another process has removed it
+            result = decode(archive)
+            os.utime(path)
+        except FileNotFoundError:  # perhaps another process has removed it
             return None
         except ValueError as error:
-            self.console.print(
-                f"warning: {path} {error}; it is computed again", style="bold yellow", highlight=False, soft_wrap=True
-            )
+            self.warn(f"{path} {error}; it is computed again")
             return None
-        os.utime(path)
         return result
 
-    def save(self, name: str, key: str, result: Any) -> None:
-        """Write a result, if it is not too large to be worth it."""
-        if num_bytes(result) > LARGEST:
-            return
-        archive = store.to_npz(result)
-        with store.atomic_write(self._path(name, key)) as file:
+    def write(self, name: str, key: str, archive: bytes, kind: str = "stage") -> None:
+        """Write the file of this key. `kind`: one of KINDS."""
+        with store.atomic_write(self._path(name, key, kind)) as file:
             file.write(f"{key} {hashlib.sha256(archive).hexdigest()}\n".encode())
             file.write(archive)
-        if self._known is not None:
-            self._known.add(key)
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        self.console.print(f"warning: {message}", style="bold yellow", highlight=False, soft_wrap=True)
 
     def prune(self) -> None:
         """Remove the files that were not used for the longest time, and what killed processes left half written."""
@@ -98,14 +105,15 @@ class Memo:
             if time.time() - _last_use(temporary) > 3600:
                 temporary.unlink(missing_ok=True)
         total = 0
-        for path in sorted(self.folder.glob("*.stage"), key=_last_use, reverse=True):
+        kept = [path for kind in KINDS for path in self.folder.glob(f"*.{kind}")]
+        for path in sorted(kept, key=_last_use, reverse=True):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
                 total += path.stat().st_size
                 if total > LIMIT:
                     path.unlink()
 
-    def _path(self, name: str, key: str) -> Path:
-        return self.folder / f"{name.replace(' ', '-')}-{key}.stage"
+    def _path(self, name: str, key: str, kind: str = "stage") -> Path:
+        return self.folder / f"{name.replace(' ', '-')}-{key}.{kind}"
 
 
 def _last_use(path: Path) -> float:

@@ -6,7 +6,6 @@ runs the stages in their order, while the caller goes on to the next ones. A res
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import math
 import os
@@ -18,11 +17,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled
 from rich.console import Console
 
-from experiments.harness.devices import over_runs, padded_size
-from experiments.harness.memo import LARGEST, Memo, digest, environment, num_bytes
+from experiments.harness.devices import padded_size
+from experiments.harness.memo import LARGEST, Memo, digest, num_bytes
+from experiments.harness.programs import Program, Programs
 from experiments.harness.progress import Done, Progress, bar_on, mean_return
 
 RECENT = 600_000_000
@@ -37,17 +37,6 @@ class StageTime:
     """Tracing, and waiting for the compiled program."""
     run_s: float = 0.0
     kept: int = 0
-
-
-@dataclasses.dataclass
-class Program:
-    """A stage's program, compiled when it is needed. `like`: shapes of its results, with all runs on the first axis."""
-
-    lowered: Lowered
-    like: Any
-    key: str
-    num_padded: int
-    compiled: Future[Compiled] | None = None
 
 
 class Lazy:
@@ -65,7 +54,7 @@ class Lazy:
             for each in jax.tree.leaves(call[1]):
                 if isinstance(each, Lazy):
                     each.compile()
-            self.program.compiled = self.stages.compiler.submit(self.program.lowered.compile)
+            self.program.compiled = self.stages.compiler.submit(self.program.compile)
 
     @property
     def value(self) -> Any:
@@ -85,10 +74,10 @@ class Lazy:
         if not kept:
             inputs = jax.tree.map(lambda each: each.value if isinstance(each, Lazy) else each, inputs)
             start = time.perf_counter()
-            self.program.compiled = self.program.compiled or stages.compiler.submit(self.program.lowered.compile)
+            self.program.compiled = self.program.compiled or stages.compiler.submit(self.program.compile)
             compiled = self.program.compiled.result()
             compile_s = time.perf_counter() - start
-            result = _execute(compiled, config, inputs, variants, axes, self.program.num_padded)
+            result = _execute(compiled, config, inputs, variants, axes, self.program.num_runs)
             run_s = time.perf_counter() - start - compile_s
             stages.write(self.name, self.key, result)
         times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
@@ -101,9 +90,9 @@ class Stages:
     """Run stages in their order; keep their programs, results and times."""
 
     def __init__(self, memo: Memo):
-        self.memo, self.progress, self.times = memo, Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
+        self.memo, self.programs = memo, Programs(memo)
+        self.progress, self.times = Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
         self.compiler = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2))
-        self._programs: dict[Any, Program] = {}
         self._recent: dict[str, Lazy] = {}
         self._runner, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writes: list[Future] = []
@@ -130,6 +119,8 @@ class Stages:
     ) -> Lazy:
         """Map `function(config, *inputs)` of one seed over the first axis of `inputs`, arrays or other stages' results.
 
+        That axis is as long as the first input's. Of longer inputs, only the beginning is used.
+
         With `variants` [V], `function(config, *inputs, variant)` runs on each seed with each of them: [S, V, ...].
         The floats of `config` are arguments of the program, so that another value does not compile it again.
         """
@@ -138,7 +129,7 @@ class Stages:
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
-        program = self._program(function, config, shapes, padded_size(math.prod(axes), lanes), lanes)
+        program = self.programs.find(name, function, config, shapes, padded_size(math.prod(axes), lanes), lanes)
         parts = [program.key, digest((config, variants)), str(axes)]
         parts += [each.key if isinstance(each, Lazy) else digest(each) for each in jax.tree.leaves(inputs)]
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
@@ -156,19 +147,6 @@ class Stages:
             self._runner.submit(lambda: lazy.value)
         return lazy
 
-    def _program(self, function: Callable, config: Any, shapes: Any, num_padded: int, lanes: int) -> Program:
-        leaves, structure = jax.tree.flatten((config, shapes))
-        identity = _identity(function), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), num_padded, lanes
-        if identity not in self._programs:
-            args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_padded, *leaf.shape[1:]), leaf.dtype), shapes)
-            traced = jax.jit(over_runs(function, num_padded, lanes)).trace(config, args)
-            lowered, like = traced.lower(), traced.out_info
-            # The program's text stands for the function, its static arguments, the code and the libraries' versions.
-            parts = lowered.as_text(), str(jax.tree.structure(like)), environment()
-            key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-            self._programs[identity] = Program(lowered, like, key, num_padded)
-        return self._programs[identity]
-
     def write(self, name: str, key: str, result: Any) -> None:
         """Keep a result in the memo, in the background."""
         self._writes.append(self._writer.submit(self.memo.save, name, key, result))
@@ -185,6 +163,7 @@ def _execute(
     compiled: Compiled, config: Any, inputs: Any, variants: Any, axes: tuple[int, ...], num_padded: int
 ) -> Any:
     """Run a program on all runs, padded with copies of the first ones; return its results without the padding."""
+    inputs = jax.tree.map(lambda leaf: leaf[: axes[0]], inputs)
     if variants is not None:
         # [S, ...] -> [V * S, ...]. Of one seed this is a view: image observations are too large for copies.
         def repeat(leaf: np.ndarray) -> np.ndarray:
@@ -203,10 +182,3 @@ def _execute(
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(array), np.asarray(array).dtype)
-
-
-def _identity(function: Any) -> Any:
-    """What tells functions apart in this process: a partial by its parts, which need not be hashable."""
-    if isinstance(function, functools.partial):
-        return _identity(function.func), repr(function.args), repr(function.keywords)
-    return function

@@ -14,7 +14,7 @@ from jaxpref import annotators, dpo, losses, online, ppo, preferences, reinforce
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
-from jaxpref.rollout import episodes
+from jaxpref.rollout import episode, episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Scalar, Trajectory
 
@@ -256,3 +256,23 @@ def evaluate(
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
         labels=Labels(ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout)),
     )
+
+
+def play_shown(
+    task: Task, size: int, config: None, keys: Keys, experts: reinforce.Result, trained: Trained
+) -> Trajectory:
+    """Play an episode of pi2, of pi1 and of each reference's trained policy of one size [2 + R].
+
+    All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
+    that is not finite has no steps.
+    """
+    policies = jax.tree.map(
+        lambda pi2, pi1, each: jnp.concatenate([jnp.stack([pi2, pi1]), each[:, size]]),
+        experts.pi2,
+        experts.pi1,
+        trained.params,
+    )
+    key = jax.random.split(keys.evaluate, 1)[0]
+    played = jax.vmap(episode, in_axes=(None, 0, None))(task, policies, key)
+    finite = jnp.array([jnp.isfinite(leaf).all((*range(1, leaf.ndim),)) for leaf in jax.tree.leaves(policies)]).all(0)
+    return dataclasses.replace(played, mask=played.mask & finite[:, None])

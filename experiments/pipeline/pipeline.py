@@ -24,7 +24,7 @@ from jaxpref import networks, reinforce, tasks
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
-from jaxpref.types import Preferences
+from jaxpref.types import Preferences, Trajectory
 
 BATCH_BYTES = 1e9
 """Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
@@ -53,6 +53,7 @@ class Outcome:
     rows:     for each reference, for each dataset size.
     labels:   of the held-out pairs.
     pairs:    [S, N], if the settings ask for them.
+    shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
     """
 
     experts: reinforce.Result
@@ -61,6 +62,7 @@ class Outcome:
     rows: list[Row]
     labels: functions.Labels
     pairs: Preferences | None
+    shown: Trajectory | None
 
     @property
     def reward_models(self) -> list[functions.Fitted]:
@@ -102,16 +104,17 @@ def run(settings: Settings, task: Task, stages: Stages) -> Outcome:
     return start(settings, task, stages)()
 
 
-def start(settings: Settings, task: Task, stages: Stages) -> Callable[[], Outcome]:
+def start(settings: Settings, task: Task, stages: Stages, show: bool = False) -> Callable[[], Outcome]:
     """Start this process's share of the seeds in the background, and return a function that awaits all results.
 
-    Seeds run in as many batches as memory needs. Several batches start one after the other, when they are awaited.
+    With `show`, the results have episodes to look at. Seeds run in as many batches as memory needs. Several batches
+    start one after the other, when they are awaited.
     """
     seeds = share(np.asarray(settings.seeds, np.uint32), jax.process_count(), jax.process_index())
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    start_batch = functools.partial(_start_batch, settings, task, stages, batches)
+    start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
     started = [start_batch(0)] if num_batches == 1 else []
 
     def finish() -> Outcome:
@@ -130,20 +133,27 @@ def seeds_that_fit(settings: Settings, task: Task) -> int:
 
 
 def _start_batch(
-    settings: Settings, task: Task, stages: Stages, batches: np.ndarray, number: int
+    settings: Settings, task: Task, stages: Stages, show: bool, batches: np.ndarray, number: int
 ) -> Callable[[], Outcome]:
     """Define every stage, which starts it in the background. Returns a function that collects the results."""
     stages.progress.begin(number + 1, len(batches), batches[number])
 
-    def stage(name: str, function: Callable, config: Any, *inputs: Any, **options: Any) -> Lazy:
+    def stage(
+        name: str, function: Callable, config: Any, *inputs: Any, num_seeds: int | None = None, **options: Any
+    ) -> Lazy:
         with_keys = functools.partial(functions.with_keys, function)
-        return stages.run(name, with_keys, config, batches[number], *inputs, **options)
+        return stages.run(name, with_keys, config, batches[number][:num_seeds], *inputs, **options)
 
     num_played = max(settings.num_pairs) + settings.num_heldout
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs) for sizes in settings.size_groups]
+    shown = None
+    if show:
+        largest = max(groups, key=lambda group: max(group.sizes))
+        play_shown = functools.partial(functions.play_shown, task, int(np.argmax(largest.sizes)))
+        shown = stage("play", play_shown, None, experts, largest.trained, num_seeds=1)
 
     def collect() -> Outcome:
         evaluation = groups[0].evaluation.value
@@ -154,6 +164,7 @@ def _start_batch(
             rows=rows_of(settings, groups),
             labels=evaluation.labels,
             pairs=pairs.value if settings.save_preferences else None,
+            shown=None if shown is None else shown.value,
         )
         _log(settings.trainer, outcome, stages.progress)
         return outcome

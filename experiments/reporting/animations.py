@@ -1,16 +1,13 @@
 """What the policies of a run look like: an episode of each, from one initial state, as GIFs."""
 
-import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.pipeline.functions import Keys, with_keys
-from jaxpref import rollout
 from jaxpref.analysis import render
-from jaxpref.networks import Network
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory
 
@@ -32,38 +29,19 @@ class Animation(NamedTuple):
     total: float
 
 
-def animate(task: Task, policies: dict[str, Any], summary: dict[str, Any]) -> list[Animation]:
-    """Animate pi2, pi1 and, for each reference, the policy trained on most pairs, all of the first seed.
+def animate(task: Task, episodes: Trajectory, summary: dict[str, Any]) -> list[Animation]:
+    """Animate the `episodes` [1, 2 + R] of pi2, pi1 and each reference's policy of most pairs.
 
-    All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
-    whose parameters are not all finite is left out. `policies` is what `arrays.policies` returns.
+    An episode without steps, of a policy that is not finite, is left out.
     """
-    shown = {f"policies.{name}": _at(policies[name], 0) for name in ("pi2", "pi1")}
-    sizes = list(summary["config"]["num_pairs"])
-    for place, row in enumerate(summary["rows"]):
-        if row["num_pairs"] == max(sizes):
-            shown[f"rows.{place}.policy"] = _at(policies[f"trained_{row['reference']}"], (0, sizes.index(max(sizes))))
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *shown.values())
-    episodes = jax.tree.map(np.asarray, _play(task, np.uint32(summary["seeds"][0]), stacked))
-    longest = int(episodes.mask.sum(axis=-1).max())
+    most = max(summary["config"]["num_pairs"])
+    trained = [f"rows.{place}.policy" for place, row in enumerate(summary["rows"]) if row["num_pairs"] == most]
+    num_steps = episodes.mask[0].sum(axis=-1)
     return [
-        _animation(task, path, _at(episodes, place), longest)
-        for place, (path, policy) in enumerate(shown.items())
-        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(policy))
+        _animation(task, path, jax.tree.map(operator.itemgetter((0, place)), episodes), int(num_steps.max()))
+        for place, path in enumerate(["policies.pi2", "policies.pi1", *trained])
+        if num_steps[place]
     ]
-
-
-def _at(tree: Any, place: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[place], tree)
-
-
-def _episodes(task: Task, keys: Keys, policies: Network) -> Trajectory:
-    key = jax.random.split(keys.evaluate, 1)[0]
-    return jax.vmap(rollout.episode, in_axes=(None, 0, None))(task, policies, key)
-
-
-_play = jax.jit(functools.partial(with_keys, _episodes))
-"""(task, seed, stacked policies) -> an episode of each, all with one key."""
 
 
 def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Animation:

@@ -9,9 +9,8 @@ import numpy as np
 from experiments.pipeline.pipeline import Outcome
 from experiments.pipeline.settings import Settings
 from jaxpref.files import store
-from jaxpref.networks import init_policy
 from jaxpref.preferences import take
-from jaxpref.tasks import Task
+from jaxpref.types import Trajectory
 
 
 def policies(outcome: Outcome) -> dict[str, Any]:
@@ -37,22 +36,17 @@ def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(join, *trees)
 
 
-def load_policies(path: Path, task: Task, settings: Settings) -> dict[str, Any]:
-    """Read what `policies` returned. Raises OSError or ValueError if the file does not hold it."""
-    policy = jax.eval_shape(init_policy, jax.random.key(0), task)
-
-    def stacked(*axes: int) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), policy)
-
-    num_seeds, num_sizes = len(settings.seeds), len(settings.num_pairs)
-    trained = {f"trained_{reference}": stacked(num_seeds, num_sizes) for reference in settings.reference}
-    return store.load_pytree(path, {"pi1": stacked(num_seeds), "pi2": stacked(num_seeds)} | trained)
+def load_episodes(path: Path) -> Trajectory:
+    """Read the episodes of a run. Raises OSError, ValueError or TypeError if the file does not hold them."""
+    return Trajectory(**store.load_params(path))
 
 
 def save_arrays(settings: Settings, outcome: Outcome, folder: Path) -> list[Path]:
     """Write every array of a run into `folder`; return the paths."""
     metrics = {"reinforce": outcome.experts.metrics} | _by_reference(outcome, "metrics")
     trees: dict[str, Any] = {"policies.npz": policies(outcome), "metrics.npz": metrics}
+    if outcome.shown is not None:
+        trees["episodes.npz"] = outcome.shown
     if models := outcome.reward_models:
         trees["reward_models.npz"] = _stack([model.params for model in models])
         if models[0].metrics is not None:

@@ -75,7 +75,7 @@ def start(
         set_aside_other(settings, bar.console)
     title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
     own = stages.of_run(held.enter_context(Progress(bar, out, settings.tensorboard, title)))
-    return own, pipeline.start(settings, task, own)
+    return own, pipeline.start(settings, task, own, show=True)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
@@ -86,7 +86,7 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
     results = summary.summarise(settings, outcome)
     paths = arrays.save_arrays(settings, outcome, settings.out)
     paths += figures.draw_all(outcome, results, settings.out)
-    played = animations.animate(task, arrays.policies(outcome), results)
+    played = [] if outcome.shown is None else animations.animate(task, outcome.shown, results)
     times["total_s"] += time.perf_counter() - start
     # The host's memory only. macOS counts in bytes, Linux in KiB.
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -108,8 +108,7 @@ def rewrite(folder: Path) -> Path:
     try:
         summary = store.load_json(folder / "summary.json")
         settings = from_config(summary["config"])
-        task = pipeline.task_of(settings)
-        played = animate(task, arrays.load_policies(folder / "policies.npz", task, settings), summary)
+        played = animate(pipeline.task_of(settings), arrays.load_episodes(folder / "episodes.npz"), summary)
         return write(folder, summary, played)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, TemplateError) as error:
         raise UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
@@ -117,8 +116,6 @@ def rewrite(folder: Path) -> Path:
 
 def main(argv: list[str]) -> None:
     """Write pages again: of the folders named, or of those in `results` that hold an experiment."""
-    from experiments.harness.devices import set_up_jax
-
     with exit_codes():
         parser = argparse.ArgumentParser("python -m experiments.reporting.page", description=main.__doc__)
         parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="results of an experiment")
@@ -126,7 +123,6 @@ def main(argv: list[str]) -> None:
         folders = parser.parse_args(argv).folders or [path for path in held if (path / "summary.json").exists()]
         if not folders:
             raise UsageError("there are no results: run an experiment first, for example make cartpole-dpo")
-        set_up_jax(num_cpu_devices=0)
         for folder in folders:
             print(rewrite(folder))
 
