@@ -92,7 +92,7 @@ class Stages:
     def __init__(self, memo: Memo):
         self.memo, self.programs = memo, Programs(memo)
         self.progress, self.times = Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
-        self.compiler = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2))
+        self.compiler = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._recent: dict[str, Lazy] = {}
         self._runner, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writes: list[Future] = []
@@ -115,21 +115,30 @@ class Stages:
         return own
 
     def run(
-        self, name: str, function: Callable, config: Any, *inputs: Any, lanes: int = 64, variants: Any = None
+        self,
+        name: str,
+        function: Callable,
+        config: Any,
+        *inputs: Any,
+        lanes: int = 64,
+        optimise: bool = False,
+        variants: Any = None,
     ) -> Lazy:
         """Map `function(config, *inputs)` of one seed over the first axis of `inputs`, arrays or other stages' results.
 
         That axis is as long as the first input's. Of longer inputs, only the beginning is used.
 
         With `variants` [V], `function(config, *inputs, variant)` runs on each seed with each of them: [S, V, ...].
-        The floats of `config` are arguments of the program, so that another value does not compile it again.
+        The floats of `config` are arguments of the program, so that another value does not compile it again. With
+        `optimise`, it takes longer to compile, and runs faster if most of its time goes into large sums.
         """
         start, config = time.perf_counter(), jax.tree.map(np.float32, config)
         shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy) else _shape(each), inputs)
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
-        program = self.programs.find(name, function, config, shapes, padded_size(math.prod(axes), lanes), lanes)
+        num_padded = padded_size(math.prod(axes), lanes)
+        program = self.programs.find(name, function, config, shapes, num_padded, lanes, optimise)
         parts = [program.key, digest((config, variants)), str(axes)]
         parts += [each.key if isinstance(each, Lazy) else digest(each) for each in jax.tree.leaves(inputs)]
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()

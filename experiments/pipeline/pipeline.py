@@ -204,18 +204,18 @@ def _train(
     train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
     fitted = None
     if settings.method == "dpo":
-        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=4)
+        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=4, optimise=True)
     elif settings.method == "rlhf":
         if settings.reward == "learned":
             config = settings.reward_model_config(max(sizes))
-            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=4)
+            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=4, optimise=True)
         else:
             fitted = stage_of_sizes("reward model", functions.control_reward, None, lanes=4)
         trained = train(functions.train_ppo, settings.ppo, experts, fitted, lanes=8)
     else:
         trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
         configs = settings.annotator, settings.online, *trainers
-        trained = train(functions.train_online, configs, experts, lanes=1)
+        trained = train(functions.train_online, configs, experts, lanes=1, optimise=True)
     evaluation = stage_of_sizes("evaluate", functions.evaluate, settings.dpo.beta, experts, pairs, trained, lanes=4)
     return Group(sizes, trained, fitted, evaluation)
 

@@ -29,11 +29,13 @@ class Animation(NamedTuple):
     total: float
 
 
-def animate(task: Task, episodes: Trajectory, summary: dict[str, Any]) -> list[Animation]:
+def animate(task: Task, episodes: Trajectory | None, summary: dict[str, Any]) -> list[Animation]:
     """Animate the `episodes` [1, 2 + R] of pi2, pi1 and each reference's policy of most pairs.
 
     An episode without steps, of a policy that is not finite, is left out.
     """
+    if episodes is None:
+        return []
     most = max(summary["config"]["num_pairs"])
     trained = [f"rows.{place}.policy" for place, row in enumerate(summary["rows"]) if row["num_pairs"] == most]
     num_steps = episodes.mask[0].sum(axis=-1)

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rich.console import Console
@@ -51,7 +53,8 @@ def run_all(runs: Sequence[Settings]) -> None:
             for settings in runs:
                 held.enter_context(folder.locked(settings.out))
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
-        # All start now: while one is written, the next one runs.
+        # All start now: while one is written, the next one runs. What writing needs is imported in the meantime.
+        threading.Thread(target=_import_writers, daemon=True).start()
         started = [start(settings, task, stages, bar, held) for settings, task in zip(runs, tasks, strict=True)]
         for settings, task in zip(runs, tasks, strict=True):
             own, finish = started.pop(0)
@@ -78,22 +81,28 @@ def start(
     return own, pipeline.start(settings, task, own, show=True)
 
 
+def _import_writers() -> None:
+
+    pass
+
+
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
     """Write summary, arrays, figures and page, and print the table. Returns whether no training diverged."""
     from experiments.reporting import animations, arrays, figures, page, summary, table
 
     start = time.perf_counter()
     results = summary.summarise(settings, outcome)
-    paths = arrays.save_arrays(settings, outcome, settings.out)
-    paths += figures.draw_all(outcome, results, settings.out)
-    played = [] if outcome.shown is None else animations.animate(task, outcome.shown, results)
+    with ThreadPoolExecutor(1) as pool:
+        played = pool.submit(animations.animate, task, outcome.shown, results)
+        paths = arrays.save_arrays(settings, outcome, settings.out)
+        paths += figures.draw_all(outcome, results, settings.out)
     times["total_s"] += time.perf_counter() - start
     # The host's memory only. macOS counts in bytes, Linux in KiB.
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     results |= {"timing": times, "peak_memory_gib": peak_memory}
     store.save_json(settings.out / "summary.json", results)
     paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
-    paths.append(page.write(settings.out, results, played))
+    paths.append(page.write(settings.out, results, played.result()))
     table.print_report(console, results, paths, settings.out)
     console.print()
     return not results["diverged"]
