@@ -4,6 +4,8 @@ The layers are so narrow that XLA's products of matrices spend their time on mem
 few outer products, which XLA computes in one pass with what follows.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -70,4 +72,4 @@ _layers.defvjp(_forward, _backward)
 def _product(left: Float[Array, "H K"], right: Float[Array, "K M"]) -> Float[Array, "H M"]:
     if not 0 < left.shape[1] <= FEW:
         return left @ right
-    return sum(left[:, k, None] * right[k] for k in range(left.shape[1]))
+    return functools.reduce(jnp.add, [left[:, k, None] * right[k] for k in range(left.shape[1])])
