@@ -156,7 +156,7 @@ def train(
     check_pairs(task, preferences)
     check_policy(task, init_params, "init_params")
     check_policy(task, ref_params, "ref_params")
-    data = prepare(preferences, ref_params)
+    data = prepare(task, preferences, ref_params)
     start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
 
     def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""] | None:

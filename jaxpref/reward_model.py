@@ -115,7 +115,7 @@ def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferen
     key_init, key_train = jax.random.split(key)
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
-    data, keys = prepare(preferences), jax.random.split(key_train, config.num_updates)
+    data, keys = prepare(task, preferences), jax.random.split(key_train, config.num_updates)
     if config.holdout_every == 0:
         state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
         params = state.params

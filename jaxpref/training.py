@@ -13,6 +13,7 @@ from jaxpref.divergence import Divergence
 from jaxpref.fast import packed
 from jaxpref.networks import Network
 from jaxpref.preferences import draw_index
+from jaxpref.tasks import Task
 from jaxpref.types import Preferences
 
 
@@ -47,10 +48,10 @@ class Pairs:
     ref_logp: Any = None
 
 
-def prepare(preferences: Preferences, ref_params: Network | None = None) -> Pairs:
+def prepare(task: Task, preferences: Preferences, ref_params: Network | None = None) -> Pairs:
     """Cut the pairs into rows, and compute a reference's log-probabilities, once for all updates."""
-    rows = packed.pack(jax.tree.map(lambda *both: jnp.concatenate(both), preferences.chosen, preferences.rejected))
-    num_steps = 1.0 * rows.mask.sum((-1, -2))
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), preferences.chosen, preferences.rejected)
+    rows, num_steps = packed.pack(both, task.num_actions), 1.0 * both.mask.sum(-1)
     target = jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target
     ref_logp = None if ref_params is None else packed.log_prob(ref_params, rows, jnp.arange(num_steps.shape[0]))
     return Pairs(rows, num_steps, preferences.weight, target, ref_logp)

@@ -54,7 +54,7 @@ def numpy_logp(params, trajectory, i):
 
 def test_the_reference_is_prepared_once_for_chosen_and_rejected():
     """Pairs without targets have targets of one."""
-    data = prepare(pairs(1), policy(1))
+    data = prepare(LEVER, pairs(1), policy(1))
     np.testing.assert_array_equal(data.target, ALIKE)
     for half, side in ((slice(None, NUM_PAIRS), pairs(1).chosen), (slice(NUM_PAIRS, None), pairs(1).rejected)):
         plain = jaxpref.trajectory_log_prob(policy(1), side)
@@ -80,7 +80,7 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
         total["rejected_reward"] += w * rejected
         total["margin"] += w * (chosen - rejected)
         total["accuracy"] += w * (chosen > rejected)
-    value, metrics = loss(params, config, prepare(data, ref_params), jnp.array(index), jnp.array(weight))
+    value, metrics = loss(params, config, prepare(LEVER, data, ref_params), jnp.array(index), jnp.array(weight))
     np.testing.assert_allclose(value, total["loss"] / 3.75, rtol=1e-4)
     for name, expected in total.items():
         np.testing.assert_allclose(getattr(metrics, name), expected / 3.75, rtol=1e-4, err_msg=name)
@@ -142,7 +142,7 @@ def test_per_step_losses_compare_mean_log_probabilities(per_step_pairs, name):
     margin = chosen - rejected
     per_pair = {"sigmoid_per_step": np.log1p(np.exp(-3 * margin)), "ipo_per_step": (margin - 1 / 6) ** 2}[name]
     weight = jnp.array([2.0, 0.5, 1.0] * 4)
-    value, metrics = loss(params, dpo.Config(loss=name, beta=3.0), prepare(data, ref_params), EVERYTHING, weight)
+    value, metrics = loss(params, dpo.Config(loss=name, beta=3.0), prepare(LEVER, data, ref_params), EVERYTHING, weight)
     np.testing.assert_allclose(value, np.average(per_pair, weights=weight), rtol=1e-4)
     np.testing.assert_allclose(metrics.margin, np.average(3 * margin, weights=weight), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(metrics.chosen_reward, np.average(3 * chosen, weights=weight), rtol=1e-4, atol=1e-5)
@@ -154,12 +154,12 @@ def test_cloning_is_the_whole_chosen_trajectory_and_blind_to_the_rejected(per_st
     data, params, ref_params = per_step_pairs
     data, weight = data.replace(target=target * ALIKE), jnp.array([2.0, 0.5, 1.0] * 4)
     config = dpo.Config(loss="cloning")
-    grads, metrics = loss_grad(params, config, prepare(data, ref_params), EVERYTHING, weight)
+    grads, metrics = loss_grad(params, config, prepare(LEVER, data, ref_params), EVERYTHING, weight)
     logp = networks.trajectory_log_prob(params, data.chosen)
     np.testing.assert_allclose(metrics.loss, np.average(-logp, weights=weight), rtol=1e-5)
     rejected = data.rejected
     garbage = rejected.replace(obs=1e3 - rejected.obs, action=1 - rejected.action, mask=pairs(32).chosen.mask)
-    other = loss_grad(params, config, prepare(data.replace(rejected=garbage), ref_params), EVERYTHING, weight)
+    other = loss_grad(params, config, prepare(LEVER, data.replace(rejected=garbage), ref_params), EVERYTHING, weight)
     assert_same_bytes(other[0], grads)
     assert_same_bytes(other[1].loss, metrics.loss)
     assert abs(other[1].rejected_reward - metrics.rejected_reward) > 1e-2
@@ -175,11 +175,11 @@ def test_a_loss_may_be_a_function_of_ones_own():
     and 1/3 where the reference has 1/2 and 1/2: a margin of 10 ln 2; at beta 1/20, (1 - ln 2 / 2) ** 2."""
     even, likely = constant_policy(LEVER, [0.5, 0.5]), constant_policy(LEVER, [1 / 3, 2 / 3])
     config = dpo.Config(loss=squared_hinge, beta=0.05)
-    value, metrics = loss(likely, config, prepare(lever_pairs(), even), EVERYTHING, ALIKE)
+    value, metrics = loss(likely, config, prepare(LEVER, lever_pairs(), even), EVERYTHING, ALIKE)
     np.testing.assert_allclose(value, (1 - LN2 / 2) ** 2, rtol=1e-5)
     np.testing.assert_allclose(metrics.margin, LN2 / 2, rtol=1e-5)
     # A tie's other order is the user's function of the swapped pair: (1 + ln 2 / 2) ** 2.
-    tied = prepare(lever_pairs(), even).replace(target=0.5 * ALIKE)
+    tied = prepare(LEVER, lever_pairs(), even).replace(target=0.5 * ALIKE)
     value, _ = loss(likely, config, tied, EVERYTHING, ALIKE)
     np.testing.assert_allclose(value, 1 + LN2**2 / 4, rtol=1e-5)
 
@@ -197,7 +197,7 @@ def test_each_pair_has_a_target_of_its_own():
     )
     right, wrong = np.log1p(np.exp(-0.5 * (chosen - rejected))), np.log1p(np.exp(0.5 * (chosen - rejected)))
     per_pair = target * (0.9 * right + 0.1 * wrong) + (1 - target) * (0.9 * wrong + 0.1 * right)
-    labelled = prepare(data, ref_params).replace(target=jnp.array(target, jnp.float32))
+    labelled = prepare(LEVER, data, ref_params).replace(target=jnp.array(target, jnp.float32))
     value, _ = loss(params, dpo.Config(beta=0.5, label_smoothing=0.1), labelled, jnp.array(order), ALIKE)
     np.testing.assert_allclose(value, per_pair[order].mean(), rtol=1e-4)
     assert abs(per_pair[order].mean() - per_pair.mean()) > 1e-2

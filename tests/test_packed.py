@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import jaxpref
 from jaxpref import networks, packed
+from jaxpref.fast.perceptron import Perceptron
 
 TASK = jaxpref.acrobot()
 SIZES = {"obs_size": 6, "num_actions": 3}
-NUM, BATCH = 6, 24  # 72 rows of 60 steps: more than one pass of the loop holds
+NUM, BATCH = 6, 24  # up to 96 rows: more than one pass of the loop holds
 
 SUMS = {
     "log_prob": (packed.log_prob, networks.trajectory_log_prob, networks.init_policy),
@@ -42,7 +43,7 @@ def both(name):
     packed_sum, plain_sum, _ = SUMS[name]
 
     def packed_all(params, trajectories, index, cotangent):
-        rows = packed.pack(trajectories)
+        rows = packed.pack(trajectories, SIZES["num_actions"])
         return gradients(lambda params: packed_sum(params, rows, index), params, cotangent)
 
     def plain_all(params, trajectories, index, cotangent):
@@ -54,7 +55,7 @@ def both(name):
 @pytest.mark.parametrize("name", SUMS)
 @pytest.mark.parametrize("horizon", [7, 60])
 def test_packed_sums_and_gradients_are_the_plain_ones(name, horizon):
-    """Horizons below and above a row of 20 steps; lengths, indices and weights drawn by hypothesis."""
+    """Horizons below and above a row of 16 steps; lengths, indices and weights drawn by hypothesis."""
     packed_all, plain_all = both(name)
     params = random_params(name, seed=1)
 
@@ -97,25 +98,40 @@ def test_garbage_beyond_the_mask_changes_not_a_bit(name):
 
 
 def test_pack_puts_every_step_in_its_place():
-    """Step t of a trajectory stands in row t // 20, place t % 20; what the last row has over is masked."""
+    """Step t of a trajectory stands in row t // 16, place t % 16: a one, the observation, and the action as a one-hot
+    vector without its first entry. What the last row has over is zero."""
     trajectories = random_trajectories(np.random.default_rng(13), [60, 30], 70, **SIZES)
-    rows = packed.pack(trajectories)
-    assert rows.obs.shape == (6, 2, 4, 20)
+    rows = packed.pack(trajectories, SIZES["num_actions"])
+    assert rows.steps.shape == (2, 5, 1 + 6 + 2, 16)
+    assert rows.num_rows.tolist() == [4, 2]
     for t in range(60):
-        row, place = divmod(t, 20)
-        np.testing.assert_array_equal(rows.obs[:, :, row, place].T, trajectories.obs[:, t])
-        np.testing.assert_array_equal(rows.action[:, row, place], trajectories.action[:, t])
-    assert int(rows.mask.sum()) == 60 + 30
+        step = rows.steps[:, t // 16, :, t % 16]
+        np.testing.assert_array_equal(step[:, 1:7], trajectories.obs[:, t])
+        np.testing.assert_array_equal(step[:, 7:], np.eye(3)[trajectories.action[:, t], 1:])
+    assert rows.steps[:, :, 0].sum((1, 2)).tolist() == [60, 30]
+    assert not rows.steps[1, 1, :, 30 - 16 :].any()
 
 
-def test_a_batch_has_the_rows_with_steps_first_and_names_their_trajectories():
-    """Lengths 45, 1 and 20 fill 3, 1 and 1 of the 3 rows that each may have; of [2, 0] the first 4 rows hold steps."""
+def test_a_batch_names_the_rows_with_steps_and_their_trajectories():
+    """Lengths 45, 1 and 20 fill 3, 1 and 2 of the 4 rows that each may have: [2, 0] has rows 8, 9, 0, 1 and 2."""
     trajectories = random_trajectories(np.random.default_rng(14), [45, 1, 20], 60, **SIZES)
-    rows = packed.pack(trajectories)
-    batch = packed.take(rows, jnp.array([2, 0]))
-    assert batch.owner.shape == (packed.CHUNK,)
-    assert batch.owner[:5].tolist() == [0, 1, 1, 1, 2]
-    np.testing.assert_array_equal(
-        batch.rows.obs[:, :4], np.stack([rows.obs[:, n, k] for n, k in ((2, 0), (0, 0), (0, 1), (0, 2))], 1)
-    )
-    assert not batch.rows.mask[4:].any()
+    batch = packed.find(packed.pack(trajectories, SIZES["num_actions"]), jnp.array([2, 0]))
+    assert batch.num_rows == 5
+    assert batch.owner.shape == batch.source.shape == (1, packed.CHUNK)
+    assert batch.source[0, :5].tolist() == [8, 9, 0, 1, 2]
+    assert batch.owner[0, :6].tolist() == [0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2])
+@pytest.mark.parametrize("num_inputs", [5, 30])
+def test_a_perceptron_and_its_gradient_are_the_plain_formula(num_inputs, num_outputs):
+    """Few inputs and many, one output and several, each of which has its own way."""
+    rng = np.random.default_rng(num_inputs)
+    shapes = (num_inputs, 8), (8, num_outputs), (num_outputs,), (num_inputs, 40), (num_outputs, 40)
+    *params, inputs, cotangent = (jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+    def plain(params):
+        return params.head.T @ jax.nn.relu(params.kernel.T @ inputs) + params.bias[:, None]
+
+    params = Perceptron(*params)
+    assert_close(*(gradients(f, params, cotangent) for f in (lambda params: params.apply(inputs), plain)), rtol=1e-4)

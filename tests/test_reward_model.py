@@ -50,7 +50,7 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
         total["loss"] -= w * np.log(1 / (1 + np.exp(-margin)))
         total["margin"] += w * margin
         total["accuracy"] += w * (margin > 0)
-    value, metrics = loss(params, prepare(data), jnp.array(index), jnp.array(weight))
+    value, metrics = loss(params, prepare(LEVER, data), jnp.array(index), jnp.array(weight))
     np.testing.assert_allclose(value, total["loss"] / 3.75, rtol=1e-4)
     for name, expected in total.items():
         np.testing.assert_allclose(getattr(metrics, name), expected / 3.75, rtol=1e-4, err_msg=name)
@@ -61,9 +61,9 @@ def test_a_tie_mixes_both_orders():
     """Target 1/2: half the loss of either order, and which of the two is called chosen means nothing; 1 is the label,
     0 its opposite."""
     params, data = random_reward(2), pairs(2)
-    one_way, other_way = (loss(params, prepare(some), EVERYTHING, ALIKE)[0] for some in (data, swap(data)))
+    one_way, other_way = (loss(params, prepare(LEVER, some), EVERYTHING, ALIKE)[0] for some in (data, swap(data)))
     for target, expected in ((1.0, one_way), (0.0, other_way), (0.5, (one_way + other_way) / 2)):
-        data_of_target = prepare(data.replace(target=jnp.full(NUM_PAIRS, target)))
+        data_of_target = prepare(LEVER, data.replace(target=jnp.full(NUM_PAIRS, target)))
         np.testing.assert_allclose(loss(params, data_of_target, EVERYTHING, ALIKE)[0], expected, rtol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_a_fresh_model_is_undecided_and_learns_lengths_first():
     every step of the chosen and +1/2 for every step of the rejected; in the torso, behind a head of zero, nothing."""
     data, weight = pairs(3), jnp.array([2.0, 0.5, 0.0] * 4)
     fresh = jaxpref.init_reward(jax.random.key(3), LEVER)
-    grads, metrics = loss_grad(fresh, prepare(data), EVERYTHING, weight)
+    grads, metrics = loss_grad(fresh, prepare(LEVER, data), EVERYTHING, weight)
     np.testing.assert_allclose(metrics.loss, LN2, rtol=1e-6)
     assert (metrics.margin, metrics.accuracy) == (0, 0)
     longer = np.asarray(data.chosen.mask.sum(-1) - data.rejected.mask.sum(-1))
@@ -183,7 +183,7 @@ def one_after_the_other(key, data):
     what it returns at a learning rate of zero."""
     params = train_and_stop(LEVER, dataclasses.replace(STOPPING, learning_rate=0.0), key, data).params
     state = reward_model.TrainState(params, reward_model.optimiser(STOPPING).init(params))
-    dataset, seen = prepare(data.replace(weight=data.weight.at[HELD_OUT].set(0.0))), {}
+    dataset, seen = prepare(LEVER, data.replace(weight=data.weight.at[HELD_OUT].set(0.0))), {}
     for number in range(1, LOOKS[-1] + 1):
         state, _ = update(STOPPING, dataset, state, jax.random.key(0))
         seen[number] = state.params

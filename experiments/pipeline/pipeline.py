@@ -28,6 +28,9 @@ from jaxpref.types import Preferences, Trajectory
 
 BATCH_BYTES = 1e9
 """Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
+LANES = 4
+"""Trainings on preferences side by side on a device, of seeds and of dataset sizes: the activations of more of them do
+not fit a core's cache."""
 
 
 @struct.dataclass
@@ -202,13 +205,13 @@ def _train(
         return stage(f"{name}{detail}", functools.partial(function, setup), *args, **options)
 
     train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
-    fitted = None
+    fitted, lanes = None, max(1, LANES // len(sizes))
     if settings.method == "dpo":
-        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=4, optimise=True)
+        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=lanes, optimise=True)
     elif settings.method == "rlhf":
         if settings.reward == "learned":
             config = settings.reward_model_config(max(sizes))
-            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=4, optimise=True)
+            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=lanes, optimise=True)
         else:
             fitted = stage_of_sizes("reward model", functions.control_reward, None, lanes=4)
         trained = train(functions.train_ppo, settings.ppo, experts, fitted, lanes=8)

@@ -1,9 +1,8 @@
 """Sums over episodes of different lengths, without the cost of padding.
 
 In `networks.trajectory_log_prob` and `networks.trajectory_reward` most of the work is padding, and the activations of a
-minibatch do not fit a cache. Here episodes are cut into short rows once. A minibatch gathers its rows, those with steps
-first, and each sum runs over these, about a thousand steps at a time, features first. Values and gradients are those of
-the plain functions.
+minibatch do not fit a cache. Here episodes are cut into short rows once. Each sum runs over the rows of a minibatch
+that hold steps, a few hundred steps at a time, features first. Values and gradients are those of the plain functions.
 """
 
 import functools
@@ -12,143 +11,161 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxpref.fast import perceptron
 from jaxpref.fast.loops import any_lane
+from jaxpref.fast.perceptron import Perceptron
 from jaxpref.networks import ActorCritic, Network, RewardModel, apply_policy, apply_reward
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
-ROW = 20
+ROW = 16
 """Steps in a row. An episode wastes half a row on average."""
-CHUNK = 64
-"""Rows in one pass of the loop: 1280 steps, whose activations fit a core's cache, also for a few runs."""
+CHUNK = 16
+"""Rows in one pass of the loop: 256 steps, whose activations fit a core's cache, also for a few runs."""
 
-StepFn = Callable[[Network, Float[Array, "O M"], Array], Float[Array, " M"]]
-"""(network, obs, action) -> what is summed, per step. Observations have features first."""
+Steps = Float[Array, "F M"]
+StepFn = Callable[[Params, int, Steps], Float[Array, " M"]]
+"""(params, obs_size, steps) -> what is summed, per step."""
 
 
 @struct.dataclass
 class Rows:
-    """Rows of L steps each, features first: [N, K] of a dataset of N trajectories, or [M] of a `Batch`."""
+    """N trajectories, cut into K rows of L steps each.
 
-    obs: Float[Array, "O *rows L"]
-    action: Array
-    mask: Bool[Array, "*rows L"]
+    steps:     F = O + A features: a one, the observation, and a one for the action, if it is not the first action.
+               All are zero beyond the mask. The features of a row lie in one piece of memory.
+    num_rows:  how many rows a trajectory needs, up to its last step.
+    """
+
+    steps: Float[Array, "N K F L"]
+    num_rows: Int[Array, " N"]
+    obs_size: int = struct.field(pytree_node=False)
 
 
-def pack(trajectory: Trajectory) -> Rows:
+def pack(trajectory: Trajectory, num_actions: int) -> Rows:
     """Cut trajectories [N, T, ...] into rows, once for a dataset."""
     played = zero_beyond_mask(trajectory)
-    num, horizon, _ = played.obs.shape
-    num_rows = -(-horizon // ROW)
-
-    def cut(leaf):
-        padding = [(0, 0), (0, num_rows * ROW - horizon)] + [(0, 0)] * (leaf.ndim - 2)
-        return jnp.pad(leaf, padding).reshape(num, num_rows, ROW, *leaf.shape[2:])
-
-    return Rows(jnp.moveaxis(cut(played.obs), -1, 0), cut(played.action), cut(played.mask))
+    num, horizon, obs_size = played.obs.shape
+    most = -(-horizon // ROW)
+    action = played.action[..., None] == jnp.arange(1, num_actions)
+    steps = jnp.concatenate([played.mask[..., None], played.obs, action], -1, dtype=jnp.float32)
+    steps = jnp.pad(steps, [(0, 0), (0, most * ROW - horizon), (0, 0)]).reshape(num, most, ROW, -1).swapaxes(-1, -2)
+    num_rows = jnp.where(steps[:, :, 0].any(-1), jnp.arange(1, most + 1), 0).max(-1)
+    return Rows(steps, num_rows, obs_size)
 
 
 @struct.dataclass
 class Batch:
-    """The M rows that trajectories may fill: those with steps come first.
+    """The rows of B trajectories, in chunks of C rows. The first `num_rows` are theirs, the others any rows.
 
-    owner:  the trajectory of each row, from 0 to B - 1; B for a row without steps.
+    source:  the row's number in the dataset, from 0 to N * K - 1.
+    owner:   the row's trajectory, from 0 to B - 1; B for the others.
     """
 
-    rows: Rows
-    owner: Int[Array, " M"]
+    source: Int[Array, "chunks C"]
+    owner: Int[Array, "chunks C"]
+    num_rows: Int[Array, ""]
 
 
-def take(rows: Rows, index: Int[Array, " B"]) -> Batch:
-    """Gather the rows of the trajectories in `index`. Forward and backward pass both read them."""
-    rows_each = rows.mask.shape[1]
-    num_rows = index.shape[0] * rows_each
-    live = rows.mask.any(-1)[index].reshape(-1)
-    order = jnp.nonzero(live, size=-(-num_rows // CHUNK) * CHUNK, fill_value=num_rows)[0]
-    owner = order // rows_each
-    source = index.at[owner].get(mode="fill", fill_value=rows.mask.shape[0]) * rows_each + order % rows_each
-
-    def gather(leaf):
-        flat = leaf.reshape(*leaf.shape[:-3], -1, leaf.shape[-1])
-        return flat.at[..., source, :].get(mode="fill", fill_value=0)
-
-    return Batch(jax.tree.map(gather, rows), owner)
+def find(rows: Rows, index: Int[Array, " B"]) -> Batch:
+    """Find the rows of the trajectories in `index`. Forward and backward pass gather them chunk by chunk."""
+    num, most = index.shape[0], rows.steps.shape[1]
+    num_rows = rows.num_rows[index]
+    end = jnp.cumsum(num_rows)
+    row = jnp.arange(-(-num * most // CHUNK) * CHUNK)
+    owner = jnp.repeat(jnp.arange(num), num_rows, total_repeat_length=row.shape[0])
+    source = (index * most - end + num_rows)[owner] + row
+    owner = jnp.where(row < end[-1], owner, num)
+    return Batch(source.reshape(-1, CHUNK), owner.reshape(-1, CHUNK), end[-1])
 
 
-def sum_over_steps(step_fn: StepFn, network: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Sum step_fn(network, obs_t, action_t) over the mask of each trajectory in `index`. Only reverse mode."""
-    return _sum(step_fn, index.shape[0], network, take(rows, index))
+def sum_over_steps(step_fn: StepFn, params: Params, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Sum `step_fn` over the mask of each trajectory in `index`. Only reverse mode."""
+    return _sum(step_fn, index.shape[0], params, rows, find(rows, index))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum(step_fn: StepFn, num_trajectories: int, network: Network, batch: Batch) -> Float[Array, " B"]:
-    def add_chunk(sums, rows, owner):
-        return sums.at[owner].add(_row_sums(step_fn, network, rows), mode="drop")
+def _sum(step_fn: StepFn, num_trajectories: int, params: Params, rows: Rows, batch: Batch) -> Float[Array, " B"]:
+    def add_chunk(sums, steps, owner):
+        return sums.at[owner].add(_row_sums(step_fn, params, rows, steps), mode="drop")
 
-    return _over_chunks(add_chunk, jnp.zeros(num_trajectories), batch)
+    return _over_chunks(add_chunk, jnp.zeros(num_trajectories), rows, batch)
 
 
-def _forward(step_fn, num_trajectories, network, batch):
-    return _sum(step_fn, num_trajectories, network, batch), (network, batch)
+def _forward(step_fn, num_trajectories, *args):
+    return _sum(step_fn, num_trajectories, *args), args
 
 
 def _backward(step_fn, num_trajectories, residuals, cotangent):
     # The activations were not kept: computing them again, a cached chunk at a time, costs less than storing them.
-    network, batch = residuals
+    params, rows, batch = residuals
 
-    def add_chunk(grads, rows, owner):
+    def add_chunk(grads, steps, owner):
         weight = cotangent.at[owner].get(mode="fill", fill_value=0.0)
-        chunk_grads = jax.grad(lambda network: jnp.vdot(weight, _row_sums(step_fn, network, rows)))(network)
+        chunk_grads = jax.grad(lambda params: jnp.vdot(weight, _row_sums(step_fn, params, rows, steps)))(params)
         return jax.tree.map(jnp.add, grads, chunk_grads)
 
-    return _over_chunks(add_chunk, jax.tree.map(jnp.zeros_like, network), batch), None
+    return _over_chunks(add_chunk, jax.tree.map(jnp.zeros_like, params), rows, batch), None, None
 
 
 _sum.defvjp(_forward, _backward)
 
 
-def _row_sums(step_fn: StepFn, network: Network, rows: Rows) -> Float[Array, " C"]:
-    obs = rows.obs.reshape(rows.obs.shape[0], -1)
-    per_step = step_fn(network, obs, rows.action.reshape(-1)).reshape(rows.mask.shape)
-    return jnp.where(rows.mask, per_step, 0.0).sum(-1)
+def _row_sums(step_fn: StepFn, params: Params, rows: Rows, steps: Steps) -> Float[Array, " C"]:
+    per_step = step_fn(params, rows.obs_size, steps)
+    return jnp.where(steps[0] > 0, per_step, 0.0).reshape(CHUNK, -1).sum(-1)
 
 
-def _over_chunks(add_chunk, total, batch: Batch):
-    """Fold `add_chunk(total, rows, owner)` over the chunks that hold steps."""
-    live = batch.rows.mask.any(-1).sum()
+def _over_chunks(add_chunk, total, rows: Rows, batch: Batch):
+    """Fold `add_chunk(total, steps, owner)` over the chunks that hold steps."""
+    num_features, length = rows.steps.shape[2:]
+    # Each feature of a row is gathered on its own: so the features come first without a transpose.
+    pieces = rows.steps.reshape(-1, length)
 
     def body(carry):
-        start, total = carry
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=CHUNK)
-        rows = jax.tree.map(lambda leaf: cut(leaf, axis=leaf.ndim - 2), batch.rows)
-        return start + CHUNK, add_chunk(total, rows, cut(batch.owner))
+        chunk, total = carry
+        place = batch.source[chunk] * num_features + jnp.arange(num_features)[:, None]
+        steps = pieces.at[place].get(mode="clip").reshape(num_features, -1)
+        return chunk + 1, add_chunk(total, steps, batch.owner[chunk])
 
-    return jax.lax.while_loop(lambda carry: any_lane(carry[0] < live), body, (0, total))[1]
-
-
-def _dense(layer: Params, inputs: Float[Array, "I M"]) -> Float[Array, "H M"]:
-    return layer["kernel"].T @ inputs + layer["bias"][:, None]
+    return jax.lax.while_loop(lambda carry: any_lane(carry[0] * CHUNK < batch.num_rows), body, (0, total))[1]
 
 
-def _log_prob(policy: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
-    if type(policy.module) is not ActorCritic:
-        return apply_policy(policy, obs.T)[0].log_prob(action)
-    features = jax.nn.relu(_dense(policy.params["torso"], obs))
-    log_probs = jax.nn.log_softmax(_dense(policy.params["policy"], features), axis=0)
-    taken = action == jnp.arange(log_probs.shape[0])[:, None]
-    return jnp.where(taken, log_probs, 0.0).sum(0)
+def _actions(obs_size: int, steps: Steps) -> Int[Array, " M"]:
+    actions = steps[1 + obs_size :]
+    return (actions * jnp.arange(1, 1 + actions.shape[0])[:, None]).sum(0).astype(int)
 
 
-def _reward(reward: Network, obs: Float[Array, "O M"], action: Array) -> Float[Array, " M"]:
-    if type(reward.module) is not RewardModel:
-        return apply_reward(reward, obs.T, action)
-    one_hot = jnp.where(action == jnp.arange(reward.module.num_actions)[:, None], 1.0, 0.0)
-    features = jax.nn.relu(_dense(reward.params["torso"], jnp.concatenate([obs, one_hot])))
-    return _dense(reward.params["reward"], features).squeeze(0)
+def _log_prob(policy: Network, obs_size: int, steps: Steps) -> Float[Array, " M"]:
+    distribution, _ = apply_policy(policy, steps[1 : 1 + obs_size].T)
+    return distribution.log_prob(_actions(obs_size, steps))
 
 
-log_prob = functools.partial(sum_over_steps, _log_prob)
-"""(policy, rows, index) -> [B]: `networks.trajectory_log_prob`."""
-reward = functools.partial(sum_over_steps, _reward)
-"""(reward, rows, index) -> [B]: `networks.trajectory_reward`."""
+def _fast_log_prob(perceptron: Perceptron, obs_size: int, steps: Steps) -> Float[Array, " M"]:
+    logits = perceptron.apply(steps[: 1 + obs_size])  # relative to the first action's
+    most = jax.lax.stop_gradient(logits.max(0, initial=0.0))
+    taken = (steps[1 + obs_size :] * logits).sum(0)
+    return taken - most - jnp.log(jnp.exp(-most) + jnp.exp(logits - most).sum(0))
+
+
+def log_prob(policy: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Compute `networks.trajectory_log_prob` of the trajectories in `index`."""
+    if type(policy.module) is ActorCritic:
+        return sum_over_steps(_fast_log_prob, perceptron.of_policy(policy.params), rows, index)
+    return sum_over_steps(_log_prob, policy, rows, index)
+
+
+def _reward(reward: Network, obs_size: int, steps: Steps) -> Float[Array, " M"]:
+    return apply_reward(reward, steps[1 : 1 + obs_size].T, _actions(obs_size, steps))
+
+
+def _fast_reward(perceptron: Perceptron, obs_size: int, steps: Steps) -> Float[Array, " M"]:
+    return perceptron.apply(steps)[0]
+
+
+def reward(reward: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Compute `networks.trajectory_reward` of the trajectories in `index`."""
+    if type(reward.module) is RewardModel:
+        return sum_over_steps(_fast_reward, perceptron.of_reward(reward.params, rows.obs_size), rows, index)
+    return sum_over_steps(_reward, reward, rows, index)
