@@ -486,8 +486,8 @@ def test_what_the_task_refuses_leaves_no_folder(cache, tmp_path, capsys):
 def inputs(dpo_run):
     """One seed's keys, experts and pairs."""
     task, config = jaxpref.cartpole(), jaxpref.reinforce.Config(num_updates=16)
-    experts = jax.eval_shape(functools.partial(functions.train_experts, task, config), keys_of(3))
-    return task, keys_of(3), experts, dpo_run.pairs(3)
+    experts = jax.eval_shape(functools.partial(functions.train_experts, task, config), keys_of(11))
+    return task, keys_of(11), experts, dpo_run.pairs(11)
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("zero", 0), ("random", 1)])
