@@ -12,31 +12,44 @@ class Categorical:
 
     logits: Float[Array, "*batch A"]
 
+    def _log_probs(self) -> Float[Array, "A *batch"]:
+        # Actions first: on a CPU, sums over a short last axis are slow.
+        return jax.nn.log_softmax(jnp.moveaxis(self.logits, -1, 0), axis=0)
+
     def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Return the log-probability of `action`, in nats."""
-        log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(log_probs, action[..., None], axis=-1).squeeze(-1)
+        # Not a gather: the sum over few actions costs less, and so does its gradient.
+        taken = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool, axis=0)
+        return jnp.where(taken, self._log_probs(), 0.0).sum(0)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return the entropy, in nats."""
-        log_probs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        log_probs = self._log_probs()
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=0)
 
     def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """Return KL(self || other), in nats: the exact sum over actions."""
-        p, q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+        p, q = self._log_probs(), other._log_probs()
+        return jnp.sum(jnp.exp(p) * (p - q), axis=0)
 
     def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
         """Draw one action for each place of the batch."""
         return self.sample_from(jax.random.gumbel(key, self.logits.shape))
 
-    def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T A"]:
-        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes."""
-        return jax.random.gumbel(key, (self.logits.shape[-1], num_steps)).T  # an odd last axis is slow to draw
+    def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T N"]:
+        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes.
 
-    def sample_from(self, noise: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
+        Two actions need one number each step: the difference of two Gumbel numbers is logistic.
+        """
+        num_actions = self.logits.shape[-1]
+        if num_actions == 2:
+            return jax.random.logistic(key, (num_steps, 1))
+        return jax.random.gumbel(key, (num_actions, num_steps)).T  # an odd last axis is slow to draw
+
+    def sample_from(self, noise: Float[Array, "*batch N"]) -> Int[Array, "*batch"]:
         """Turn noise into actions: argmax(logits + Gumbel noise) is a sample of softmax(logits)."""
+        if noise.shape[-1] < self.logits.shape[-1]:
+            return jnp.int32(self.logits[..., 1] + noise[..., 0] > self.logits[..., 0])
         return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
 

@@ -13,23 +13,24 @@ from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
 from jaxpref.distributions import Categorical, Distribution
+from jaxpref.fast.dense import narrow_product
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
 
-def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0) -> nn.Dense:
+def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0, dot_general: Any = None) -> nn.Dense:
     """Make a layer with weights and biases from U(-b, b), b = scale / sqrt(fan_in): PyTorch's default, times scale."""
     bound = scale / math.sqrt(fan_in)
 
     def init(key: Key[Array, ""], shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name, dot_general=dot_general)
 
 
 def _actor_critic(inputs, num_actions: int, hidden_size: int, policy_scale: Scalar = 1.0):
     features = nn.relu(_dense(hidden_size, inputs.shape[-1], "torso")(inputs))
-    logits = _dense(num_actions, hidden_size, "policy", policy_scale)(features)
+    logits = _dense(num_actions, hidden_size, "policy", policy_scale, narrow_product)(features)
     return Categorical(logits), _dense(1, hidden_size, "value")(features).squeeze(-1)
 
 

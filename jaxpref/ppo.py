@@ -23,6 +23,7 @@ from jaxpref import losses, training
 from jaxpref.checks import check_config, check_key, setting
 from jaxpref.distributions import Distribution
 from jaxpref.divergence import find_divergence, param_size
+from jaxpref.fast.keys import fast_key
 from jaxpref.fast.shuffle import shuffled
 from jaxpref.networks import Network, apply_policy, apply_reward, check_policy, check_reward, replace_layer
 from jaxpref.returns import gae, reward_scale
@@ -130,9 +131,10 @@ class TrainState(training.TrainState):
 
 @struct.dataclass
 class Batch:
-    """Played steps, with everything else that PPO's loss needs."""
+    """Played steps, with everything else that PPO's loss needs. `log_prob` is of the policy that played."""
 
     steps: Transition
+    log_prob: Float[Array, "*batch"]
     reference: Distribution
     advantage: Float[Array, "*batch"]
     target: Float[Array, "*batch"]
@@ -151,7 +153,7 @@ def loss_fn(params: Network, config: Config, batch: Batch) -> Float[Array, ""]:
     if config.normalise_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     per_step = (
-        losses.clipped_surrogate(log_prob, batch.steps.log_prob, advantage, config.clip_eps)
+        losses.clipped_surrogate(log_prob, batch.log_prob, advantage, config.clip_eps)
         + config.vf_coef * losses.value(value, batch.target)
         - config.ent_coef * distribution.entropy()
     )
@@ -160,21 +162,42 @@ def loss_fn(params: Network, config: Config, batch: Batch) -> Float[Array, ""]:
     return per_step.mean()
 
 
+def penalised(
+    config: Config, played: Distribution, reference: Distribution, reward: Float[Array, "*batch"], action: Array
+) -> Float[Array, "*batch"]:
+    """Return the reward with the KL penalty of kl_penalty="reward". `played` is what the action was drawn from."""
+    if config.kl_penalty != "reward":
+        return reward
+    return reward - config.kl_coef * (played.log_prob(action) - reference.log_prob(action))
+
+
 def advantages(
-    config: Config, params: Network, reference: Distribution, reward: PerStep, steps: Transition, horizon: int
+    config: Config, reward: PerStep, value: PerStep, next_value: PerStep, steps: Transition, horizon: int
 ) -> tuple[PerStep, PerStep]:
-    """Compute (advantage, value target) by GAE, from rewards with the KL penalty of kl_penalty="reward"."""
-    distribution, value = apply_policy(params, steps.obs)
-    if config.kl_penalty == "reward":
-        # Not steps.log_prob, which is rounded differently. Where policy and reference are the same, the penalty must be
-        # exactly zero: normalised advantages would make rounding errors large.
-        log_prob, ref_log_prob = (each.log_prob(steps.action) for each in (distribution, reference))
-        reward = reward - config.kl_coef * (log_prob - ref_log_prob)
-    # Scaled returns, and so the value head's targets, are about 1 in size.
+    """Compute (advantage, value target) by GAE. Scaled returns, and so the targets, are about 1 in size."""
     reward = reward_scale(config.gamma, horizon) * reward
-    _, next_value = apply_policy(params, steps.next_obs)
     batched_gae = jax.vmap(gae, in_axes=(0, 0, 0, 0, 0, None, None))
     return batched_gae(reward, value, next_value, steps.terminated, steps.done, config.gamma, config.gae_lambda)
+
+
+def learn(
+    config: Config, key: Key[Array, ""], params: Network, opt_state: optax.OptState, batch: Batch
+) -> tuple[Network, optax.OptState, Float[Array, ""]]:
+    """Make all gradient steps on the N played steps of a batch. The loss is the mean over the gradient steps."""
+    num_played = batch.advantage.shape[0]
+    batch_size = num_played // config.num_minibatches
+
+    def gradient_step(carry, index):
+        params, opt_state = carry
+        minibatch = jax.tree.map(lambda leaf: leaf[index], batch)
+        loss, grads = jax.value_and_grad(loss_fn)(params, config, minibatch)
+        updates, opt_state = optimiser(config).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    shuffles = jax.vmap(functools.partial(shuffled, size=num_played))(jax.random.split(key, config.num_epochs))
+    index = shuffles[:, : config.num_minibatches * batch_size].reshape(-1, batch_size)
+    (params, opt_state), loss = jax.lax.scan(gradient_step, (params, opt_state), index)
+    return params, opt_state, loss.mean()
 
 
 def update(
@@ -190,31 +213,21 @@ def update(
     key_play, key_learn = jax.random.split(key)
     play = functools.partial(stream, task, state.params, num_steps=config.num_steps)
     streams, steps = jax.vmap(play)(state.streams, jax.random.split(key_play, config.num_envs))
-    reference, _ = apply_policy(ref_params, steps.obs)
-    reward = reward_of(steps)
-    advantage, target = advantages(config, state.params, reference, reward / reward_size, steps, task.horizon)
-
-    num_played = config.num_envs * config.num_steps
-    batch = Batch(steps, reference, advantage, target)
-    batch = jax.tree.map(lambda leaf: leaf.reshape(num_played, *leaf.shape[2:]), batch)
-    batch_size = num_played // config.num_minibatches
-
-    def learn(carry, index):
-        params, opt_state = carry
-        minibatch = jax.tree.map(lambda leaf: leaf[index], batch)
-        loss, grads = jax.value_and_grad(loss_fn)(params, config, minibatch)
-        updates, opt_state = optimiser(config).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), loss
-
-    shuffles = jax.vmap(functools.partial(shuffled, size=num_played))(jax.random.split(key_learn, config.num_epochs))
-    index = shuffles[:, : config.num_minibatches * batch_size].reshape(-1, batch_size)
-    (params, opt_state), loss = jax.lax.scan(learn, (state.params, state.opt_state), index)
-
-    distribution, _ = apply_policy(state.params, steps.obs)
+    # One axis for all steps: on a CPU, a network is slow on two.
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps)
+    played, value = apply_policy(state.params, flat.obs)
+    _, next_value = apply_policy(state.params, flat.next_obs)
+    reference, _ = apply_policy(ref_params, flat.obs)
+    reward = reward_of(flat)
+    paid = penalised(config, played, reference, reward / reward_size, flat.action)
+    paid, value, next_value = (leaf.reshape(steps.done.shape) for leaf in (paid, value, next_value))
+    advantage, target = advantages(config, paid, value, next_value, steps, task.horizon)
+    batch = Batch(flat, played.log_prob(flat.action), reference, advantage.reshape(-1), target.reshape(-1))
+    params, opt_state, loss = learn(config, key_learn, state.params, state.opt_state, batch)
     return TrainState(params, opt_state, streams), Metrics(
-        loss=loss.mean(),
-        entropy=distribution.entropy().mean(),
-        kl=distribution.kl(reference).mean(),
+        loss=loss,
+        entropy=played.entropy().mean(),
+        kl=played.kl(reference).mean(),
         learned_reward=reward.mean(),
         param_size=param_size(state.params),
     )
@@ -250,7 +263,7 @@ def train(
     check_policy(task, ref_params, "ref_params")
     if reward_fn is learned_reward:
         check_reward(task, reward_params, "reward_params")
-    key_size, key_stream, key_train = jax.random.split(key, 3)
+    key_size, key_stream, key_train = jax.random.split(fast_key(key), 3)
     init_params = without_value(init_params) if config.reset_value else init_params
     reward_of = functools.partial(reward_fn, reward_params)
     reward_size = reward_magnitude(task, config, key_size, init_params, reward_of)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpref import losses
 from jaxpref.checks import check_config, check_key, check_kind, setting
 from jaxpref.divergence import Divergence, find_divergence, param_size
+from jaxpref.fast.keys import fast_key
 from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network, apply_policy, init_policy
 from jaxpref.returns import discounted_returns, reward_scale
@@ -218,7 +219,7 @@ def targets_of_curve(config: Config, score: Float[Array, " U"]) -> tuple[Float[A
 
 
 def _train_to_targets(task: Task, config: Config, key: Key[Array, ""]) -> Result:
-    key_init, key_train = jax.random.split(key)
+    key_init, key_train = jax.random.split(fast_key(key))
     params = init_policy(key_init, task, config.policy_scale)
     nothing = jnp.full(config.num_updates, jnp.nan)
     result = Result(

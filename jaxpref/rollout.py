@@ -4,6 +4,7 @@ For speed, all action noise is drawn before a loop, and a loop over episodes end
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpref.checks import check_count, check_key
 from jaxpref.distributions import Distribution
+from jaxpref.fast.keys import fast_key
 from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network, apply_policy, check_policy
 from jaxpref.tasks import Task
@@ -20,6 +22,8 @@ from jaxpref.types import Trajectory, zero_beyond_mask
 
 CHUNK = 50
 """Steps between two looks at whether any episode is still running."""
+GROUP = 256
+"""Most episodes side by side. A group ends with its longest episode, and its arrays fit a core's cache."""
 
 
 @struct.dataclass
@@ -66,7 +70,7 @@ def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
     """Play one episode with actions sampled from the policy: a `Trajectory` that is zero beyond its mask."""
     check_policy(task, params)
     check_key(key)
-    key_reset, key_play = jax.random.split(key)
+    key_reset, key_play = jax.random.split(fast_key(key))
     distribution_shape, action = _shapes(task, params)
     num_chunks = -(-task.horizon // CHUNK)
     first = reset(task, key_reset)
@@ -99,14 +103,26 @@ def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
 
 def episodes(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
     """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
-    check_key(key)
-    check_count(num_episodes, "num_episodes")
-    return jax.vmap(functools.partial(episode, task, params))(jax.random.split(key, num_episodes))
+    return _of_episodes(functools.partial(episode, task, params), key, num_episodes)
 
 
 def evaluate(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
     """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes of the policy."""
-    return episodes(task, params, key, num_episodes).reward.sum(-1)
+    return _of_episodes(lambda key: episode(task, params, key).reward.sum(-1), key, num_episodes)
+
+
+def _of_episodes(function: Callable[[Key[Array, ""]], Any], key: Key[Array, ""], num_episodes: int) -> Any:
+    """Map `function` over the keys of episodes, group by group."""
+    check_key(key)
+    check_count(num_episodes, "num_episodes")
+    keys = jax.random.split(fast_key(key), num_episodes)
+    num_groups = -(-num_episodes // GROUP)
+    if num_groups == 1:
+        return jax.vmap(function)(keys)
+    size = -(-num_episodes // num_groups)
+    index = jnp.arange(num_groups * size) % num_episodes  # the last group repeats the first episodes
+    results = jax.lax.map(jax.vmap(function), keys[index].reshape(num_groups, size))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_episodes], results)
 
 
 def _play_step(task: Task, policy: Network, carry, inputs):
@@ -137,7 +153,6 @@ class Transition:
     next_obs: Float[Array, "*batch O"]
     terminated: Bool[Array, "*batch"]
     done: Bool[Array, "*batch"]
-    log_prob: Float[Array, "*batch"]
 
 
 StreamState = tuple[EnvStep, Int[Array, ""]]
@@ -146,14 +161,14 @@ StreamState = tuple[EnvStep, Int[Array, ""]]
 
 def start_stream(task: Task, key: Key[Array, ""]) -> StreamState:
     """Start a stream at the beginning of its first episode."""
-    return reset(task, key), jnp.int32(0)
+    return reset(task, fast_key(key)), jnp.int32(0)
 
 
 def stream(
     task: Task, policy: Network, start: StreamState, key: Key[Array, ""], num_steps: int
 ) -> tuple[StreamState, Transition]:
     """Play `num_steps` steps [T] of one environment. A new episode starts whenever one ends."""
-    key_noise, key_step, key_reset = jax.random.split(key, 3)
+    key_noise, key_step, key_reset = jax.random.split(fast_key(key), 3)
     distribution_shape, _ = _shapes(task, policy)
     resets = jax.vmap(functools.partial(reset, task))(jax.random.split(key_reset, num_steps))
 
@@ -163,8 +178,7 @@ def stream(
         action = distribution.sample_from(noise)
         following, reward, terminated = step(task, key_step, current, action)
         done = terminated | (time + 1 >= task.horizon)
-        log_prob = distribution.log_prob(action)
-        transition = Transition(current.obs, action, reward, following.obs, terminated, done, log_prob)
+        transition = Transition(current.obs, action, reward, following.obs, terminated, done)
         following = jax.tree.map(functools.partial(jnp.where, done), fresh, following)
         return (following, jnp.where(done, 0, time + 1)), transition
 

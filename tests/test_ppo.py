@@ -26,7 +26,15 @@ CONFIG = CONFIG.replace(learning_rate=0.02, kl_coef=0.0)
 train = jax.jit(ppo.train)
 loss = jax.jit(ppo.loss_fn)
 loss_grad = jax.jit(jax.grad(ppo.loss_fn))
-advantages = jax.jit(functools.partial(ppo.advantages, horizon=200))
+
+
+@jax.jit
+def advantages(config, params, reference, reward, steps):
+    """As in an update: the penalty, and the values of both observations."""
+    played, value = networks.apply_policy(params, steps.obs)
+    _, next_value = networks.apply_policy(params, steps.next_obs)
+    paid = ppo.penalised(config, played, reference, reward, steps.action)
+    return ppo.advantages(config, paid, value, next_value, steps, horizon=200)
 
 
 def arms(action_0, action_1):
@@ -57,7 +65,6 @@ def random_steps(rng, *shape, obs_size=4):
         next_obs=jnp.array(rng.normal(size=(*shape, obs_size)), jnp.float32),
         terminated=jnp.array(terminated),
         done=jnp.array(terminated | (rng.random(shape) < 0.2)),
-        log_prob=jnp.array(-rng.exponential(size=shape), jnp.float32),
     )
 
 
@@ -105,12 +112,12 @@ def test_the_loss_is_a_plain_loop_over_steps(kl_penalty, normalise):
     params, old = policy(2, jaxpref.cartpole()), policy(3, jaxpref.cartpole())
     steps = random_steps(rng, 40)
     old_log_probs, _ = numpy_policy(old, np.float64(steps.obs))
-    steps = steps.replace(log_prob=jnp.float32(old_log_probs[np.arange(40), steps.action]))
+    old_log_prob = jnp.float32(old_log_probs[np.arange(40), steps.action])
     ref_logits, advantage, target = rng.normal(size=(40, 2)), rng.normal(size=40), rng.normal(size=40)
     config = ppo.Config(clip_eps=0.1, vf_coef=0.7, ent_coef=0.3, kl_coef=0.6, kl_penalty=kl_penalty)
     config = dataclasses.replace(config, normalise_advantage=normalise)
     ref_logits, advantage, target = (jnp.float32(array) for array in (ref_logits, advantage, target))
-    batch = ppo.Batch(steps, Categorical(ref_logits), advantage, target)
+    batch = ppo.Batch(steps, old_log_prob, Categorical(ref_logits), advantage, target)
 
     normalised = (advantage - advantage.mean()) / advantage.std() if normalise else advantage
     log_probs, value = numpy_policy(params, np.float64(steps.obs))
@@ -129,11 +136,11 @@ def test_the_loss_is_a_plain_loop_over_steps(kl_penalty, normalise):
 
 
 def four_steps(params, actions=(0, 1, 1, 1)):
-    """The exact expectation, over its actions, of a policy of (1/4, 3/4); every step is an episode."""
+    """(steps, log_prob): the exact expectation of a policy of (1/4, 3/4); every step is an episode."""
     log_probs, _ = numpy_policy(params, np.zeros(1))
     actions, nothing, last = np.array(actions), jnp.zeros((4, 1)), jnp.ones(4, bool)
-    log_prob = jnp.float32(log_probs[actions])
-    return Transition(nothing, jnp.int32(actions), jnp.zeros(4), nothing, last, last, log_prob)
+    steps = Transition(nothing, jnp.int32(actions), jnp.zeros(4), nothing, last, last)
+    return steps, jnp.float32(log_probs[actions])
 
 
 POLICY, REFERENCE = np.array([0.25, 0.75]), np.array([0.6, 0.4])
@@ -143,8 +150,8 @@ def test_the_gradient_of_the_penalty_in_the_loss():
     """With advantages of zero it is all there is: kl_coef * d KL(ref || pi) / d logits = kl_coef * (pi - ref)."""
     params = constant_policy(SIGN, POLICY)
     config = ppo.Config(kl_penalty="loss", kl_coef=0.3, vf_coef=0.0)
-    batch = ppo.Batch(four_steps(params), Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1))), jnp.zeros(4), jnp.zeros(4))
-    grads = loss_grad(params, config, batch)
+    reference = Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1)))
+    grads = loss_grad(params, config, ppo.Batch(*four_steps(params), reference, jnp.zeros(4), jnp.zeros(4)))
     np.testing.assert_allclose(grads.params["policy"]["bias"], 0.3 * (POLICY - REFERENCE), rtol=1e-5)
 
 
@@ -153,10 +160,10 @@ def test_the_gradient_of_the_penalty_in_the_reward():
     advantages' deviation, which is that of the log-ratio: kl_coef cancels."""
     params = constant_policy(SIGN, POLICY)
     config = ppo.Config(kl_penalty="reward", kl_coef=0.3, vf_coef=0.0)
-    steps, reference = four_steps(params), Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1)))
+    (steps, log_prob), reference = four_steps(params), Categorical(jnp.tile(jnp.log(REFERENCE), (4, 1)))
     as_stream = jax.tree.map(lambda leaf: leaf[None], steps)
     advantage, target = advantages(config, params, Categorical(reference.logits[None]), jnp.zeros((1, 4)), as_stream)
-    grads = loss_grad(params, config, ppo.Batch(steps, reference, advantage[0], target[0]))
+    grads = loss_grad(params, config, ppo.Batch(steps, log_prob, reference, advantage[0], target[0]))
     log_ratio = np.log(POLICY / REFERENCE)
     deviation = np.sqrt((POLICY * (log_ratio - kl(POLICY, REFERENCE)) ** 2).sum())
     expected = POLICY * (log_ratio - kl(POLICY, REFERENCE)) / deviation
