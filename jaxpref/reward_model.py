@@ -29,6 +29,7 @@ from jaxpref import losses
 from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
+from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Ensemble, Network, init_reward
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
@@ -112,7 +113,7 @@ def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferen
     num_pairs = preferences.weight.shape[0]
     if config.holdout_every > num_pairs:
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
-    key_init, key_train = jax.random.split(key)
+    key_init, key_train = jax.random.split(fast_key(key))
     params = init_reward(key_init, task)
     start = TrainState(params, optimiser(config).init(params))
     data, keys = prepare(task, preferences), jax.random.split(key_train, config.num_updates)

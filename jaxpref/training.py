@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxpref.divergence import Divergence
 from jaxpref.fast import packed
+from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network
 from jaxpref.preferences import draw_index
 from jaxpref.tasks import Task
@@ -69,7 +70,7 @@ def scan_updates(update: Callable, evaluate: Callable, state: Any, key: Key[Arra
         state, metrics = jax.lax.scan(update, state, jax.random.split(key_update, config.eval_every))
         return state, (metrics, evaluate(state, key_eval))
 
-    keys = jax.random.split(key, config.num_updates // config.eval_every)
+    keys = jax.random.split(fast_key(key), config.num_updates // config.eval_every)
     state, (metrics, evaluation) = jax.lax.scan(block, state, keys)
     return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), metrics), evaluation
 
