@@ -36,20 +36,12 @@ class Categorical:
         """Draw one action for each place of the batch."""
         return self.sample_from(jax.random.gumbel(key, self.logits.shape))
 
-    def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T N"]:
-        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes.
+    def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T A"]:
+        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes."""
+        return jax.random.gumbel(key, (self.logits.shape[-1], num_steps)).T  # an odd last axis is slow to draw
 
-        Two actions need one number each step: the difference of two Gumbel numbers is logistic.
-        """
-        num_actions = self.logits.shape[-1]
-        if num_actions == 2:
-            return jax.random.logistic(key, (num_steps, 1))
-        return jax.random.gumbel(key, (num_actions, num_steps)).T  # an odd last axis is slow to draw
-
-    def sample_from(self, noise: Float[Array, "*batch N"]) -> Int[Array, "*batch"]:
+    def sample_from(self, noise: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
         """Turn noise into actions: argmax(logits + Gumbel noise) is a sample of softmax(logits)."""
-        if noise.shape[-1] < self.logits.shape[-1]:
-            return jnp.int32(self.logits[..., 1] + noise[..., 0] > self.logits[..., 0])
         return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
 
