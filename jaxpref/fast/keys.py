@@ -24,6 +24,7 @@ def fast_key(key: Key[Array, "*batch"]) -> Key[Array, "*batch"]:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 
 
+@jax.jit
 def _threefry(key: Words, high: Words, low: Words) -> tuple[Words, Words]:
     """Compute Threefry-2x32 with 20 rounds (Salmon et al., 2011, https://doi.org/10.1145/2063384.2063405)."""
     keys = key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
