@@ -22,7 +22,8 @@ import jax
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered
 
-from experiments import ROOT
+import experiments
+import jaxpref
 from experiments.harness.devices import devices_for, over_runs
 from experiments.harness.memo import Memo
 
@@ -79,8 +80,8 @@ class _Pickler(pickle.Pickler):
 def _code() -> bytes:
     """Return the hash of this project's code and of the versions of all installed packages."""
     hasher = hashlib.sha256()
-    for name in ("jaxpref", "experiments"):
-        for path in sorted((ROOT / name).rglob("*.py")):
+    for package in (jaxpref, experiments):
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             hasher.update(path.read_bytes())
     for path in sorted(Path(jax.__file__).parents[1].glob("*.dist-info")):
         hasher.update(path.name.encode())
@@ -119,11 +120,12 @@ class Programs:
         self, name: str, function: Callable, config: Any, shapes: Any, num_runs: int, lanes: int, optimise: bool
     ) -> Program:
         """Return the program of `function(config, *inputs)` mapped over `num_runs` runs."""
-        options = None if optimise or jax.default_backend() != "cpu" else QUICK
+        quick = not (optimise or jax.config.read("jax_disable_most_optimizations")) and jax.default_backend() == "cpu"
         # The values of config's floats are arguments of the program.
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (config, shapes))
-        identity, lasting = fingerprint(function, abstract, num_runs, lanes, options)
+        identity, lasting = fingerprint(function, abstract, num_runs, lanes, quick)
         if identity not in self._found:
+            options = QUICK if quick else None
             trace = functools.cache(functools.partial(_trace, function, config, shapes, num_runs, lanes, options))
             traced = self.memo.read(name, identity, pickle.loads, "trace") if lasting else None
             if traced is None:
