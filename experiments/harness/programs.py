@@ -78,8 +78,8 @@ class _Pickler(pickle.Pickler):
 
 @functools.cache
 def _code() -> bytes:
-    """Return the hash of this project's code and of the versions of all installed packages."""
-    hasher = hashlib.sha256()
+    """Return the hash of this project's code, and of the versions of Python and of all installed packages."""
+    hasher = hashlib.sha256(platform.python_version().encode())
     for package in (jaxpref, experiments):
         for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             hasher.update(path.read_bytes())
