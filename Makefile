@@ -24,7 +24,7 @@ help:
 	@echo "make docs      build the documentation with the API reference into site/"
 	@echo "make wheel     build it, install it in an environment of its own and run examples/three_seeds.py there"
 	@echo "make lock      write constraints.txt anew from the newest versions"
-	@echo "make bench     how fast it is, as ratios measured in one run"
+	@echo "make bench     how fast it is, as ratios measured in one run, and what changed since the last one"
 	@echo "make bench-peer   PPO's speed against rejax's, which gets a virtual environment of its own"
 	@echo "make clean     remove the virtual environment and the caches; results stay"
 	@echo 'flags: make cartpole-dpo ARGS="--help"'

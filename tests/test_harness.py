@@ -99,6 +99,19 @@ def test_padded_size_hand_worked(num_runs, lanes, expected):
     assert devices.padded_size(num_runs, lanes) == expected
 
 
+def test_fewer_devices_can_be_asked_for(tmp_path):
+    """With the same results, and with programs of their own: the number of runs is the same."""
+    assert devices.devices_for(4, 1) == jax.local_devices()[:1]
+    assert (devices.padded_size(5, 2, 1), devices.padded_size(5, 2, 2)) == (6, 8)
+    numbers = np.arange(4, dtype=np.float32)
+    for most_devices in (1, 2, None):
+        with Stages(Memo(tmp_path, fresh=True), most_devices) as stages:
+            lazy = stages.run("losses", losses.sigmoid, np.float32(0.5), numbers)
+        np.testing.assert_allclose(lazy.value, np.log1p(np.exp(-0.5 * numbers)), rtol=1e-5)
+        compiled = lazy.program.compiled.result()
+        assert jax.tree.leaves(compiled.input_shardings)[-1].num_devices == (most_devices or 2)
+
+
 @pytest.mark.parametrize(
     ("num_seeds", "num_processes", "expected"),
     [(4, 2, [[0, 1], [2, 3]]), (3, 2, [[0, 1], [2, 0]]), (1, 3, [[0], [0], [0]])],

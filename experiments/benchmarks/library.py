@@ -1,51 +1,52 @@
-"""Rollouts against gymnax's own loop, and the study's own trainers on more and more seeds."""
+"""Rollouts against gymnax's own loop, and the study's trainers on more seeds and on more devices."""
 
-import dataclasses
 import functools
 import math
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import jax
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 import jaxpref
-from experiments.benchmarks.timing import Row, Settings, in_turns, timed
+from experiments.benchmarks.timing import Row, Settings, in_turns, short_run, timed
+from experiments.harness.devices import over_runs
 from experiments.harness.memo import Memo
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
-from experiments.pipeline.settings import default_settings
-from experiments.reporting import figures
-from jaxpref import dpo, ppo, reinforce, reward_model
-from jaxpref.analysis import plots
+from jaxpref import reinforce
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
 
-TRAINERS: dict[str, Any] = {  # cut short
-    # A score is the mean over one update. On CartPole it is the length of that update's episodes.
-    "reinforce": reinforce.Config(num_updates=20, score_window=reinforce.Config().episodes_per_update),
-    "dpo": dpo.Config(num_updates=30, eval_every=30),
-    "reward_model": reward_model.Config(num_updates=40),
-    "ppo": ppo.Config(num_updates=6),
-}
+TRAINERS = ("reinforce", "dpo", "reward model", "ppo")
+WHOLE = "whole CartPole-DPO"
+
+
+def device_counts() -> list[int]:
+    """Return 1 and the number of devices, once if there is only one."""
+    return sorted({1, jax.local_device_count()})
 
 
 def measure_rollouts(settings: Settings) -> list[Row]:
-    """Whole episodes of an expert: `jaxpref.evaluate` against gymnax's `env.step` in a scan."""
+    """Whole episodes of an expert: `jaxpref.evaluate`, on one device and on all, against gymnax's `RolloutWrapper`."""
     rows = []
     for name in jaxpref.TASKS:
         task, key = jaxpref.task(name), jax.random.key(0)
         expert = jax.jit(functools.partial(reinforce.train, task, reinforce.Config()))(key).pi1
         for num_envs in settings.num_envs:
-            own = timed(jax.jit(functools.partial(jaxpref.evaluate, task, num_episodes=num_envs)), expert, key)
-            others = timed(jax.jit(functools.partial(gymnax_returns, task)), expert, jax.random.split(key, num_envs))
-            ours, theirs = map(median, in_turns(4 * settings.repeats, own, others))
-            row = {"task": name, "num_envs": num_envs, "jaxpref_s": ours, "gymnax_s": theirs, "ratio": theirs / ours}
-            rows.append(row)
+            theirs = timed(jax.jit(functools.partial(gymnax_returns, task)), expert, jax.random.split(key, num_envs))
+            ours = [own_rollout(task, expert, num_envs, num_devices) for num_devices in device_counts()]
+            gymnax_s, *own_s = map(median, in_turns(2 * settings.repeats, theirs, *ours))
+            for num_devices, seconds in zip(device_counts(), own_s, strict=True):
+                row: Row = {"task": name, "num_envs": num_envs, "devices": num_devices, "jaxpref_s": seconds}
+                rows.append(row | {"gymnax_s": gymnax_s, "ratio": gymnax_s / seconds})
     return rows
+
+
+def own_rollout(task: Task, expert: Network, num_envs: int, num_devices: int) -> Callable[[], float]:
+    """Return a function that plays an episode in each environment, shared by devices, and returns its seconds."""
+    play = functools.partial(jaxpref.evaluate, task, num_episodes=math.ceil(num_envs / num_devices))
+    keys = jax.random.split(jax.random.key(0), num_devices)
+    return timed(jax.jit(over_runs(play, num_devices, lanes=1)), expert, (keys,))
 
 
 def gymnax_returns(task: Task, policy: Network, keys: jax.Array) -> jax.Array:
@@ -60,49 +61,35 @@ def gymnax_returns(task: Task, policy: Network, keys: jax.Array) -> jax.Array:
 
 
 def measure_trainers(settings: Settings) -> list[Row]:
-    """Each trainer on CartPole with 200 pairs, cut short. An environment step is one played (REINFORCE, PPO) or one
-    of a pair that is learned from (DPO, the reward model).
-    """
-    # REINFORCE never reaches its target and trains to the last update.
-    changes: Any = {"pi1_target": math.inf, "num_pairs": (200,), "num_heldout": 50, "reference": ("pi2",), **TRAINERS}
-    runs = [dataclasses.replace(default_settings("cartpole", method), **changes) for method in ("dpo", "rlhf")]
-    task, rows = pipeline.task_of(runs[0]), []
-    for num_seeds in settings.num_seeds:
-        turns = []
-        with tempfile.TemporaryDirectory() as folder, Stages(Memo(Path(folder))) as stages:
-            for turn in range(1 + settings.repeats):  # on other seeds: of the same ones, the results would be known
-                seeds = tuple(range(turn * num_seeds, (turn + 1) * num_seeds))
-                own = stages.of_run(stages.progress)
-                outcome, _ = [pipeline.run(dataclasses.replace(run, seeds=seeds), task, own) for run in runs]
-                turns.append(own.times)
-        steps_per_pair = sum(returns.mean() for returns in outcome.returns.values())
-        steps_per_update = {
-            "reinforce": TRAINERS["reinforce"].episodes_per_update * outcome.experts.metrics.score.mean(),
-            "dpo": TRAINERS["dpo"].batch_size * steps_per_pair,
-            "reward_model": TRAINERS["reward_model"].batch_size * steps_per_pair,
-            "ppo": TRAINERS["ppo"].num_envs * TRAINERS["ppo"].num_steps,
-        }
-        for name, num_steps in steps_per_update.items():
-            first, *others = (turn[name.replace("_", " ")] for turn in turns)
-            run_s = median(each.run_s for each in others)
-            updates_per_s = TRAINERS[name].num_updates * num_seeds / run_s
-            row = {"trainer": name, "seeds": num_seeds, "compile_s": first.compile_s, "run_s": run_s}
-            row |= {"s_per_seed": run_s / num_seeds, "updates_per_s": updates_per_s}
-            rows.append(row | {"env_steps_per_s": float(num_steps) * updates_per_s})
+    """Each trainer, cut short, on more and more seeds: CartPole, 200 pairs. Ratios are of seeds per second."""
+    num_devices = jax.local_device_count()
+    return compare_trainers([(number, min(number, num_devices)) for number in settings.num_seeds], settings.repeats)
+
+
+def measure_devices(settings: Settings) -> list[Row]:
+    """The same trainers, and all stages of CartPole-DPO, on one device and on all. Ratios are of seeds per second."""
+    return compare_trainers([(max(settings.num_seeds), number) for number in device_counts()], settings.repeats)
+
+
+def compare_trainers(cases: list[tuple[int, int]], repeats: int) -> list[Row]:
+    """Train in turns with each (number of seeds, number of devices). Ratios compare with the first of them."""
+    rows, turns = [], in_turns(repeats, *(functools.partial(train_all, *case) for case in cases))
+    for (num_seeds, num_devices), runs in zip(cases, turns, strict=True):
+        for name in (*TRAINERS, WHOLE):
+            first_s, run_s = (median(run[name] for run in each) for each in (turns[0], runs))
+            row: Row = {"trainer": name, "seeds": num_seeds, "devices": num_devices, "run_s": run_s}
+            ratio = first_s / cases[0][0] / (run_s / num_seeds)
+            rows.append(row | {"seeds_per_s": num_seeds / run_s, "ratio": ratio})
     return rows
 
 
-@figures.style()
-def draw(rows: list[Row]) -> Figure:
-    """Draw seconds per seed against seeds, a line for each trainer."""
-    figure, ((axes,),) = figures.panels(1)
-    for name, colour, marker in zip(TRAINERS, plots.COLOURS, "osD^", strict=False):
-        points = [(row["seeds"], 1000 * row["s_per_seed"]) for row in rows if row["trainer"] == name]
-        axes.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=name.replace("_", " "))
-    axes.set(xlabel="seeds in one call", ylabel="milliseconds per seed")
-    measured = sorted({row["seeds"] for row in rows})
-    axes.set_xticks(measured, measured)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    return figures.finish(figure, "Shortened trainers, CartPole, compiled")
+def train_all(num_seeds: int, num_devices: int) -> dict[str, float]:
+    """Run both methods with their compiled programs. Returns the seconds of each stage, and of all stages of DPO."""
+    times = []
+    with Stages(Memo(fresh=True), num_devices) as stages:
+        for run in (short_run("dpo", num_seeds), short_run("rlhf", num_seeds)):
+            own = stages.of_run(stages.progress)
+            pipeline.run(run, pipeline.task_of(run), own)
+            times.append({name: each.run_s for name, each in own.times.items()})
+    dpo_s, rlhf_s = times  # RLHF's run has the experts and the pairs of DPO's
+    return rlhf_s | dpo_s | {WHOLE: sum(dpo_s.values())}

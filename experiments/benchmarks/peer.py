@@ -7,7 +7,6 @@ timed without any evaluation. It also clips the value loss; `ppo` does not.
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import subprocess
 import time
@@ -31,7 +30,6 @@ SEEDS, NUM_UPDATES = [0, 1, 2], 200
 SHARED: dict[str, Any] = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "gamma": 0.99}
 SHARED |= {"learning_rate": 7.5e-4, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01}
 SHARED |= {"max_grad_norm": 0.5}  # of the whole gradient here, of each of its entries in rejax
-NETWORK = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
 
 
 class TwoMLPs(nn.Module):
@@ -57,11 +55,8 @@ def start(task: tasks.Task, seed: jax.Array) -> tuple[Any, ...]:
     return seed, policy, policy, dataclasses.replace(reward, params=params)
 
 
-def ours(sharded: bool) -> tuple[Row, Callable[[], float]]:
-    """Compile the training of all seeds, over all devices as in the experiments, or on the first device.
-
-    Returns facts about it, and a function that trains once and returns its seconds.
-    """
+def ours(num_devices: int) -> tuple[Row, Callable[[], float]]:
+    """Compile the training of all seeds. Returns facts, and a function that trains once and returns its seconds."""
     task = dataclasses.replace(tasks.cartpole(horizon=500), policy_network=TwoMLPs(num_actions=2))
     # With kl_coef 0, both maximise the same. It is an argument of the program, so the penalty is computed.
     config = ppo.Config(num_updates=NUM_UPDATES, eval_every=NUM_UPDATES, eval_episodes=1, kl_coef=0.0, **SHARED)
@@ -69,19 +64,12 @@ def ours(sharded: bool) -> tuple[Row, Callable[[], float]]:
     def train(config, seed, *networks):
         return ppo.train(task, config, jax.random.key(seed), *networks)
 
-    def side_by_side(config, args):
-        return jax.vmap(functools.partial(train, config))(*args)
-
-    size = padded_size(len(SEEDS), lanes=8) if sharded else len(SEEDS)
+    size = padded_size(len(SEEDS), 8, num_devices)
     starts = jax.vmap(functools.partial(start, task))(jnp.resize(jnp.array(SEEDS, jnp.uint32), (size,)))
     args = jax.tree.map(np.float32, config), jax.tree.map(np.asarray, starts)
     begin = time.perf_counter()
-    program = jax.jit(over_runs(train, size, lanes=8) if sharded else side_by_side).lower(*args).compile()
-    facts: Row = {
-        "PPO": f"jaxpref {importlib.metadata.version('jaxpref')}",
-        "devices": jax.device_count() if sharded else 1,
-    }
-    facts["compile_s"] = time.perf_counter() - begin
+    program = jax.jit(over_runs(train, size, 8, num_devices)).lower(*args).compile()
+    facts: Row = {"PPO": "jaxpref", "devices": num_devices, "compile_s": time.perf_counter() - begin}
     policies = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(SEEDS)], program(*args).params)
     returns = jax.vmap(lambda policy: rollout.evaluate(task, policy, jax.random.key(0), 128))(policies)
     return facts | {"mean_return": float(returns.mean())}, timed(program, *args)
@@ -100,20 +88,19 @@ def measure(settings: Settings) -> list[Row]:
     """
     if not PYTHON.exists():
         raise UsageError(f"{PYTHON} is missing, the Python of rejax's environment: make bench-peer makes it")
-    jax.config.update("jax_enable_compilation_cache", False)  # compile_s is that of a first run
     env_steps = len(SEEDS) * NUM_UPDATES * SHARED["num_envs"] * SHARED["num_steps"]
-    config = SHARED | {"env": "CartPole-v1", "agent_kwargs": NETWORK, "skip_initial_evaluation": True}
+    config = SHARED | {"env": "CartPole-v1", "skip_initial_evaluation": True}
+    config["agent_kwargs"] = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
     config |= {name: env_steps // len(SEEDS) for name in ("total_timesteps", "eval_freq")}
     words = [str(PYTHON), str(SCRIPT), json.dumps({"seeds": SEEDS, "config": config})]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
         theirs = json.loads(ask(peer))
         if theirs.pop("env_steps") != env_steps:
             raise RuntimeError("the two sides do not count the same steps")
-        (sharded, train_sharded), (single, train_single) = (ours(sharded) for sharded in (True, False))
+        (sharded, train_sharded), (single, train_single) = map(ours, (jax.device_count(), 1))
         turns = in_turns(settings.repeats, train_sharded, timed(ask, peer), train_single)
     rows = []
     for facts, seconds in zip((sharded, theirs, single), turns, strict=True):
-        row = facts | {"train_s": median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
-        row |= {"env_steps_per_s": env_steps / median(seconds), "ratio": median(turns[1]) / median(seconds)}
-        rows.append(row)
+        row = facts | {"train_s": median(seconds), "env_steps_per_s": env_steps / median(seconds)}
+        rows.append(row | {"ratio": median(turns[1]) / median(seconds)})
     return rows

@@ -11,9 +11,12 @@ from rich import box
 from rich.table import Table
 
 from experiments.harness.errors import UsageError
-from experiments.pipeline.settings import flag
+from experiments.pipeline import settings as pipeline
+from experiments.pipeline.settings import Method, default_settings, flag
+from jaxpref import dpo, ppo, reward_model
 
 Row = dict[str, Any]
+Experiment = Literal["cartpole_dpo", "cartpole_rlhf", "acrobot_dpo", "acrobot_rlhf"]
 Section = Literal["rollouts", "trainers", "experiments", "memory", "devices", "peer"]
 
 
@@ -23,11 +26,13 @@ class Settings:
 
     sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
     """Parts of the table. "peer" needs an environment of its own: make bench-peer."""
-    num_envs: tuple[int, ...] = (1, 16, 256, 2048)  # Environments side by side in a rollout.
-    num_seeds: tuple[int, ...] = (1, 3, 32, 128)  # Seeds in one call of a trainer.
-    memory_seeds: tuple[int, ...] = (100, 1000)  # Seeds of the runs whose peak memory is compared.
-    repeats: int = 3  # Repeats of every measurement; the median counts.
-    out: Path = Path("results/bench")  # Folder for summary.json and the figure.
+    num_envs: tuple[int, ...] = (16, 2048)  # Environments side by side in a rollout.
+    num_seeds: tuple[int, ...] = (1, 16)  # Seeds in one call of a trainer; the largest number also on one device.
+    experiments: tuple[Experiment, ...] = ("cartpole_dpo",)  # Run with and without compiled programs.
+    memory_seeds: tuple[int, ...] = (16, 48)  # Seeds of the runs whose peak memory is compared.
+    repeats: int = 3  # Repeats of every measurement, in turns; the median counts.
+    against: Path | None = None  # summary.json to compare with; None: the one that is in --out.
+    out: Path = Path("results/bench")  # Folder for summary.json; the one before it becomes previous.json.
 
 
 def check_numbers(settings: Any) -> None:
@@ -40,20 +45,29 @@ def check_numbers(settings: Any) -> None:
             raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
 
 
+def short_run(method: Method, num_seeds: int) -> pipeline.Settings:
+    """Return CartPole with 200 pairs and reference pi2. What learns from the pairs has 20 % of the usual updates."""
+    changes: Any = {"seeds": tuple(range(num_seeds)), "num_pairs": (200,), "reference": ("pi2",)}
+    rlhf = {"reward_model": reward_model.Config(num_updates=40), "ppo": ppo.Config(num_updates=12)}
+    changes |= {"num_heldout": 50, "eval_episodes": 20}
+    changes |= rlhf if method == "rlhf" else {"dpo": dpo.Config(num_updates=30)}
+    return dataclasses.replace(default_settings("cartpole", method), **changes)
+
+
 def timed(function: Callable, *args: Any) -> Callable[[], float]:
     """Return a function that calls this one and returns the seconds."""
     return lambda: timeit.timeit(lambda: jax.block_until_ready(function(*args)), number=1)
 
 
-def in_turns(repeats: int, *functions: Callable[[], float]) -> list[list[float]]:
-    """Return the seconds that each function returns. They run in turns, after one call of each that does not count."""
+def in_turns(repeats: int, *functions: Callable[[], Any]) -> list[list[Any]]:
+    """Return what each function returns. They run in turns, after one call of each that does not count."""
     turns = [[function() for function in functions] for _ in range(1 + repeats)]
     return [list(spent) for spent in zip(*turns[1:], strict=True)]
 
 
-def table(title: str, rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Table:
     """Return a table of the rows as they are, with a column for every key."""
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column, value in rows[0].items():
         style: Any = {"no_wrap": True} if isinstance(value, str) else {"justify": "right", "overflow": "fold"}
         result.add_column(column.replace("_", " "), **style)  # a narrow terminal breaks the line between words

@@ -61,13 +61,13 @@ def gather(results: Any, num_seeds: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[:num_seeds], multihost_utils.process_allgather(results, tiled=True))
 
 
-def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
+def over_runs(function: Callable, num_runs: int, lanes: int, most_devices: int | None = None) -> Callable:
     """Map `function(config, *args)` of one run over a leading axis of `num_runs` in `args`.
 
     That axis, of a `padded_size`, is sharded over the devices. Each device computes up to `lanes` runs at a time:
     enough to make vectors of a small network's work, few enough to stay in its cache.
     """
-    devices = devices_for(num_runs)
+    devices = devices_for(num_runs, most_devices)
     mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
     per_device = num_runs // len(devices)
     num_groups = math.ceil(per_device / lanes)
@@ -85,16 +85,16 @@ def over_runs(function: Callable, num_runs: int, lanes: int) -> Callable:
     return jax.shard_map(on_device, mesh=mesh, in_specs=(everywhere, runs), out_specs=runs, check_vma=False)
 
 
-def padded_size(num_runs: int, lanes: int) -> int:
+def padded_size(num_runs: int, lanes: int, most_devices: int | None = None) -> int:
     """Return the least number of runs, at least `num_runs`, that the devices share evenly in equal groups of at most
     `lanes`.
     """
-    num_devices = len(devices_for(num_runs))
+    num_devices = len(devices_for(num_runs, most_devices))
     per_device = math.ceil(num_runs / num_devices)
     num_groups = math.ceil(per_device / lanes)
     return math.ceil(per_device / num_groups) * num_groups * num_devices
 
 
-def devices_for(num_runs: int) -> list[jax.Device]:
-    """Return the devices that share these runs."""
-    return jax.local_devices()[:num_runs]
+def devices_for(num_runs: int, most_devices: int | None = None) -> list[jax.Device]:
+    """Return the devices that share these runs: as many as there are, or at most `most_devices`."""
+    return jax.local_devices()[:most_devices][:num_runs]

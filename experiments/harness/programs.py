@@ -112,8 +112,8 @@ class Programs:
     code a stage is traced again, but compiled again only where its program has changed.
     """
 
-    def __init__(self, memo: Memo):
-        self.memo, self.loads = memo, True
+    def __init__(self, memo: Memo, most_devices: int | None = None):
+        self.memo, self.most_devices, self.loads = memo, most_devices, True
         self._found: dict[Any, Program] = {}
 
     def find(
@@ -123,10 +123,11 @@ class Programs:
         quick = not (optimise or jax.config.read("jax_disable_most_optimizations")) and jax.default_backend() == "cpu"
         # The values of config's floats are arguments of the program.
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (config, shapes))
-        identity, lasting = fingerprint(function, abstract, num_runs, lanes, quick)
+        identity, lasting = fingerprint(function, abstract, num_runs, lanes, quick, self.most_devices)
         if identity not in self._found:
             options = QUICK if quick else None
-            trace = functools.cache(functools.partial(_trace, function, config, shapes, num_runs, lanes, options))
+            mapped = jax.jit(over_runs(function, num_runs, lanes, self.most_devices))
+            trace = functools.cache(functools.partial(_trace, mapped, config, shapes, num_runs, options))
             traced = self.memo.read(name, identity, pickle.loads, "trace") if lasting else None
             if traced is None:
                 traced = trace()[:2]
@@ -138,7 +139,7 @@ class Programs:
 
     def _compile(self, name: str, key: str, num_runs: int, options: Any, lower: Callable[[], Lowered]) -> Compiled:
         """Load a compiled program, or compile and keep it."""
-        devices = devices_for(num_runs)
+        devices = devices_for(num_runs, self.most_devices)
         place = hashlib.sha256(f"{key} {[device.id for device in devices]}".encode()).hexdigest()
         if self.loads and (kept := self.memo.read(name, place, pickle.loads, "program")) is not None:
             serialised, in_tree, out_tree = kept
@@ -155,11 +156,9 @@ class Programs:
         return compiled
 
 
-def _trace(
-    function: Callable, config: Any, shapes: Any, num_runs: int, lanes: int, options: Any
-) -> tuple[str, Any, Lowered]:
+def _trace(mapped: Any, config: Any, shapes: Any, num_runs: int, options: Any) -> tuple[str, Any, Lowered]:
     args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_runs, *leaf.shape[1:]), leaf.dtype), shapes)
-    traced = jax.jit(over_runs(function, num_runs, lanes)).trace(config, args)
+    traced = mapped.trace(config, args)
     lowered = traced.lower()
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), traced.out_info)
     # The program's text stands for the function, its static arguments, the code and the libraries' versions.

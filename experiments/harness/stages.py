@@ -87,10 +87,10 @@ class Lazy:
 
 
 class Stages:
-    """Run stages in their order; keep their programs, results and times."""
+    """Run stages in their order; keep their programs, results and times. `most_devices`: None for all of them."""
 
-    def __init__(self, memo: Memo):
-        self.memo, self.programs = memo, Programs(memo)
+    def __init__(self, memo: Memo, most_devices: int | None = None):
+        self.memo, self.programs = memo, Programs(memo, most_devices)
         self.progress, self.times = Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
         self.compiler = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._recent: dict[str, Lazy] = {}
@@ -137,7 +137,7 @@ class Stages:
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
-        num_padded = padded_size(math.prod(axes), lanes)
+        num_padded = padded_size(math.prod(axes), lanes, self.programs.most_devices)
         program = self.programs.find(name, function, config, shapes, num_padded, lanes, optimise)
         parts = [program.key, digest((config, variants)), str(axes)]
         parts += [each.key if isinstance(each, Lazy) else digest(each) for each in jax.tree.leaves(inputs)]
