@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rich.console import Console
@@ -92,17 +91,16 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
 
     start = time.perf_counter()
     results = summary.summarise(settings, outcome)
-    with ThreadPoolExecutor(1) as pool:
-        played = pool.submit(animations.animate, task, outcome.shown, results)
-        paths = arrays.save_arrays(settings, outcome, settings.out)
-        paths += figures.draw_all(outcome, results, settings.out)
+    paths = arrays.save_arrays(settings, outcome, settings.out)
+    paths += figures.draw_all(outcome, results, settings.out)
+    played = animations.animate(task, outcome.shown, results)
     times["total_s"] += time.perf_counter() - start
     # The host's memory only. macOS counts in bytes, Linux in KiB.
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     results |= {"timing": times, "peak_memory_gib": peak_memory}
     store.save_json(settings.out / "summary.json", results)
     paths = [settings.out / "summary.json", *paths, settings.out / "metrics.jsonl"]
-    paths.append(page.write(settings.out, results, played.result()))
+    paths.append(page.write(settings.out, results, played))
     table.print_report(console, results, paths, settings.out)
     console.print()
     return not results["diverged"]
