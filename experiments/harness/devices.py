@@ -22,8 +22,8 @@ def set_up_jax(num_cpu_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
     # `programs` keeps compiled programs. A program from JAX's own cache could not be written there.
     jax.config.update("jax_enable_compilation_cache", False)
-    # Tracing makes many objects. At the usual threshold, Python's garbage collector takes a fifth of its time. At the end
-    # of the program, it would look at all of them for half a second.
+    # Tracing makes many objects. At the usual threshold, Python's garbage collector takes a fifth of its time. Its last
+    # round, at the end of the program, takes half a second.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
 
