@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools-installed
+EVERYTHING := '.[dev,experiments]'
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
@@ -46,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(TOOLS): $(STAMP)
-	$(call get,$(BIN)/python,--editable '.[dev,experiments]')
+	$(call get,$(BIN)/python,--editable $(EVERYTHING))
 	@touch $@
 
 $(EXPERIMENTS): $(STAMP)
