@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import resource
 import sys
 import threading
@@ -81,8 +82,8 @@ def start(
 
 
 def _import_writers() -> None:
-
-    pass
+    for name in ("scipy.stats", "experiments.reporting.page"):
+        importlib.import_module(name)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
