@@ -21,6 +21,7 @@ from rich.console import Console
 
 import jaxpref
 from experiments.harness import devices, folder, programs, progress
+from experiments.harness import stages as harness_stages
 from experiments.harness.errors import UsageError, exit_codes
 from experiments.harness.memo import LIMIT, Memo, digest
 from experiments.harness.stages import Stages
@@ -128,6 +129,17 @@ def test_a_stage_is_a_plain_loop_over_seeds_and_variants(tmp_path):
     np.testing.assert_allclose(two[0], (3 * (value + SEEDS))[:, None] * [1, -1])  # [seeds, variants]
     np.testing.assert_array_equal(two[1]["steps"], np.stack([SEEDS, SEEDS], 1))
     assert computed == ["first", "second"]
+
+
+def test_a_dataset_stays_on_the_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness_stages, "LARGEST", 0)
+    with Stages(Memo(tmp_path)) as stages:
+        data = stages.run("data", lambda _, seed: seed * jnp.arange(3.0), None, SEEDS)
+        total = stages.run("total", lambda _, data: data.sum(), None, data)
+        np.testing.assert_array_equal(total.value, 3 * SEEDS)
+        assert isinstance(data.runs(total.program.num_runs), jax.Array)
+        assert isinstance(data.runs(total.program.num_runs + 1), np.ndarray)
+        np.testing.assert_array_equal(data.value, SEEDS[:, None] * np.arange(3.0))
 
 
 def test_another_number_is_not_another_program(tmp_path):

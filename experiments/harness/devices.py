@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.harness.errors import UsageError
 
@@ -70,9 +70,8 @@ def over_runs(function: Callable, num_runs: int, lanes: int, most_devices: int |
     That axis, of a `padded_size`, is sharded over the devices. Each device computes up to `lanes` runs at a time:
     enough to make vectors of a small network's work, few enough to stay in its cache.
     """
-    devices = devices_for(num_runs, most_devices)
-    mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
-    per_device = num_runs // len(devices)
+    sharding = runs_sharding(num_runs, most_devices)
+    per_device = num_runs // sharding.num_devices
     num_groups = math.ceil(per_device / lanes)
 
     def on_device(config, args):
@@ -83,9 +82,16 @@ def over_runs(function: Callable, num_runs: int, lanes: int, most_devices: int |
         result = jax.lax.map(lambda group: side_by_side(*group), grouped)
         return jax.tree.map(lambda leaf: leaf.reshape(per_device, *leaf.shape[2:]), result)
 
-    runs, everywhere = PartitionSpec("runs"), PartitionSpec()
+    mesh, runs, everywhere = sharding.mesh, sharding.spec, PartitionSpec()
     # check_vma would ask the library to mark what varies between devices. Nothing is sent between them.
     return jax.shard_map(on_device, mesh=mesh, in_specs=(everywhere, runs), out_specs=runs, check_vma=False)
+
+
+def runs_sharding(num_runs: int, most_devices: int | None = None) -> NamedSharding:
+    """Return how the devices share the first axis of runs."""
+    devices = devices_for(num_runs, most_devices)
+    mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices)
+    return NamedSharding(mesh, PartitionSpec("runs"))
 
 
 def padded_size(num_runs: int, lanes: int, most_devices: int | None = None) -> int:

@@ -24,7 +24,7 @@ from jax.stages import Compiled, Lowered
 
 import experiments
 import jaxpref
-from experiments.harness.devices import devices_for, over_runs
+from experiments.harness.devices import devices_for, over_runs, runs_sharding
 from experiments.harness.memo import Memo
 
 LIBRARIES = {"builtins", "functools", "copyreg", "numpy", "jax", "jaxlib", "flax", "gymnax", "jaxpref", "experiments"}
@@ -126,7 +126,9 @@ class Programs:
         identity, lasting = fingerprint(function, abstract, num_runs, lanes, quick, self.most_devices)
         if identity not in self._found:
             options = QUICK if quick else None
-            mapped = jax.jit(over_runs(function, num_runs, lanes, self.most_devices))
+            mapped = over_runs(function, num_runs, lanes, self.most_devices)
+            # Without a sharding of its own, an argument that the function ignores would go to all devices.
+            mapped = jax.jit(mapped, in_shardings=(None, runs_sharding(num_runs, self.most_devices)))
             trace = functools.cache(functools.partial(_trace, mapped, config, shapes, num_runs, options))
             traced = self.memo.read(name, identity, pickle.loads, "trace") if lasting else None
             if traced is None:

@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.stages import Compiled
 from rich.console import Console
 
-from experiments.harness.devices import padded_size
+from experiments.harness.devices import padded_size, runs_sharding
 from experiments.harness.memo import LARGEST, Memo, digest, num_bytes
 from experiments.harness.programs import Program, Programs
 from experiments.harness.progress import Done, Progress, bar_on, mean_return
@@ -40,12 +39,13 @@ class StageTime:
 
 
 class Lazy:
-    """The result of a stage: NumPy arrays with the seeds on the first axis, of the shapes of `like`."""
+    """The result of a stage, with the seeds on the first axis, of the shapes of `like`."""
 
     def __init__(self, stages: "Stages", name: str, key: str, like: Any, program: Program, call: tuple):
         self.stages, self.name, self.key, self.like, self.program = stages, name, key, like, program
         self._call: tuple | None = call
-        self._lock, self._value = threading.Lock(), None
+        self._lock, self._axes = threading.RLock(), call[-1]
+        self._runs, self._value = None, None
 
     def compile(self) -> None:
         """Compile in the background what the result takes, if the memo does not have it."""
@@ -58,32 +58,48 @@ class Lazy:
 
     @property
     def value(self) -> Any:
-        """Await the result, find it in the memo, or compute it."""
+        """Await the result: NumPy arrays."""
+        with self._lock:
+            self.compute()
+            if self._value is None:
+                self._value = _by_seed(self._runs, self._axes)
+            return self._value
+
+    def runs(self, num_runs: int) -> Any:
+        """Await the result, for a program of `num_runs`: if possible, the arrays that the devices hold already."""
+        self.compute()
+        as_it_is = self._runs is not None and len(self._axes) == 1 and self.program.num_runs == num_runs
+        return self._runs if as_it_is else self.value
+
+    def compute(self) -> None:
+        """Find the result in the memo or compute it, once."""
         with self._lock:
             if self._call is not None:
-                self._value = self._compute(*self._call)
+                self._compute(*self._call)
                 self._call = None  # the inputs may be large
-        return self._value
 
-    def _compute(self, config: Any, inputs: Any, variants: Any, axes: tuple[int, ...]) -> Any:
-        stages, times = self.stages, self.stages.times[self.name]
+    def _compute(self, config: Any, inputs: Any, variants: Any, axes: tuple[int, ...]) -> None:
+        stages, times, program = self.stages, self.stages.times[self.name], self.program
         num_updates = getattr(config, "num_updates", None)
         stages.progress.start(self.name, num_updates)
-        result, compile_s, run_s = stages.memo.load(self.name, self.key, self.like), 0.0, 0.0
-        kept = result is not None
+        self._value, compile_s, run_s = stages.memo.load(self.name, self.key, self.like), 0.0, 0.0
+        kept = self._value is not None
         if not kept:
-            inputs = jax.tree.map(lambda each: each.value if isinstance(each, Lazy) else each, inputs)
+            given = jax.tree.map(lambda each: each.runs(program.num_runs) if isinstance(each, Lazy) else each, inputs)
             start = time.perf_counter()
-            self.program.compiled = self.program.compiled or stages.compiler.submit(self.program.compile)
-            compiled = self.program.compiled.result()
+            program.compiled = program.compiled or stages.compiler.submit(program.compile)
+            compiled = program.compiled.result()
             compile_s = time.perf_counter() - start
-            result = _execute(compiled, config, inputs, variants, axes, self.program.num_runs)
+            placed = _placed(given, variants, axes, program.num_runs, stages.programs.most_devices)
+            self._runs = jax.block_until_ready(compiled(config, placed))
             run_s = time.perf_counter() - start - compile_s
-            stages.write(self.name, self.key, result)
+            if num_bytes(self.like) <= LARGEST or hasattr(self.like, "metrics"):  # a dataset stays on the devices
+                self._value = _by_seed(self._runs, axes)
+                stages.write(self.name, self.key, self._value)
         times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
-        stages.progress.done(Done(self.name, math.prod(axes), num_updates, mean_return(result), compile_s, run_s, kept))
+        score, num_runs = mean_return(self._value), math.prod(axes)
+        stages.progress.done(Done(self.name, num_runs, num_updates, score, compile_s, run_s, kept))
         stages.forget()
-        return result
 
 
 class Stages:
@@ -153,7 +169,7 @@ class Stages:
         # A result that is too large for the memo may not be needed at all. It waits until another stage asks for it.
         if not self.memo.has(name, key) and num_bytes(like) <= LARGEST:
             lazy.compile()
-            self._runner.submit(lambda: lazy.value)
+            self._runner.submit(lazy.compute)
         return lazy
 
     def write(self, name: str, key: str, result: Any) -> None:
@@ -168,25 +184,34 @@ class Stages:
                 del sizes[key], self._recent[key]
 
 
-def _execute(
-    compiled: Compiled, config: Any, inputs: Any, variants: Any, axes: tuple[int, ...], num_padded: int
-) -> Any:
-    """Run a program on all runs, padded with copies of the first ones; return its results without the padding."""
-    inputs = jax.tree.map(lambda leaf: leaf[: axes[0]], inputs)
-    if variants is not None:
-        # [S, ...] -> [V * S, ...]. Of one seed this is a view: image observations are too large for copies.
-        def repeat(leaf: np.ndarray) -> np.ndarray:
-            return np.broadcast_to(leaf, (len(variants), *leaf.shape)).reshape(-1, *leaf.shape[1:])
+def _placed(
+    inputs: Any, variants: Any, axes: tuple[int, ...], num_padded: int, most_devices: int | None
+) -> tuple[Any, ...]:
+    """Put the inputs of each run on its device: [V * S, ...], padded with copies of the first runs.
 
-        inputs = *jax.tree.map(repeat, inputs), np.repeat(variants, axes[0])
-    num_runs = math.prod(axes)
-    if num_padded > num_runs:
-        inputs = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_padded), axis=0, mode="wrap"), inputs)
-    result = jax.block_until_ready(compiled(config, inputs))
-    result = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], result)
-    if variants is None:
-        return result
-    return jax.tree.map(lambda leaf: leaf.reshape(*axes[::-1], *leaf.shape[1:]).swapaxes(0, 1), result)
+    What is there already, as another stage's result, stays as it is.
+    """
+    sharding, run = runs_sharding(num_padded, most_devices), np.arange(num_padded) % math.prod(axes)
+
+    def place(leaf: np.ndarray, index: np.ndarray) -> jax.Array:
+        def of_device(where: Any) -> np.ndarray:
+            return leaf[index[where[0]]]
+
+        return jax.make_array_from_callback((num_padded, *leaf.shape[1:]), sharding, of_device)
+
+    of_seed = run % axes[0]
+    placed = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else place(leaf, of_seed), inputs)
+    return placed if variants is None else (*placed, place(variants, run // axes[0]))
+
+
+def _by_seed(runs: Any, axes: tuple[int, ...]) -> Any:
+    """Return the results as NumPy arrays [S, ...] or [S, V, ...], without the padding."""
+
+    def unpad(leaf: jax.Array) -> np.ndarray:
+        own = np.asarray(leaf)[: math.prod(axes)]
+        return own if len(axes) == 1 else own.reshape(*axes[::-1], *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(unpad, runs)
 
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:
