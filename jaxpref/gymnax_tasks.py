@@ -65,6 +65,10 @@ def make(name: str) -> Any:
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"; perhaps {names[close[0]]} is meant" if close else ""
         raise ValueError(f"unknown task {name!r}: it must be acrobot, cartpole or a gymnax id{hint}")
+    if name == "Acrobot-v1":
+        from jaxpref.fast.physics import Acrobot
+
+        return Acrobot()
     return gymnax.make(name)[0]
 
 

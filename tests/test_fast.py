@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments.classic_control import acrobot
 
 from jaxpref.fast.dense import narrow_product
 from jaxpref.fast.keys import fast_key
+from jaxpref.fast.physics import Acrobot, sin_cos
 
 
 def numbers(key):
@@ -47,3 +49,29 @@ def test_a_narrow_product_is_a_matrix_product_with_its_gradients(shape):
     got = jax.jit(jax.value_and_grad(lambda *args: loss(*args, dot_general=narrow_product), (0, 1)))(params, inputs)
     expected = jax.value_and_grad(loss, (0, 1))(params, inputs)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), got, expected)
+
+
+def test_sines_and_cosines():
+    angles = np.concatenate([np.linspace(-1000, 1000, 200_001), np.pi / 4 * np.arange(-8, 9)]).astype(np.float32)
+    sin, cos = jax.jit(sin_cos)(angles)
+    np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), atol=2e-7)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_fast_acrobot_is_gymnaxs(noise):
+    """From the same keys: initial states, and steps with other links, torques and noise than the default's."""
+    fast, plain = Acrobot(), acrobot.Acrobot()
+    links = {"link_length_1": 1.2, "link_mass_1": 0.9, "link_mass_2": 1.1, "link_com_pos_1": 0.4, "link_com_pos_2": 0.6}
+    params = plain.default_params.replace(torque_noise_max=noise, link_moi=0.8, dt=0.1, max_vel_1=1.0, **links)
+    params = params.replace(available_torque=jnp.array([-2.0, 0.5, 1.0]))
+
+    def first_steps(env):
+        keys = jax.random.split(jax.random.key(3), 500)
+        start = obs, state = jax.vmap(env.reset_env, (0, None))(keys, params)
+        state = state.replace(joint_angle1=30 * obs[:, 1], joint_angle2=30 * obs[:, 3], velocity_1=20 * obs[:, 4])
+        return start, jax.vmap(env.step_env, (0, 0, 0, None))(keys, state, jnp.arange(500) % 3, params)
+
+    first, second = jax.jit(first_steps, static_argnums=0)(fast), jax.jit(first_steps, static_argnums=0)(plain)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=5e-6), first, second)
+    assert 0.05 < second[1][3].mean() < 0.95

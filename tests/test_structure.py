@@ -19,7 +19,7 @@ FLOORS = (
     "files.export > files.store > files.labels files.schema > analysis.render > analysis.plots > "
     "analysis.ranking analysis.statistics > online > reinforce dpo reward_model ppo > training > preferences > "
     "annotators > losses returns > fast.packed rollout > networks > tasks > gymnax_tasks > "
-    "checks distributions divergence fast.dense fast.keys fast.loops fast.perceptron fast.shuffle > types"
+    "checks distributions divergence fast.dense fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > types"
 )
 """The house of jaxpref, top floor first: a module imports modules of lower floors only."""
 ROOMS = "scripts > claims benchmarks > reporting > pipeline > harness"
@@ -106,7 +106,7 @@ def test_importing_the_library_loads_neither_matplotlib_nor_gymnax():
 
 def test_every_module_is_an_attribute_by_its_short_name():
     for name, path in LIBRARY.items():
-        if path.stem not in ("__init__", "dense", "keys", "loops", "perceptron", "shuffle"):
+        if path.stem not in ("__init__", "dense", "keys", "loops", "perceptron", "physics", "shuffle"):
             assert getattr(jaxpref, path.stem) is importlib.import_module(name)
     for name in ("store", "statistics", "packed"):
         assert importlib.import_module(f"jaxpref.{name}") is getattr(jaxpref, name)

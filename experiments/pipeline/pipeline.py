@@ -148,7 +148,7 @@ def _start_batch(
         return stages.run(name, with_keys, config, batches[number][:num_seeds], *inputs, **options)
 
     num_played = max(settings.num_pairs) + settings.num_heldout
-    experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=32)
+    experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=8)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs) for sizes in settings.size_groups]
