@@ -184,7 +184,7 @@ def test_scores_are_statistics_of_their_seeds(either):
 def test_seconds_add_up(either):
     timing = either.summary["timing"]
     names = {"dpo": {"dpo"}, "rlhf": {"reward model", "ppo"}}[either.summary["method"]]
-    assert set(timing["stages"]) == {"reinforce", "preferences", "evaluate", "play"} | names
+    assert set(timing["stages"]) == {"reinforce", "preferences", "evaluate"} | names
     for name in ("compile_s", "run_s"):
         np.testing.assert_allclose(timing[name], sum(stage[name] for stage in timing["stages"].values()), rtol=1e-9)
     for name in names | {"evaluate"}:

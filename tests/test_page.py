@@ -35,19 +35,22 @@ FIGURE_NAMES = ["zebra", "loss", "<img src=x onerror=alert(1)>", "policies"]
 SETTINGS = settings_of(out=Path(HOSTILE), dpo=dpo.Config(beta=0.3), eval_episodes=4)
 
 
-PLAY = jax.jit(functools.partial(functions.play_shown, jaxpref.cartpole(), SIZES.index(max(SIZES)), None))
 KEYS = functions.with_keys(lambda config, keys: keys, None, np.uint32(SEEDS[0]))
+
+
+@jax.jit
+def play(policies):
+    """The episodes of policies [2 + R * P] that are shown of them."""
+    setup = functions.Setup(jaxpref.cartpole(), SIZES, num_heldout=1, references=(0, 1))
+    played = jax.vmap(lambda policy: jaxpref.rollout.episodes(setup.task, policy, KEYS.evaluate, 2))(policies)
+    return functions.first_episodes(setup, policies, played)
 
 
 def with_episodes(outcome):
     """The outcome with the episodes of its first seed's policies."""
-    trained = [[row.params for row in outcome.rows if row.reference == name] for name in SETTINGS.reference]
-    stacked = jax.tree.map(
-        lambda *leaves: np.stack(leaves, 1), *[jax.tree.map(lambda *a: np.stack(a, 1), *t) for t in trained]
-    )
-    first = jax.tree.map(lambda leaf: leaf[0], (outcome.experts, functions.Trained(stacked, None, None)))
-    shown = jax.tree.map(lambda leaf: np.asarray(leaf)[None], PLAY(KEYS, *first))
-    return dataclasses.replace(outcome, shown=shown)
+    policies = outcome.experts.pi1, outcome.experts.pi2, *[row.params for row in outcome.rows]
+    stacked = jax.tree.map(lambda *leaves: np.stack([leaf[0] for leaf in leaves]), *policies)
+    return dataclasses.replace(outcome, shown=jax.tree.map(lambda leaf: np.asarray(leaf)[None], play(stacked)))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -14,7 +15,7 @@ from jaxpref import annotators, dpo, losses, online, ppo, preferences, reinforce
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
-from jaxpref.rollout import episode, episodes
+from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Scalar, Trajectory
 
@@ -47,6 +48,7 @@ class Setup(NamedTuple):
     per_step: bool = False
     reward: str = "learned"
     num_members: int = 1
+    show: bool = False
 
 
 @struct.dataclass
@@ -96,12 +98,16 @@ class Labels:
 
 @struct.dataclass
 class Evaluation:
-    """Mean returns of pi1 and pi2 [2], KL(pi1 || pi2) in nats per episode, and the trained policies' scores [R, P]."""
+    """Mean returns of pi1 and pi2 [2], KL(pi1 || pi2) in nats per episode, and the trained policies' scores [R, P].
+
+    shown:  see `first_episodes`; None unless `Setup.show`.
+    """
 
     expert_return: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
     scores: Score
     labels: Labels
+    shown: Trajectory | None
 
 
 # --- experts and pairs ------------------------------------------------------------------------------------------------
@@ -251,6 +257,7 @@ def evaluate(
     scores = jax.lax.map(score, (runs, references, of_runs, returns[2:]))
     shape = len(setup.references), len(setup.sizes)
     return Evaluation(
+        shown=first_episodes(setup, policies, played) if setup.show else None,
         expert_return=returns[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
@@ -258,21 +265,14 @@ def evaluate(
     )
 
 
-def play_shown(
-    task: Task, size: int, config: None, keys: Keys, experts: reinforce.Result, trained: Trained
-) -> Trajectory:
-    """Play an episode of pi2, of pi1 and of each reference's trained policy of one size [2 + R].
+def first_episodes(setup: Setup, policies: Network, played: Trajectory) -> Trajectory:
+    """Return the first episode of pi2, of pi1 and of each reference's policy of the largest size [2 + R].
 
-    All start in the same state and draw the same noise, those of the first episode in the seed's evaluation. A policy
-    that is not finite has no steps.
+    All start in the same state and draw the same noise. A policy that is not finite has no steps.
     """
-    policies = jax.tree.map(
-        lambda pi2, pi1, each: jnp.concatenate([jnp.stack([pi2, pi1]), each[:, size]]),
-        experts.pi2,
-        experts.pi1,
-        trained.params,
-    )
-    key = jax.random.split(keys.evaluate, 1)[0]
-    played = jax.vmap(episode, in_axes=(None, 0, None))(task, policies, key)
-    finite = jnp.array([jnp.isfinite(leaf).all((*range(1, leaf.ndim),)) for leaf in jax.tree.leaves(policies)]).all(0)
-    return dataclasses.replace(played, mask=played.mask & finite[:, None])
+    trained = 2 + np.argmax(setup.sizes) + len(setup.sizes) * np.arange(len(setup.references))
+    which = np.array([1, 0, *trained])
+    leaves = [leaf[which] for leaf in jax.tree.leaves(policies)]
+    finite = jnp.array([jnp.isfinite(leaf).all((*range(1, leaf.ndim),)) for leaf in leaves]).all(0)
+    first = jax.tree.map(lambda leaf: leaf[which, 0], played)
+    return dataclasses.replace(first, mask=first.mask & finite[:, None])

@@ -141,25 +141,19 @@ def _start_batch(
     """Define every stage, which starts it in the background. Returns a function that collects the results."""
     stages.progress.begin(number + 1, len(batches), batches[number])
 
-    def stage(
-        name: str, function: Callable, config: Any, *inputs: Any, num_seeds: int | None = None, **options: Any
-    ) -> Lazy:
-        with_keys = functools.partial(functions.with_keys, function)
-        return stages.run(name, with_keys, config, batches[number][:num_seeds], *inputs, **options)
+    def stage(name: str, function: Callable, config: Any, *inputs: Any, **options: Any) -> Lazy:
+        return stages.run(
+            name, functools.partial(functions.with_keys, function), config, batches[number], *inputs, **options
+        )
 
     num_played = max(settings.num_pairs) + settings.num_heldout
     experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=8)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
-    groups = [_train(settings, task, stage, sizes, experts, pairs) for sizes in settings.size_groups]
-    shown = None
-    if show:
-        largest = max(groups, key=lambda group: max(group.sizes))
-        play_shown = functools.partial(functions.play_shown, task, int(np.argmax(largest.sizes)))
-        shown = stage("play", play_shown, None, experts, largest.trained, num_seeds=1)
+    groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
 
     def collect() -> Outcome:
-        evaluation = groups[0].evaluation.value
+        evaluation, largest = groups[0].evaluation.value, max(groups, key=lambda group: max(group.sizes))
         outcome = Outcome(
             experts=experts.value,
             returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
@@ -167,7 +161,7 @@ def _start_batch(
             rows=rows_of(settings, groups),
             labels=evaluation.labels,
             pairs=pairs.value if settings.save_preferences else None,
-            shown=None if shown is None else shown.value,
+            shown=jax.tree.map(lambda leaf: leaf[:1], largest.evaluation.value.shown),
         )
         _log(settings.trainer, outcome, stages.progress)
         return outcome
@@ -185,7 +179,7 @@ class Group(NamedTuple):
 
 
 def _train(
-    settings: Settings, task: Task, stage: Callable, sizes: tuple[int, ...], experts: Lazy, pairs: Lazy
+    settings: Settings, task: Task, stage: Callable, sizes: tuple[int, ...], experts: Lazy, pairs: Lazy, show: bool
 ) -> Group:
     """Define the stages from pairs to evaluation."""
     setup = functions.Setup(
@@ -198,6 +192,7 @@ def _train(
         per_step=str(settings.dpo.loss).endswith("_per_step"),
         reward=settings.reward,
         num_members=settings.num_members,
+        show=show,
     )
     detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""
 
