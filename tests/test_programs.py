@@ -160,7 +160,9 @@ def test_ratios_of_trainers_are_of_seeds_per_second(monkeypatch):
     """1 seed in 2 s against 16 seeds in 8 s: 4 times as many per second. The first turn does not count."""
     monkeypatch.setattr(library, "TRAINERS", ("dpo",))
     turns = {1: iter([9.0, 1.0, 2.0, 3.0]), 16: iter([9.0, 8.0, 70.0, 7.0])}
-    monkeypatch.setattr(library, "train_all", lambda *case: dict.fromkeys(("dpo", library.WHOLE), next(turns[case[0]])))
+    monkeypatch.setattr(
+        library, "train_all", lambda *args: dict.fromkeys(("dpo", library.WHOLE), next(turns[args[-1]]))
+    )
     rows = [row for row in library.compare_trainers([(1, 2), (16, 2)], 3) if row["trainer"] == "dpo"]
     assert rows == [
         {"trainer": "dpo", "seeds": 1, "devices": 2, "run_s": 2.0, "seeds_per_s": 0.5, "ratio": 1.0},

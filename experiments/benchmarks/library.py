@@ -1,8 +1,11 @@
 """Rollouts against gymnax's own loop, and the study's trainers on more seeds and on more devices."""
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import jax
@@ -73,23 +76,28 @@ def measure_devices(settings: Settings) -> list[Row]:
 
 def compare_trainers(cases: list[tuple[int, int]], repeats: int) -> list[Row]:
     """Train in turns with each (number of seeds, number of devices). Ratios compare with the first of them."""
-    rows, turns = [], in_turns(repeats, *(functools.partial(train_all, *case) for case in cases))
-    for (num_seeds, num_devices), runs in zip(cases, turns, strict=True):
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for num_seeds, num_devices in cases:
+            stages = stack.enter_context(Stages(Memo(fresh=True), num_devices))
+            runs.append(functools.partial(train_all, stages, itertools.count(0, num_seeds), num_seeds))
+        turns = in_turns(repeats, *runs)
+    rows = []
+    for (num_seeds, num_devices), runs_of_case in zip(cases, turns, strict=True):
         for name in (*TRAINERS, WHOLE):
-            first_s, run_s = (median(run[name] for run in each) for each in (turns[0], runs))
+            first_s, run_s = (median(run[name] for run in each) for each in (turns[0], runs_of_case))
             row: Row = {"trainer": name, "seeds": num_seeds, "devices": num_devices, "run_s": run_s}
             ratio = first_s / cases[0][0] / (run_s / num_seeds)
             rows.append(row | {"seeds_per_s": num_seeds / run_s, "ratio": ratio})
     return rows
 
 
-def train_all(num_seeds: int, num_devices: int) -> dict[str, float]:
-    """Run both methods with their compiled programs. Returns the seconds of each stage, and of all stages of DPO."""
-    times = []
-    with Stages(Memo(fresh=True), num_devices) as stages:
-        for run in (short_run("dpo", num_seeds), short_run("rlhf", num_seeds)):
-            own = stages.of_run(stages.progress)
-            pipeline.run(run, pipeline.task_of(run), own)
-            times.append({name: each.run_s for name, each in own.times.items()})
+def train_all(stages: Stages, first_seed: Iterator[int], num_seeds: int) -> dict[str, float]:
+    """Run both methods on new seeds. Returns the seconds of each stage, and of all stages of DPO."""
+    times, seeds = [], tuple(itertools.islice(itertools.count(next(first_seed)), num_seeds))
+    for method in ("dpo", "rlhf"):
+        run, own = dataclasses.replace(short_run(method, num_seeds), seeds=seeds), stages.of_run(stages.progress)
+        pipeline.run(run, pipeline.task_of(run), own)
+        times.append({name: each.run_s for name, each in own.times.items()})
     dpo_s, rlhf_s = times  # RLHF's run has the experts and the pairs of DPO's
     return rlhf_s | dpo_s | {WHOLE: sum(dpo_s.values())}
