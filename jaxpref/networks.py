@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
 from jaxpref.distributions import Categorical, Distribution
-from jaxpref.fast.dense import narrow_product
+from jaxpref.fast.dense import narrow_product, short_product
 from jaxpref.tasks import Task
 from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
 
@@ -29,7 +29,7 @@ def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0, dot_gener
 
 
 def _actor_critic(inputs, num_actions: int, hidden_size: int, policy_scale: Scalar = 1.0):
-    features = nn.relu(_dense(hidden_size, inputs.shape[-1], "torso")(inputs))
+    features = nn.relu(_dense(hidden_size, inputs.shape[-1], "torso", dot_general=short_product)(inputs))
     logits = _dense(num_actions, hidden_size, "policy", policy_scale, narrow_product)(features)
     return Categorical(logits), _dense(1, hidden_size, "value")(features).squeeze(-1)
 
@@ -55,7 +55,7 @@ class RewardModel(nn.Module):
     @nn.compact
     def __call__(self, obs, action):
         inputs = jnp.concatenate([obs, jax.nn.one_hot(action, self.num_actions)], axis=-1)
-        features = nn.relu(_dense(self.hidden_size, inputs.shape[-1], "torso")(inputs))
+        features = nn.relu(_dense(self.hidden_size, inputs.shape[-1], "torso", dot_general=short_product)(inputs))
         head = nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")
         return head(features).squeeze(-1)
 

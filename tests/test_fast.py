@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnax.environments.classic_control import acrobot
 
-from jaxpref.fast.dense import narrow_product
+from jaxpref.fast.dense import narrow_product, short_product
 from jaxpref.fast.keys import fast_key
 from jaxpref.fast.physics import Acrobot, sin_cos
 
@@ -38,15 +38,16 @@ def test_other_kinds_of_keys_stay_what_they_are(impl):
     assert fast_key(fast) is fast
 
 
-@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8)])
-def test_a_narrow_product_is_a_matrix_product_with_its_gradients(shape):
+@pytest.mark.parametrize("product", [narrow_product, short_product])
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (4, 17)])
+def test_a_fast_product_is_a_matrix_product_with_its_gradients(product, shape):
     inputs, bias = jax.random.normal(jax.random.key(0), shape), jnp.arange(3.0)
-    params = {"params": {"kernel": jax.random.normal(jax.random.key(1), (8, 3)), "bias": bias}}
+    params = {"params": {"kernel": jax.random.normal(jax.random.key(1), (shape[-1], 3)), "bias": bias}}
 
     def loss(params, inputs, **options):
         return (nn.Dense(3, **options).apply(params, inputs) ** 3).sum()
 
-    got = jax.jit(jax.value_and_grad(lambda *args: loss(*args, dot_general=narrow_product), (0, 1)))(params, inputs)
+    got = jax.jit(jax.value_and_grad(lambda *args: loss(*args, dot_general=product), (0, 1)))(params, inputs)
     expected = jax.value_and_grad(loss, (0, 1))(params, inputs)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), got, expected)
 
