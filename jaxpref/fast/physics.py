@@ -17,7 +17,7 @@ State = tuple[Float[Array, ""], ...]
 
 
 def sin_cos(angle: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Return (sin, cos), to 2e-7 for angles up to 1000, in a quarter of the time of XLA's.
+    """Return (sin, cos), to 2e-7 for angles up to 1000: with XLA's default options in a quarter of its time.
 
     With t = tan(x / 2), sin(x) = 2t / (1 + t^2) and cos(x) = (1 - t^2) / (1 + t^2). XLA computes a division once.
     Cheaper results it computes again in each kernel that reads them.
