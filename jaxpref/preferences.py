@@ -34,8 +34,13 @@ def sample_preferences(
     check_policy(task, pi2_params, "pi2_params")
     check_key(key)
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
-    first = episodes(task, pi1_params, key_pi1, num_pairs)
-    second = episodes(task, pi2_params, key_pi2, num_pairs)
+    sides = (pi1_params, key_pi1), (pi2_params, key_pi2)
+    play = functools.partial(episodes, task, num_episodes=num_pairs)
+    if pi1_params.module != pi2_params.module:
+        first, second = (play(*side) for side in sides)
+    else:  # one loop for both policies compiles in half the time
+        both = jax.lax.map(lambda side: play(*side), jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides))
+        first, second = (jax.tree.map(lambda leaf, place=place: leaf[place], both) for place in (0, 1))
     return label_pairs(key_label, first, second, annotator)
 
 

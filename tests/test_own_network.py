@@ -115,3 +115,13 @@ def test_convolutions_take_flat_images_with_any_batch_axes():
     distribution, value = networks.apply_policy(networks.init_policy(KEY, task), obs)
     assert (distribution.logits.shape, value.shape) == ((2, 4, 3), (2, 4))
     assert networks.apply_reward(networks.init_reward(KEY, task), obs, action).shape == (2, 4)
+
+
+def test_the_policies_of_a_pair_may_be_of_two_kinds():
+    """The same pairs as those of one kind: the custom network computes what the default one does."""
+    policy = networks.init_policy(KEY, CUSTOM)
+    one_kind, two_kinds = (
+        jaxpref.sample_preferences(CUSTOM, first, default(policy), jax.random.key(2), 5)
+        for first in (default(policy), policy)
+    )
+    assert_close(two_kinds, one_kind, rtol=1e-5, atol=1e-6)

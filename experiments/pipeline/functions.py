@@ -236,19 +236,19 @@ def evaluate(
     played = jax.vmap(lambda policy: episodes(setup.task, policy, key, setup.eval_episodes))(policies)
     returns = played.reward.sum(-1).mean(-1)
     _, heldout = preferences.split(pairs, setup.num_heldout)
-    num_heldout_steps = heldout.chosen.mask.sum() + heldout.rejected.mask.sum()
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), heldout.chosen, heldout.rejected)
 
     def score(run: tuple[Trained, Array, Trajectory, Array]) -> Score:
         trained, reference, episodes, true_return = run
         ref_params = _reference(experts, reference)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
-        chosen, rejected = learned(heldout.chosen), learned(heldout.rejected)
+        chosen, rejected = learned(both)
         return Score(
             true_return=true_return,
             learned_return=learned(episodes).mean(),
             kl=trajectory_kl(trained.params, ref_params, episodes).mean(),
             quality=ranking.quality(chosen, rejected, heldout),
-            score_per_step=(chosen + rejected).sum() / num_heldout_steps,
+            score_per_step=(chosen + rejected).sum() / both.mask.sum(),
         )
 
     references = jnp.repeat(jnp.array(setup.references, jnp.int32), len(setup.sizes))
