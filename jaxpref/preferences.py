@@ -36,7 +36,7 @@ def sample_preferences(
     key_pi1, key_pi2, key_label = jax.random.split(key, 3)
     sides = (pi1_params, key_pi1), (pi2_params, key_pi2)
     play = functools.partial(episodes, task, num_episodes=num_pairs)
-    if pi1_params.module != pi2_params.module:
+    if len({jax.tree.structure(side) for side in sides}) > 1:
         first, second = (play(*side) for side in sides)
     else:  # one loop for both policies compiles in half the time
         both = jax.lax.map(lambda side: play(*side), jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides))

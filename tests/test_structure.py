@@ -19,7 +19,7 @@ FLOORS = (
     "files.export > files.store > files.labels files.schema > analysis.render > analysis.plots > "
     "analysis.ranking analysis.statistics > online > reinforce dpo reward_model ppo > training > preferences > "
     "annotators > losses returns > fast.packed rollout > networks > tasks > gymnax_tasks > "
-    "checks distributions divergence fast.dense fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > types"
+    "checks distributions divergence fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > fast.dense types"
 )
 """The house of jaxpref, top floor first: a module imports modules of lower floors only."""
 ROOMS = "scripts > claims benchmarks > reporting > pipeline > harness"

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxpref.fast.dense import FEW
 from jaxpref.types import Params
-
-FEW = 16
-"""Terms up to which a product of matrices is a sum of outer products."""
 
 
 @struct.dataclass
