@@ -128,7 +128,10 @@ def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | 
     if len(steps) == 0 or num_axes not in (None, len(steps) - 1):
         raise ValueError(f"{name}.mask must have the shape [{'N' if num_axes else '...'}, T], got {list(steps)}")
     _check_array(trajectory.mask, f"{name}.mask", np.bool_, steps)
-    _check_array(trajectory.action, f"{name}.action", np.integer, steps)
+    if jnp.issubdtype(getattr(trajectory.action, "dtype", np.int32), np.floating):
+        _check_array(trajectory.action, f"{name}.action", np.floating, steps + np.shape(trajectory.action)[-1:])
+    else:
+        _check_array(trajectory.action, f"{name}.action", np.integer, steps)
     _check_array(trajectory.reward, f"{name}.reward", np.floating, steps)
     _check_array(trajectory.obs, f"{name}.obs", np.floating, steps + features)
     _check_array(trajectory.next_obs, f"{name}.next_obs", np.floating, steps + features)

@@ -1,5 +1,7 @@
 """Distributions over actions. Trainers and rollouts call the methods and never ask which distribution it is."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -45,4 +47,39 @@ class Categorical:
         return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
 
-Distribution = Categorical
+@struct.dataclass
+class Gaussian:
+    """Independent normal distributions of the D numbers of an action, the last axis."""
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*batch D"]
+
+    def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Return the log-density at `action`, in nats."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return -(0.5 * z**2 + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the differential entropy, in nats. It is negative for a narrow distribution."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
+        """Return KL(self || other), in nats."""
+        variances = jnp.exp(2 * (self.log_std - other.log_std))
+        distance = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
+        return (other.log_std - self.log_std + 0.5 * (variances + distance - 1)).sum(-1)
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+        """Draw one action for each place of the batch."""
+        return self.sample_from(jax.random.normal(key, self.mean.shape))
+
+    def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T D"]:
+        """Draw the noise of `num_steps` samples at once. The mean may be a shape."""
+        return jax.random.normal(key, (self.mean.shape[-1], num_steps)).T
+
+    def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Turn standard normal noise into actions."""
+        return self.mean + jnp.exp(self.log_std) * noise
+
+
+Distribution = Categorical | Gaussian

@@ -1,5 +1,6 @@
 """Tasks on gymnax's environments, and on custom ones of gymnax's interface."""
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -11,21 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import freeze
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_count
-from jaxpref.types import Observation, Task
+from jaxpref.types import ActionRange, Observation, Task
 
 # fmt: off
 GYMNAX = (
     "Acrobot-v1", "Asterix-MinAtar", "BernoulliBandit-misc", "Breakout-MinAtar", "CartPole-v1", "Catch-bsuite",
     "DeepSea-bsuite", "DiscountingChain-bsuite", "FourRooms-misc", "Freeway-MinAtar", "FrozenLake-misc",
-    "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite", "MetaMaze-misc", "MountainCar-v0", "Pong-misc",
-    "Seaquest-MinAtar", "SimpleBandit-bsuite", "SpaceInvaders-MinAtar", "UmbrellaChain-bsuite",
+    "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite", "MetaMaze-misc", "MountainCar-v0",
+    "MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Pong-misc", "Reacher-misc", "Seaquest-MinAtar",
+    "SimpleBandit-bsuite", "SpaceInvaders-MinAtar", "Swimmer-misc", "UmbrellaChain-bsuite",
 )
 # fmt: on
-"""The ids of gymnax's environments with discrete actions."""
+"""The ids of gymnax's environments."""
 
 
 class _ImportedLater(types.ModuleType):
@@ -99,6 +102,16 @@ def _mountain_car(horizon: int = 200) -> dict[str, Any]:
     return {"horizon": horizon, "return_range": (-float(horizon), 0.0), "configs": configs} | shaping
 
 
+def _mountain_car_continuous(horizon: int = 999) -> dict[str, Any]:
+    # Until the flag is found, all that an agent learns from the reward is not to move.
+    shaping = {"observe": mountain_car_observe, "potential": mountain_car_energy, "shape_reward": True}
+    return {"horizon": horizon, "stochastic": False} | shaping
+
+
+def _deterministic(horizon: int | None = None) -> dict[str, Any]:
+    return {"horizon": horizon, "stochastic": False}
+
+
 def _catch(horizon: int = 9) -> dict[str, Any]:
     # The ball falls nine rows, whatever the time limit. Half of the pairs are ties that say nothing, so DPO and PPO are
     # held more tightly. All episodes last equally long, so only the reward model's kernels can rank them, and a decay
@@ -116,22 +129,53 @@ def _minatar(horizon: int = 200) -> dict[str, Any]:
 
 KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "MountainCar-v0": _mountain_car,
+    "MountainCarContinuous-v0": _mountain_car_continuous,
+    **dict.fromkeys(("Pendulum-v1", "Reacher-misc", "Swimmer-misc"), _deterministic),
     "Catch-bsuite": _catch,
     **{name: _minatar for name in GYMNAX if name.endswith("-MinAtar")},
 }
 """Fields of `Task` that gymnax's environments do not have themselves, as functions of the horizon."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Absorbing:
+    """An environment whose episodes go on after their end, in the last state, with reward 0. So none terminates."""
+
+    env: Any
+
+    def reset_env(self, key: Key[Array, ""], params: Any) -> tuple[Array, Any]:
+        """Draw an initial state. A state is (the environment's, its observation, whether the episode has ended)."""
+        obs, state = self.env.reset_env(key, params)
+        return obs, (state, obs, jnp.bool_(False))
+
+    def step_env(self, key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple:
+        """Take a step; none after the end."""
+        before, obs_before, ended = state
+        obs, after, reward, terminated, info = self.env.step_env(key, before, action, params)
+        obs, after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), (obs_before, before), (obs, after))
+        return obs, (after, obs, ended | terminated), jnp.where(ended, 0.0, reward), jnp.bool_(False), info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+
 def from_gymnax(
-    env: Any, env_params: Any = None, *, name: str | None = None, horizon: Any = None, **fields: Any
+    env: Any,
+    env_params: Any = None,
+    *,
+    name: str | None = None,
+    horizon: Any = None,
+    fixed_horizon: bool = False,
+    **fields: Any,
 ) -> Task:
-    """Make a task on an environment of gymnax's interface with discrete actions.
+    """Make a task on an environment of gymnax's interface, with discrete actions or a bounded vector of numbers.
 
     env:      a gymnax id, or an environment object, which need not be registered. It has `reset_env`, `step_env`,
         `action_space` and, unless `env_params` are given, `default_params`. `step_env` reports the end of an episode by
         the game's own rules only: `horizon` is the time limit.
     name:     None: the environment's.
     horizon:  None: the parameters' `max_steps_in_episode`.
+    fixed_horizon:  give all episodes this length: they go on after their end, see `Absorbing`.
     fields:   other fields of `Task`, such as pi1_target, return_range, observe, policy_network, configs.
     """
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
@@ -143,8 +187,7 @@ def from_gymnax(
     env_params = getattr(env, "default_params", None) if env_params is None else env_params
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
     space = env.action_space(env_params)
-    if not hasattr(space, "n"):
-        raise ValueError(f"{name} has continuous actions ({type(space).__name__}), which jaxpref does not play")
+    num_actions, action_range = _actions(name, space)
     check_count(horizon, "horizon")
     observe = fields.get("observe", lambda obs: obs)
     obs = jax.eval_shape(lambda: observe(env.reset_env(jax.random.key(0), env_params)[0]))
@@ -153,6 +196,21 @@ def from_gymnax(
     pi1_target, pi2_target = fields.get("pi1_target"), fields.get("pi2_target")
     if pi1_target is not None and pi2_target is not None and pi1_target <= pi2_target:
         raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
-    fields |= {"obs_size": math.prod(obs.shape), "obs_shape": obs.shape, "num_actions": int(space.n)}
+    fields |= {"obs_size": math.prod(obs.shape), "obs_shape": obs.shape}
+    fields |= {"num_actions": num_actions, "action_range": action_range}
     fields["configs"] = freeze(fields.get("configs", {}))
+    env = Absorbing(env) if fixed_horizon else env
     return Task(name=name, env=env, env_params=env_params, horizon=horizon, **fields)
+
+
+def _actions(name: str, space: Any) -> tuple[int, ActionRange | None]:
+    """Return the fields `num_actions` and `action_range` of a task with this action space."""
+    if hasattr(space, "n"):
+        return int(space.n), None
+    shape = getattr(space, "shape", None)
+    if shape is None or len(shape) != 1:
+        raise ValueError(f"{name} has actions of {type(space).__name__} {shape or ''}; they must be Discrete or a vector")
+    low, high = (np.broadcast_to(np.float32(bound), shape).tolist() for bound in (space.low, space.high))
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{name} has actions from {low} to {high}; the range must be finite")
+    return shape[0], tuple(zip(low, high, strict=True))

@@ -8,14 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
-from jaxpref.distributions import Categorical, Distribution
+from jaxpref.distributions import Categorical, Distribution, Gaussian
 from jaxpref.fast.dense import narrow_product, short_product
 from jaxpref.tasks import Task
-from jaxpref.types import Params, Scalar, Trajectory, zero_beyond_mask
+from jaxpref.types import ActionRange, Params, Scalar, Trajectory, zero_beyond_mask
 
 
 def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0, dot_general: Any = None) -> nn.Dense:
@@ -30,31 +31,56 @@ def _dense(features: int, fan_in: int, name: str, scale: Scalar = 1.0, dot_gener
 
 def _actor_critic(inputs, num_actions: int, hidden_size: int, policy_scale: Scalar = 1.0):
     features = nn.relu(_dense(hidden_size, inputs.shape[-1], "torso", dot_general=short_product)(inputs))
-    logits = _dense(num_actions, hidden_size, "policy", policy_scale, narrow_product)(features)
-    return Categorical(logits), _dense(1, hidden_size, "value")(features).squeeze(-1)
+    outputs = _dense(num_actions, hidden_size, "policy", policy_scale, narrow_product)(features)
+    return outputs, _dense(1, hidden_size, "value")(features).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
-    """obs -> Dense(hidden), ReLU -> a `Categorical` over actions and the state value, both from one torso."""
+    """obs -> Dense(hidden), ReLU -> a distribution over actions and the state value, both from one torso.
+
+    The distribution is a `Categorical`. With an `action_range` it is a `Gaussian`: mean and standard deviation are in
+    units of half the range, and the logarithm of the latter is a parameter, "log_std", the same at all observations.
+    """
 
     num_actions: int
     hidden_size: int = 32
     policy_scale: Scalar = 1.0
+    action_range: ActionRange | None = None
 
     @nn.compact
     def __call__(self, obs):
-        return _actor_critic(obs, self.num_actions, self.hidden_size, self.policy_scale)
+        outputs, value = _actor_critic(obs, self.num_actions, self.hidden_size, self.policy_scale)
+        if self.action_range is None:
+            return Categorical(outputs), value
+        centre, half = _centre_and_half(self.action_range)
+        log_std = np.log(half) + self.param("log_std", nn.initializers.zeros, (self.num_actions,))
+        return Gaussian(centre + half * outputs, jnp.broadcast_to(log_std, outputs.shape)), value
+
+
+def _centre_and_half(action_range: ActionRange) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.float32(action_range).T
+    return (low + high) / 2, (high - low) / 2
 
 
 class RewardModel(nn.Module):
-    """(obs, one-hot action) -> Dense(hidden), ReLU -> one reward per step. The head's kernel starts at zero."""
+    """(obs, action) -> Dense(hidden), ReLU -> one reward per step. The head's kernel starts at zero.
+
+    A discrete action is one-hot. A continuous one is clipped to its range, as the environment does, and is in units of
+    half the range.
+    """
 
     num_actions: int
     hidden_size: int = 64
+    action_range: ActionRange | None = None
 
     @nn.compact
     def __call__(self, obs, action):
-        inputs = jnp.concatenate([obs, jax.nn.one_hot(action, self.num_actions)], axis=-1)
+        if self.action_range is None:
+            encoded = jax.nn.one_hot(action, self.num_actions)
+        else:
+            centre, half = _centre_and_half(self.action_range)
+            encoded = jnp.clip((action - centre) / half, -1.0, 1.0)
+        inputs = jnp.concatenate([obs, encoded], axis=-1)
         features = nn.relu(_dense(self.hidden_size, inputs.shape[-1], "torso", dot_general=short_product)(inputs))
         head = nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")
         return head(features).squeeze(-1)
@@ -89,7 +115,8 @@ class ConvActorCritic(nn.Module):
     @nn.compact
     def __call__(self, obs):
         features = Convolution(self.obs_shape, name="convolution")(obs)
-        return _actor_critic(features, self.num_actions, self.hidden_size)
+        logits, value = _actor_critic(features, self.num_actions, self.hidden_size)
+        return Categorical(logits), value
 
 
 class ConvRewardModel(nn.Module):
@@ -135,7 +162,8 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     """Draw a fresh policy. The weights of its layer "policy" are multiplied by `policy_scale`: near 0 it is uniform."""
     check_key(key)
     check_kind(task, Task, "task")
-    module = ActorCritic(task.num_actions) if task.policy_network is None else task.policy_network
+    default = ActorCritic(task.num_actions, action_range=task.action_range)
+    module = default if task.policy_network is None else task.policy_network
     obs = jnp.zeros(task.obs_size)
     if type(module) is ActorCritic:
         # The scale may be traced, and a static module holds no tracers: only the first weights depend on it.
@@ -151,8 +179,14 @@ def init_reward(key: Key[Array, ""], task: Task) -> Network:
     """Draw a fresh reward model."""
     check_key(key)
     check_kind(task, Task, "task")
-    module = RewardModel(task.num_actions) if task.reward_network is None else task.reward_network
-    return Network(module, module.init(key, jnp.zeros(task.obs_size), jnp.int32(0))["params"])
+    default = RewardModel(task.num_actions, action_range=task.action_range)
+    module = default if task.reward_network is None else task.reward_network
+    return Network(module, module.init(key, jnp.zeros(task.obs_size), _no_action(task))["params"])
+
+
+def _no_action(task: Task) -> Array:
+    """Return an action's zeros: one whole number, or D numbers."""
+    return jnp.int32(0) if task.action_range is None else jnp.zeros(task.num_actions)
 
 
 def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) -> Network:
@@ -201,13 +235,14 @@ def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Floa
 def check_policy(task: Task, params: Any, name: str = "params") -> None:
     """Check that `params` give a distribution over the task's actions and one value at its observations."""
     check_kind(task, Task, "task")
-    _check_outputs(task, params, name, [(task.num_actions,), ()], apply_policy)
+    distribution = [(task.num_actions,)] * (1 if task.action_range is None else 2)
+    _check_outputs(task, params, name, [*distribution, ()], apply_policy)
 
 
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Check that `params` give one reward for each of the task's steps."""
     check_kind(task, Task, "task")
-    _check_outputs(task, params, name, [()], apply_reward, jax.ShapeDtypeStruct((), jnp.int32))
+    _check_outputs(task, params, name, [()], apply_reward, _no_action(task))
     num_actions = getattr(getattr(params.module, "member", params.module), "num_actions", task.num_actions)
     if num_actions != task.num_actions:
         raise ValueError(f"{name} is of {num_actions} actions, and task {task.name} has {task.num_actions}")

@@ -43,7 +43,12 @@ def reset(task: Task, key: Key[Array, ""]) -> EnvStep:
 def step(
     task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array
 ) -> tuple[EnvStep, Float[Array, ""], Bool[Array, ""]]:
-    """Take one step without reset and without time limit: (next, true reward, terminated)."""
+    """Take one step without reset and without time limit: (next, true reward, terminated).
+
+    A continuous action is clipped to its range.
+    """
+    if task.action_range is not None:
+        action = jnp.clip(action, *jnp.float32(task.action_range).T)
     obs, state, reward, terminated, _ = task.env.step_env(key, env_step.state, action, task.env_params)
     return EnvStep(_observe(task, obs), state), jnp.float32(reward).reshape(()), jnp.bool_(terminated)
 

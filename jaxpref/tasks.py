@@ -1,5 +1,6 @@
 """The study's tasks, and tasks by their names."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -25,16 +26,18 @@ def _acrobot_baseline(obs: Observation) -> Float[Array, "*batch"]:
     return acrobot_height(obs) - 0.05 * (obs[..., 4] ** 2 + obs[..., 5] ** 2)
 
 
-def cartpole(horizon: int = 200) -> Task:
+def cartpole(horizon: int = 200, fixed_horizon: bool = False) -> Task:
     """Make CartPole: +1 for every step until the pole falls. 200 steps are v0, the study's; 500 are v1.
 
-    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons.
+    The targets are the study's 190 and 95 of 200, in the same proportion at other horizons. With `fixed_horizon` an
+    episode goes on after its end, with reward 0 (`gymnax_tasks.Absorbing`), so that its length says nothing.
     """
     return from_gymnax(
         "CartPole-v1",
         make("CartPole-v1").default_params.replace(max_steps_in_episode=horizon),
         name="cartpole",
         horizon=horizon,
+        fixed_horizon=fixed_horizon,
         pi1_target=0.95 * horizon,
         pi2_target=0.475 * horizon,
         return_range=(0.0, float(horizon)),
@@ -43,15 +46,17 @@ def cartpole(horizon: int = 200) -> Task:
     )
 
 
-def acrobot(horizon: int = 500) -> Task:
+def acrobot(horizon: int = 500, fixed_horizon: bool = False) -> Task:
     """Make Acrobot-v1: -1 for every step until the tip swings over the bar, at most 500 steps.
 
     The targets are the study's. At other horizons they would mean something else, so `reinforce.train` finds others.
+    `fixed_horizon` is that of `cartpole`.
     """
     return from_gymnax(
         "Acrobot-v1",
         name="acrobot",
         horizon=horizon,
+        fixed_horizon=fixed_horizon,
         pi1_target=-150.0 if horizon == 500 else None,
         pi2_target=-250.0 if horizon == 500 else None,
         return_range=(-float(horizon), 0.0),
@@ -78,12 +83,13 @@ TASKS: dict[str, Callable[..., Task]] = {"cartpole": cartpole, "acrobot": acrobo
 """The study's own tasks. Each takes its horizon."""
 
 
-def task(name: str, horizon: int | None = None) -> Task:
-    """Make the task of that name: one of TASKS, or a gymnax id with discrete actions, such as "Catch-bsuite".
+def task(name: str, horizon: int | None = None, fixed_horizon: bool = False) -> Task:
+    """Make the task of that name: one of TASKS, or a gymnax id such as "Catch-bsuite".
 
     horizon: its time limit; None: its own.
+    fixed_horizon: give all episodes this length, see `cartpole`.
     """
     check_kind(name, str, "name")
-    if name not in TASKS:
-        return from_gymnax(name, horizon=horizon)
-    return TASKS[name]() if horizon is None else TASKS[name](horizon)
+    options = {} if horizon is None else {"horizon": horizon}
+    make_task = TASKS.get(name, functools.partial(from_gymnax, name))
+    return make_task(fixed_horizon=fixed_horizon, **options)

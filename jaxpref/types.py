@@ -14,6 +14,7 @@ Scalar = int | float | Float[Array, ""]
 Params = Any
 """A pytree of arrays."""
 Observation = Float[Array, "*batch O"]
+ActionRange = tuple[tuple[float, float], ...]
 Config = TypeVar("Config")
 
 
@@ -25,9 +26,11 @@ class Task:
 
     horizon:     steps after which an episode is cut off (truncated, not terminated).
     obs_size:    numbers in an observation, on one flat axis.
+    num_actions: discrete actions A, or the numbers D of a continuous action.
     pi1_target:  mean return at which REINFORCE keeps the good policy; None: `reinforce.train` finds one.
     pi2_target:  lower mean return, at which it keeps the less good policy; None likewise.
     return_range: (lowest, highest) return of an episode, the unit of an annotator's thresholds; None: unknown.
+    action_range: (lowest, highest) of each number of a continuous action; None: the actions are discrete.
     stochastic:  False says that `step_env` ignores its key; then no keys are drawn for it.
     potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
     shape_reward: whether REINFORCE learns from the shaped reward where its config leaves this to the task.
@@ -49,6 +52,7 @@ class Task:
     pi1_target: Scalar | None = None
     pi2_target: Scalar | None = None
     return_range: tuple[float, float] | None = None
+    action_range: ActionRange | None = struct.field(pytree_node=False, default=None)
     stochastic: bool = struct.field(pytree_node=False, default=True)
     potential: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
     shape_reward: bool = struct.field(pytree_node=False, default=False)
@@ -68,13 +72,14 @@ class Task:
 class Trajectory:
     """One episode of at most T steps, padded to the task's horizon T.
 
+    `action` is [T] int32, or [T, D] float32 for continuous actions: as drawn, also where the environment clips it.
     `mask` is True on the steps that were played and False after the end. Values beyond the mask never reach a result:
     select with `jnp.where(mask, ...)`. Rollouts leave zeros there.
     `next_obs` is the observation after each step; on the last step the true last observation, never a reset one.
     """
 
     obs: Float[Array, "*batch T O"]
-    action: Int[Array, "*batch T"]
+    action: Int[Array, "*batch T"] | Float[Array, "*batch T D"]
     reward: Float[Array, "*batch T"]
     next_obs: Float[Array, "*batch T O"]
     mask: Bool[Array, "*batch T"]

@@ -25,22 +25,24 @@ CHUNK = 16
 """Rows in one pass of the loop: 256 steps, whose activations fit a core's cache, also for a few runs."""
 
 Steps = Float[Array, "F M"]
-StepFn = Callable[[Params, int, Steps], Float[Array, " M"]]
-"""(params, obs_size, steps) -> what is summed, per step."""
+StepFn = Callable[[Params, "Rows", Steps], Float[Array, " M"]]
+"""(params, rows, steps) -> what is summed, per step. Of the rows only the layout is used."""
 
 
 @struct.dataclass
 class Rows:
     """N trajectories, cut into K rows of L steps each.
 
-    steps:     F = O + A features: a one, the observation, and a one for the action, if it is not the first action.
-               All are zero beyond the mask. The features of a row lie in one piece of memory.
+    steps:     F features: a one, the observation, and the action: a one for it, if it is not the first of A discrete
+               actions, or its D numbers. All are zero beyond the mask. The features of a row lie in one piece of
+               memory.
     num_rows:  how many rows a trajectory needs, up to its last step.
     """
 
     steps: Float[Array, "N K F L"]
     num_rows: Int[Array, " N"]
     obs_size: int = struct.field(pytree_node=False)
+    discrete: bool = struct.field(pytree_node=False)
 
 
 def pack(trajectory: Trajectory, num_actions: int) -> Rows:
@@ -48,11 +50,12 @@ def pack(trajectory: Trajectory, num_actions: int) -> Rows:
     played = zero_beyond_mask(trajectory)
     num, horizon, obs_size = played.obs.shape
     most = -(-horizon // ROW)
-    action = played.action[..., None] == jnp.arange(1, num_actions)
+    discrete = jnp.issubdtype(played.action.dtype, jnp.integer)
+    action = played.action[..., None] == jnp.arange(1, num_actions) if discrete else played.action
     steps = jnp.concatenate([played.mask[..., None], played.obs, action], -1, dtype=jnp.float32)
     steps = jnp.pad(steps, [(0, 0), (0, most * ROW - horizon), (0, 0)]).reshape(num, most, ROW, -1).swapaxes(-1, -2)
     num_rows = jnp.where(steps[:, :, 0].any(-1), jnp.arange(1, most + 1), 0).max(-1)
-    return Rows(steps, num_rows, obs_size)
+    return Rows(steps, num_rows, obs_size, discrete)
 
 
 @struct.dataclass
@@ -113,7 +116,7 @@ _sum.defvjp(_forward, _backward)
 
 
 def _row_sums(step_fn: StepFn, params: Params, rows: Rows, steps: Steps) -> Float[Array, " C"]:
-    per_step = step_fn(params, rows.obs_size, steps)
+    per_step = step_fn(params, rows, steps)
     return jnp.where(steps[0] > 0, per_step, 0.0).reshape(CHUNK, -1).sum(-1)
 
 
@@ -132,40 +135,42 @@ def _over_chunks(add_chunk, total, rows: Rows, batch: Batch):
     return jax.lax.while_loop(lambda carry: any_lane(carry[0] * CHUNK < batch.num_rows), body, (0, total))[1]
 
 
-def _actions(obs_size: int, steps: Steps) -> Int[Array, " M"]:
-    actions = steps[1 + obs_size :]
-    return (actions * jnp.arange(1, 1 + actions.shape[0])[:, None]).sum(0).astype(int)
+def _obs_and_actions(rows: Rows, steps: Steps) -> tuple[Float[Array, "M O"], Array]:
+    obs, actions = steps[1 : 1 + rows.obs_size], steps[1 + rows.obs_size :]
+    if rows.discrete:
+        return obs.T, (actions * jnp.arange(1, 1 + actions.shape[0])[:, None]).sum(0).astype(int)
+    return obs.T, actions.T
 
 
-def _log_prob(policy: Network, obs_size: int, steps: Steps) -> Float[Array, " M"]:
-    distribution, _ = apply_policy(policy, steps[1 : 1 + obs_size].T)
-    return distribution.log_prob(_actions(obs_size, steps))
+def _log_prob(policy: Network, rows: Rows, steps: Steps) -> Float[Array, " M"]:
+    obs, actions = _obs_and_actions(rows, steps)
+    return apply_policy(policy, obs)[0].log_prob(actions)
 
 
-def _fast_log_prob(perceptron: Perceptron, obs_size: int, steps: Steps) -> Float[Array, " M"]:
-    logits = perceptron.apply(steps[: 1 + obs_size])  # relative to the first action's
+def _fast_log_prob(perceptron: Perceptron, rows: Rows, steps: Steps) -> Float[Array, " M"]:
+    logits = perceptron.apply(steps[: 1 + rows.obs_size])  # relative to the first action's
     most = jax.lax.stop_gradient(logits.max(0, initial=0.0))
-    taken = (steps[1 + obs_size :] * logits).sum(0)
+    taken = (steps[1 + rows.obs_size :] * logits).sum(0)
     return taken - most - jnp.log(jnp.exp(-most) + jnp.exp(logits - most).sum(0))
 
 
 def log_prob(policy: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
     """Compute `networks.trajectory_log_prob` of the trajectories in `index`."""
-    if type(policy.module) is ActorCritic:
+    if type(policy.module) is ActorCritic and rows.discrete:
         return sum_over_steps(_fast_log_prob, perceptron.of_policy(policy.params), rows, index)
     return sum_over_steps(_log_prob, policy, rows, index)
 
 
-def _reward(reward: Network, obs_size: int, steps: Steps) -> Float[Array, " M"]:
-    return apply_reward(reward, steps[1 : 1 + obs_size].T, _actions(obs_size, steps))
+def _reward(reward: Network, rows: Rows, steps: Steps) -> Float[Array, " M"]:
+    return apply_reward(reward, *_obs_and_actions(rows, steps))
 
 
-def _fast_reward(perceptron: Perceptron, obs_size: int, steps: Steps) -> Float[Array, " M"]:
+def _fast_reward(perceptron: Perceptron, rows: Rows, steps: Steps) -> Float[Array, " M"]:
     return perceptron.apply(steps)[0]
 
 
 def reward(reward: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
     """Compute `networks.trajectory_reward` of the trajectories in `index`."""
-    if type(reward.module) is RewardModel:
+    if type(reward.module) is RewardModel and rows.discrete:
         return sum_over_steps(_fast_reward, perceptron.of_reward(reward.params, rows.obs_size), rows, index)
     return sum_over_steps(_reward, reward, rows, index)
