@@ -2,13 +2,20 @@
 
 import io
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments.misc import reacher as gymnax_reacher
 from PIL import Image, ImageColor
 
 from jaxpref import render
+from jaxpref.gymnax_tasks import mountain_car_observe
 
-BLUE, ORANGE, GREEN = (np.array(ImageColor.getrgb(colour)) for colour in ("#0072B2", "#D55E00", "#009E73"))
+BLUE, ORANGE, GREEN, GREY, LINE, BLACK, WHITE = (
+    np.array(ImageColor.getrgb(colour))
+    for colour in ("#0072B2", "#D55E00", "#009E73", "#5B6770", "#CFD6DC", "black", "white")
+)
+CARS = ("MountainCar-v0", "MountainCarContinuous-v0")
 
 
 def places(picture, colour):
@@ -24,6 +31,24 @@ def cartpole(x=0.0, angle=0.0):
 def acrobot(angle, second_angle):
     obs = [np.cos(angle), np.sin(angle), np.cos(second_angle), np.sin(second_angle), 0.0, 0.0]
     return render.frames("acrobot", np.array([obs]))[0]
+
+
+def pendulum(angle):
+    return render.frames("Pendulum-v1", np.array([[np.cos(angle), np.sin(angle), 0.0]]))[0]
+
+
+def mountain_car(position, task_name="MountainCar-v0"):
+    return render.frames(task_name, np.asarray(mountain_car_observe(jnp.array([[position, 0.0]]))))[0]
+
+
+def reacher(angle, second_angle, goal=(0.0, 0.0)):
+    obs = [np.cos(angle), np.cos(second_angle), np.sin(angle), np.sin(second_angle), 0.0, 0.0, *goal]
+    return render.frames("Reacher-misc", np.array([obs]))[0]
+
+
+def colour_at(picture, x, y):
+    """The colour of the pixel at (x, y), y upwards, from the lower left corner. [3]"""
+    return picture[picture.shape[0] - 1 - round(y), round(x)]
 
 
 def lean(picture, colour):
@@ -71,6 +96,137 @@ def test_the_tip_is_over_the_line_where_the_environment_says_so(angles):
     height = -np.cos(angles[0]) - np.cos(sum(angles))
     np.testing.assert_allclose((tip - line) / (240 / 4.4), height - 1, atol=0.06)
     assert ((tip - line) > 2) == (height > 1.05)
+
+
+@pytest.mark.parametrize(
+    ("angle", "across", "up"),
+    [(0.0, 0, 1), (np.pi / 6, -0.5, 0.866), (np.pi / 2, -1, 0), (np.pi, 0, -1), (-np.pi / 3, 0.866, 0.5)],
+)
+def test_a_pendulum_is_upright_at_angle_0_and_turns_counter_clockwise(angle, across, up):
+    """The rod is one metre, 240 / 2.6 = 92.3 pixels, from (159.5, 119.5). Its round end adds 0.075 metres. A twelfth
+    of a turn to the left takes the tip half a metre to the left."""
+    picture = pendulum(angle)
+    for metres, colour in ((0.5, ORANGE), (1.04, ORANGE), (1.1, WHITE), (-0.5, WHITE), (0.0, BLACK)):
+        place = (159.5 + 92.3 * metres * across, 119.5 + 92.3 * metres * up)
+        np.testing.assert_array_equal(colour_at(picture, *place), colour, err_msg=f"{metres} metres from the pivot")
+
+
+def test_the_mark_is_over_an_upright_pendulum():
+    """The mark reaches further out than the circle of radius 1.17, and nothing else does."""
+    marks = places(pendulum(2.0), LINE) - 159.5 + np.array([0, 40])  # from the pivot, at (159.5, 119.5)
+    outside = marks[np.hypot(*marks.T) > 1.19 * 92.3]
+    assert len(outside) > 8
+    assert np.abs(outside[:, 0]).max() <= 2
+    assert outside[:, 1].min() > 1.18 * 92.3
+
+
+@pytest.mark.parametrize("position", [-1.15, -0.9, -0.2, 0.1, 0.3])
+def test_the_hill_has_the_height_of_gymnasiums_pictures(position):
+    """The height is 0.45 sin(3 x). The picture shows 2.1 units, each 320 / 2.1 = 152.4 pixels. In its middle, at
+    (159.5, 99.5), x is -0.3 and the height is 0.12."""
+    column = round(159.5 + 152.4 * (position + 0.3))
+    hill = places(mountain_car(-0.55), LINE)
+    surface = hill[hill[:, 0] == column, 1].max()
+    np.testing.assert_allclose(surface, 99.5 + 152.4 * (0.45 * np.sin(3 * position) - 0.12), atol=1.5)
+
+
+def test_the_hill_ends_where_the_track_does():
+    """From -1.2 to 0.6 is 0.9 units to either side of the middle. Row 60 is under both ends."""
+    hill = places(mountain_car(-0.55), LINE)
+    columns = hill[hill[:, 1] == 60, 0]
+    np.testing.assert_allclose([columns.min(), columns.max()], 159.5 + 152.4 * np.array([-0.9, 0.9]), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("position", "height", "slope"),
+    [(-np.pi / 6, -0.45, 0), (0, 0, 1.35), (-np.pi / 3, 0, -1.35), (-np.pi / 4, -0.318, -0.955), (np.pi / 6, 0.45, 0)],
+)
+def test_a_car_stands_on_the_hill_and_leans_with_it(position, height, slope):
+    """The slope is 3 * 0.45 cos(3 x). The wheels' centres are 0.035 units from the ground, at right angles to it: to
+    the left where the hill goes up. A wheel is 0.06 units from the middle."""
+    steep = np.hypot(1, slope)
+    middle = np.array([position + 0.3 - 0.035 * slope / steep, height + 0.035 / steep - 0.12])
+    picture = mountain_car(position)
+    wheels = places(picture, BLACK)
+    np.testing.assert_allclose(wheels.mean(axis=0), [159.5, 99.5] + 152.4 * middle, atol=1)
+    front = middle + 0.06 * np.array([1, slope]) / steep
+    np.testing.assert_array_equal(colour_at(picture, *([159.5, 99.5] + 152.4 * front)), BLACK)
+    roof = middle + 0.08 * np.array([-slope, 1]) / steep
+    np.testing.assert_array_equal(colour_at(picture, *([159.5, 99.5] + 152.4 * roof)), ORANGE)
+
+
+@pytest.mark.parametrize(("task_name", "goal"), zip(CARS, (0.5, 0.45), strict=True))
+def test_a_car_at_the_goal_covers_the_foot_of_the_flag(task_name, goal):
+    """The two goals are 0.05 * 152.4 = 8 pixels apart. The car's roof is 0.13 units over the ground."""
+    away, there = mountain_car(-0.5, task_name), mountain_car(goal, task_name)
+    flag, foot = 159.5 + 152.4 * (goal + 0.3), 99.5 + 152.4 * (0.45 * np.sin(3 * goal) - 0.12)
+    grey = places(away, GREY)
+    pole = grey[grey[:, 0] > 240]  # edges of the wheels are grey, too
+    np.testing.assert_allclose(pole[:, 0].mean(), flag, atol=1)
+    np.testing.assert_allclose(pole[:, 1].min(), foot, atol=2)
+    assert abs(places(there, BLACK)[:, 0].mean() - flag) < 2
+    np.testing.assert_array_equal(colour_at(away, flag, foot + 0.08 * 152.4), GREY)
+    np.testing.assert_array_equal(colour_at(there, flag, foot + 0.08 * 152.4), ORANGE)
+    np.testing.assert_array_equal(colour_at(there, flag, foot + 0.16 * 152.4), GREY)
+
+
+@pytest.mark.parametrize(
+    ("angles", "joint", "tip"),
+    [
+        ((0, np.pi / 2), (1, 0), (1, 1)),
+        ((np.pi / 2, 0), (0, 1), (1, 1)),
+        ((np.pi / 2, np.pi), (0, 1), (-1, 1)),
+        ((-np.pi / 2, -np.pi / 2), (0, -1), (0, -2)),
+        ((np.pi / 6, -np.pi / 6), (0.866, 0.5), (1.732, 0)),
+    ],
+)
+def test_both_angles_of_a_reacher_are_measured_from_the_x_axis(angles, joint, tip):
+    """A link is one unit, 240 / 4.6 = 52.2 pixels, and the pivot is at (159.5, 119.5). In the second case the second
+    link points to the right: an angle from the first link would make it point up."""
+    picture = reacher(*angles, goal=(-2.0, -1.0))
+    middle_of_first, middle_of_second = np.array(joint) / 2, (np.array(joint) + tip) / 2
+    for place, colour in ((middle_of_first, BLUE), (joint, BLACK), (middle_of_second, ORANGE), (tip, ORANGE)):
+        np.testing.assert_array_equal(colour_at(picture, *([159.5, 119.5] + 52.2 * np.array(place))), colour)
+    beyond = np.array(tip) + 0.13 * (np.array(tip) - joint)  # the round end adds 0.085
+    np.testing.assert_array_equal(colour_at(picture, *([159.5, 119.5] + 52.2 * beyond)), WHITE)
+
+
+@pytest.mark.parametrize("angles", [(2.0, 0.7), (-2.5, -1.3), (1.0, 1.4)])
+def test_a_reachers_tip_is_as_far_from_the_goal_as_its_reward_says(angles):
+    """The reward is exp(-distance^2). The goal is the pivot, and the tip is the far end of the second link, which adds
+    0.085."""
+    env, goal = gymnax_reacher.Reacher(), jnp.zeros(2)
+    state = gymnax_reacher.EnvState(angles=jnp.array(angles), angle_vels=jnp.zeros(2), goal_xy=goal, time=0.0)
+    obs, _, reward, _, _ = env.step_env(jnp.zeros(2, jnp.uint32), state, jnp.zeros(2), env.default_params)
+    picture = render.frames("Reacher-misc", np.asarray(obs)[None])[0]
+    distance = np.hypot(*(places(picture, ORANGE) - [159.5, 119.5]).T).max() / 52.2
+    np.testing.assert_allclose(distance - 0.085, np.sqrt(-np.log(float(reward))), atol=0.03)
+
+
+@pytest.mark.parametrize("goal", [(2.0, 2.0), (-2.0, 2.0), (2.0, -2.0), (-1.0, 0.5)])
+def test_the_whole_goal_of_a_reacher_is_in_the_picture(goal):
+    """The disc has a radius of 0.2 units, 10.4 pixels."""
+    disc = places(reacher(0.0, 0.0, goal), GREEN)
+    np.testing.assert_allclose(disc.mean(axis=0), [159.5, 119.5] + 52.2 * np.array(goal), atol=1)
+    np.testing.assert_allclose(len(disc), np.pi * 10.4**2, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "state", "mirrored", "axis"),
+    [
+        (pendulum, [0.7], [-0.7], 159.5),
+        (reacher, [0.4, 1.1], [np.pi - 0.4, np.pi - 1.1], 159.5),
+        # The axis is the valley's bottom, where 3 x is -pi / 2.
+        (mountain_car, [-np.pi / 6 + 0.35], [-np.pi / 6 - 0.35], 159.5 + 152.4 * (0.3 - np.pi / 6)),
+    ],
+)
+def test_mirrored_states_have_mirrored_pictures(draw, state, mirrored, axis):
+    """What moves is orange or black: the pixels have the same mean and spread on the other side of the axis."""
+    for colour in (ORANGE, BLACK):
+        here, there = places(draw(*state), colour), places(draw(*mirrored), colour)
+        expected = here * [-1, 1] + [2 * axis, 0]
+        np.testing.assert_allclose(there.mean(axis=0), expected.mean(axis=0), atol=1)
+        np.testing.assert_allclose(there.std(axis=0), expected.std(axis=0), atol=1)
 
 
 def test_bars_go_up_and_down_in_units_of_each_numbers_largest_value():

@@ -1,7 +1,8 @@
 """Draw observations: the pictures of an episode, as frames and as an animated GIF."""
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -22,15 +23,25 @@ Point = tuple[float, float]
 def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
     """Draw an RGB picture of every observation.
 
-    "cartpole" and "acrobot" have their own drawings. For any other task, an observation [O] becomes a bar chart, and
-    [H, W] or [H, W, C] becomes pixels, with one colour for each channel. The largest values in `obs` set the scale.
+    These tasks have their own drawings: "cartpole", "acrobot", "Pendulum-v1", "MountainCar-v0",
+    "MountainCarContinuous-v0" and "Reacher-misc". The observations of both mountain cars are those of
+    `mountain_car_observe`. For any other task, an observation [O] becomes a bar chart, and [H, W] or [H, W, C] becomes
+    pixels, with one colour for each channel. The largest values in `obs` set the scale.
     """
     if obs.ndim not in (2, 3, 4) or 0 in obs.shape:
         raise ValueError(f"obs must be [T, O], [T, H, W] or [T, H, W, C] without an empty axis, got {list(obs.shape)}")
     obs = np.asarray(obs, np.float64)
     if obs.ndim > 2:
         return _pixels(obs if obs.ndim == 4 else obs[..., None])
-    draw = {"cartpole": _cartpole, "acrobot": _acrobot}.get(task_name)
+    drawings: dict[str, Callable[..., _Canvas]] = {
+        "cartpole": _cartpole,
+        "acrobot": _acrobot,
+        "Pendulum-v1": _pendulum,
+        "MountainCar-v0": functools.partial(_mountain_car, goal=0.5),
+        "MountainCarContinuous-v0": functools.partial(_mountain_car, goal=0.45),
+        "Reacher-misc": _reacher,
+    }
+    draw = drawings.get(task_name)
     return _bars(obs) if draw is None else np.stack([draw(one).picture() for one in obs])
 
 
@@ -82,6 +93,9 @@ class _Canvas:
     def box(self, left: float, bottom: float, right: float, top: float, colour: str) -> None:
         self.draw.rectangle([self._place(left, top), self._place(right, bottom)], fill=colour)
 
+    def polygon(self, corners: Sequence[Point], colour: str) -> None:
+        self.draw.polygon([self._place(*corner) for corner in corners], fill=colour)
+
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         return np.asarray(self.image.reduce(SUPERSAMPLING))
 
@@ -108,6 +122,58 @@ def _acrobot(obs: Float[np.ndarray, " O"]) -> _Canvas:
     tip = (joint[0] + np.sin(sum_of_angles), joint[1] - np.cos(sum_of_angles))
     canvas = _Canvas(240, middle=0.0, unit=240 / 4.4)
     canvas.box(-3.0, 0.98, 3.0, 1.02, LINE)
+    canvas.line(pivot, joint, COLOURS[0], 0.17)
+    canvas.line(joint, tip, COLOURS[1], 0.17)
+    canvas.disc(pivot, 0.1, "black")
+    canvas.disc(joint, 0.1, "black")
+    return canvas
+
+
+def _pendulum(obs: Float[np.ndarray, " O"]) -> _Canvas:
+    """Draw a rod of one metre in a circle, with a mark over the tip of the upright rod."""
+    pivot, tip = (0.0, 0.0), (-obs[1], obs[0])  # the angle is 0 upright and grows counter-clockwise
+    canvas = _Canvas(240, middle=0.0, unit=240 / 2.6)
+    canvas.disc(pivot, 1.17, LINE)
+    canvas.disc(pivot, 1.14, "white")
+    canvas.box(-0.02, 1.12, 0.02, 1.25, LINE)
+    canvas.line(pivot, tip, COLOURS[1], 0.15)
+    canvas.disc(pivot, 0.06, "black")
+    return canvas
+
+
+def _mountain_car(obs: Float[np.ndarray, " O"], goal: float) -> _Canvas:
+    """Draw the car on its hill, and a flag at the position `goal`."""
+    position = obs[0] - 0.5
+    canvas = _Canvas(200, middle=0.12, unit=LONGEST_SIDE / 2.1)
+    track = [_on_hill(each) for each in np.linspace(-1.2, 0.6, 91)]
+    canvas.polygon([(-0.9, -1.0), *track, (0.9, -1.0)], LINE)
+    x, y = _on_hill(goal)
+    canvas.box(x - 0.008, y, x + 0.008, y + 0.28, GREY)
+    canvas.polygon([(x + 0.008, y + 0.28), (x + 0.008, y + 0.17), (x + 0.14, y + 0.225)], COLOURS[2])
+    front = [(0.11, 0.03), (0.11, 0.08), (0.07, 0.08), (0.05, 0.13)]
+    outline = [*front, *((-along, above) for along, above in reversed(front))]
+    canvas.polygon([_on_hill(position, *corner) for corner in outline], COLOURS[1])
+    for wheel in (-0.06, 0.06):
+        canvas.disc(_on_hill(position, wheel, 0.035), 0.03, "black")
+    return canvas
+
+
+def _on_hill(position: float, along: float = 0.0, above: float = 0.0) -> Point:
+    """Return a point of the canvas: start on the hill at `position` and go along the slope and at right angles to it.
+
+    The height of the hill is 0.45 sin(3 x), as in gymnasium's pictures. The middle of the track, -0.3, is at x = 0.
+    """
+    slope = np.arctan(3 * 0.45 * np.cos(3 * position))
+    x = position + 0.3 + along * np.cos(slope) - above * np.sin(slope)
+    return x, 0.45 * np.sin(3 * position) + along * np.sin(slope) + above * np.cos(slope)
+
+
+def _reacher(obs: Float[np.ndarray, " O"]) -> _Canvas:
+    """Draw two links of one metre, whose angles are both measured from the x axis, and the goal of the tip."""
+    pivot, joint = (0.0, 0.0), (obs[0], obs[2])
+    tip, goal = (obs[0] + obs[1], obs[2] + obs[3]), (obs[6], obs[7])
+    canvas = _Canvas(240, middle=0.0, unit=240 / 4.6)
+    canvas.disc(goal, 0.2, COLOURS[2])
     canvas.line(pivot, joint, COLOURS[0], 0.17)
     canvas.line(joint, tip, COLOURS[1], 0.17)
     canvas.disc(pivot, 0.1, "black")
