@@ -209,7 +209,9 @@ def _actions(name: str, space: Any) -> tuple[int, ActionRange | None]:
         return int(space.n), None
     shape = getattr(space, "shape", None)
     if shape is None or len(shape) != 1:
-        raise ValueError(f"{name} has actions of {type(space).__name__} {shape or ''}; they must be Discrete or a vector")
+        raise ValueError(
+            f"{name} has actions of {type(space).__name__} {shape or ''}; they must be Discrete or a vector"
+        )
     low, high = (np.broadcast_to(np.float32(bound), shape).tolist() for bound in (space.low, space.high))
     if not np.isfinite([low, high]).all():
         raise ValueError(f"{name} has actions from {low} to {high}; the range must be finite")

@@ -162,7 +162,8 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     """Draw a fresh policy. The weights of its layer "policy" are multiplied by `policy_scale`: near 0 it is uniform."""
     check_key(key)
     check_kind(task, Task, "task")
-    default = ActorCritic(task.num_actions, action_range=task.action_range)
+    hidden_size = 32 if task.action_range is None else 64
+    default = ActorCritic(task.num_actions, hidden_size, action_range=task.action_range)
     module = default if task.policy_network is None else task.policy_network
     obs = jnp.zeros(task.obs_size)
     if type(module) is ActorCritic:

@@ -293,7 +293,7 @@ def train(
 # --- experts ----------------------------------------------------------------------------------------------------------
 
 EXPERTS = Config(
-    num_updates=300, eval_every=1, eval_episodes=32, learning_rate=2e-3, ent_coef=0.005, kl_coef=0.0, reset_value=False
+    num_updates=300, num_epochs=8, num_minibatches=16, eval_every=1, eval_episodes=32, learning_rate=1e-3, kl_coef=0.0
 )
 """The default config of `train_experts`."""
 

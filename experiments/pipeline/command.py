@@ -14,7 +14,7 @@ from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, default_settings, flag
 from jaxpref import checks
 
-CONFIGS = ("annotator", "reinforce", "dpo", "reward_model", "ppo", "online")
+CONFIGS = ("annotator", "reinforce", "expert_ppo", "dpo", "reward_model", "ppo", "online")
 USED = {
     "dpo": {"dpo"},
     "rlhf": {"reward-model", "ppo", "reward", "num-members", "reward-model-epochs"},
@@ -22,6 +22,8 @@ USED = {
     "online-rlhf": {"reward-model", "ppo", "online"},
 }
 """The flags and configs that each method reads, of those that not all methods read."""
+EXPERTS = {"reinforce": "reinforce", "ppo": "expert-ppo"}
+"""The config that each kind of experts reads."""
 
 
 def parse(argv: Sequence[str], script: str, task: str | None = None, method: Method | None = None) -> Settings:
@@ -50,11 +52,12 @@ def check(settings: Settings) -> None:
 
 
 def check_unused(settings: Settings) -> None:
-    """Raise UsageError for a flag that the method does not read."""
-    unused = set.union(*USED.values()) - USED[settings.method]
+    """Raise UsageError for a flag that the method or the experts do not read."""
+    unused = dict.fromkeys(set.union(*USED.values()) - USED[settings.method], settings.method)
+    unused |= {name: f"--experts {settings.experts}" for name in set(EXPERTS.values()) - {EXPERTS[settings.experts]}}
     for name in changes(settings, settings.defaults):
-        if name.partition(".")[0] in unused:
-            raise UsageError(f"--{name} has no effect on {settings.method}")
+        if (group := name.partition(".")[0]) in unused:
+            raise UsageError(f"--{name} has no effect on {unused[group]}")
 
 
 def _problems(settings: Settings) -> Iterator[str]:

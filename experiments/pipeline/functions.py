@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxpref import annotators, dpo, losses, online, ppo, preferences, reinforce, reward_model
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
+from jaxpref.experts import Result
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
@@ -113,20 +114,20 @@ class Evaluation:
 # --- experts and pairs ------------------------------------------------------------------------------------------------
 
 
-def train_experts(task: Task, config: reinforce.Config, keys: Keys) -> reinforce.Result:
+def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys) -> Result:
     """Train pi1 and pi2."""
+    if isinstance(config, ppo.Config):
+        return ppo.train_experts(task, config, keys.reinforce)
     return reinforce.train(task, config, keys.reinforce)
 
 
-def play_pairs(
-    task: Task, num_pairs: int, config: annotators.Config, keys: Keys, experts: reinforce.Result
-) -> Preferences:
+def play_pairs(task: Task, num_pairs: int, config: annotators.Config, keys: Keys, experts: Result) -> Preferences:
     """Play and label the largest dataset, followed by the held-out pairs."""
     annotator = annotators.teacher_of(task, config)
     return preferences.sample_preferences(task, experts.pi1, experts.pi2, keys.preferences, num_pairs, annotator)
 
 
-def _reference(experts: reinforce.Result, reference: Int[Array, ""]) -> Network:
+def _reference(experts: Result, reference: Int[Array, ""]) -> Network:
     return jax.tree.map(lambda pi1, pi2: jnp.where(reference == 0, pi1, pi2), experts.pi1, experts.pi2)
 
 
@@ -141,7 +142,7 @@ def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences]
 
 
 def train_dpo(
-    setup: Setup, config: dpo.Config, keys: Keys, experts: reinforce.Result, pairs: Preferences, reference: Array
+    setup: Setup, config: dpo.Config, keys: Keys, experts: Result, pairs: Preferences, reference: Array
 ) -> Trained:
     """Train by DPO from pi2, on every size of dataset [P]."""
     ref_params = _reference(experts, reference)
@@ -179,7 +180,7 @@ def control_reward(setup: Setup, config: None, keys: Keys) -> Fitted:
 
 
 def train_ppo(
-    setup: Setup, config: ppo.Config, keys: Keys, experts: reinforce.Result, fitted: Fitted, reference: Array
+    setup: Setup, config: ppo.Config, keys: Keys, experts: Result, fitted: Fitted, reference: Array
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
     ref_params = _reference(experts, reference)
@@ -192,7 +193,7 @@ def train_ppo(
     return jax.vmap(on_reward)(fitted.params)
 
 
-def train_online(setup: Setup, configs: tuple, keys: Keys, experts: reinforce.Result, reference: Array) -> Trained:
+def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Result, reference: Array) -> Trained:
     """Train in rounds from pi2, by DPO or by a reward model and PPO. P is 1.
 
     configs:  of the annotator, of the rounds, then DPO's, or those of the reward model and PPO.
@@ -225,7 +226,7 @@ def learned_return(
 
 
 def evaluate(
-    setup: Setup, beta: Scalar, keys: Keys, experts: reinforce.Result, pairs: Preferences, trained: Trained
+    setup: Setup, beta: Scalar, keys: Keys, experts: Result, pairs: Preferences, trained: Trained
 ) -> Evaluation:
     """Play all policies from the same initial states, and score the trained ones [R, P]."""
     key = jax.random.fold_in(keys.evaluate_again, setup.evaluation) if setup.evaluation else keys.evaluate

@@ -20,8 +20,9 @@ from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import networks, reinforce, tasks
+from jaxpref import networks, tasks
 from jaxpref.divergence import Divergence
+from jaxpref.experts import Result
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
@@ -59,7 +60,7 @@ class Outcome:
     shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
     """
 
-    experts: reinforce.Result
+    experts: Result
     returns: dict[str, Float[Array, " S"]]
     pi1_kl: Float[Array, " S"]
     rows: list[Row]
@@ -78,7 +79,7 @@ def task_of(settings: Settings) -> Task:
 
     Raises ValueError for a task that does not exist or lacks what the settings use.
     """
-    task = tasks.task(settings.task, settings.horizon)
+    task = tasks.task(settings.task, settings.horizon, settings.fixed_horizon)
     names = ("pi1_target", "pi2_target", "return_range")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     if settings.network == "conv":
@@ -132,7 +133,8 @@ def seeds_that_fit(settings: Settings, task: Task) -> int:
     """Return how many seeds' preference data fit into `BATCH_BYTES`, at least one."""
     num_trajectories = 2 * (max(settings.num_pairs) + settings.num_heldout)
     bytes_per_step = 4 * (2 * task.obs_size + 3)
-    return max(1, int(BATCH_BYTES / (num_trajectories * task.horizon * bytes_per_step)))
+    num_steps = settings.segment or task.horizon
+    return max(1, int(BATCH_BYTES / (num_trajectories * num_steps * bytes_per_step)))
 
 
 def _start_batch(
@@ -147,7 +149,8 @@ def _start_batch(
         )
 
     num_played = max(settings.num_pairs) + settings.num_heldout
-    experts = stage("reinforce", functools.partial(functions.train_experts, task), settings.reinforce, lanes=8)
+    train_experts = functools.partial(functions.train_experts, task)
+    experts = stage(settings.expert_stage, train_experts, settings.expert_config, lanes=8)
     play = functools.partial(functions.play_pairs, task, num_played)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
@@ -163,7 +166,7 @@ def _start_batch(
             pairs=pairs.value if settings.save_preferences else None,
             shown=jax.tree.map(lambda leaf: leaf[:1], largest.evaluation.value.shown),
         )
-        _log(settings.trainer, outcome, stages.progress)
+        _log(settings, outcome, stages.progress)
         return outcome
 
     return collect
@@ -235,13 +238,13 @@ def _at(tree: Any, index: tuple) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _log(trainer: str, outcome: Outcome, progress: Progress) -> None:
-    progress.log("reinforce", outcome.experts.metrics)
+def _log(settings: Settings, outcome: Outcome, progress: Progress) -> None:
+    progress.log(settings.expert_stage, outcome.experts.metrics)
     for row in outcome.rows:
         if row.reference == outcome.rows[0].reference and row.reward is not None and row.reward.metrics is not None:
             progress.log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
     for row in outcome.rows:
-        progress.log(trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
+        progress.log(settings.trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
 
 
 POLICIES = get_args(Policy)

@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 
 from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model
 from jaxpref.checks import setting
-from jaxpref.gymnax_tasks import KNOWN
 
 StudyTask = Literal["cartpole", "acrobot"]
-"""The study's own tasks. A run may also have any gymnax environment with discrete actions."""
+"""The study's own tasks. A run may also have any gymnax environment."""
 Method = Literal["dpo", "rlhf", "online-dpo", "online-rlhf"]
 Policy = Literal["pi1", "pi2"]
 Preset = Literal["default", "original"]
@@ -26,7 +25,7 @@ class Settings:
     """A run of the pipeline: a task, a method, and everything that can be changed about them."""
 
     task: str
-    """cartpole, acrobot, or any gymnax id with discrete actions."""
+    """cartpole, acrobot, or any gymnax id."""
     method: Method
     """How a policy is trained on preferences; the online methods play their pairs while they train."""
     out: Path
@@ -42,8 +41,14 @@ class Settings:
     """Defaults of all other flags: "original" has the original study's settings."""
     horizon: int | None = setting(None, low=1)
     """Steps after which an episode is cut off; None: the task's own time limit."""
+    fixed_horizon: bool = False
+    """Let all episodes go on to the horizon: after their end the state stays as it is, and the reward is 0."""
+    segment: int | None = setting(None, low=1)
+    """Compare clips of this many steps, each from a random place of its episode; None: whole episodes."""
+    experts: Literal["reinforce", "ppo"] = "reinforce"
+    """What trains pi1 and pi2 on the true reward: REINFORCE, as in the original study, or PPO."""
     pi1_target: float | None = setting(None)
-    """Mean return at which REINFORCE keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
+    """Mean return at which training keeps pi1, the good policy; None: the task's own, or 90 % of the way from the
     first to the best return of a training run."""
     pi2_target: float | None = setting(None)
     """Mean return at which it keeps pi2, the less good policy; None: the task's own, or half of that way."""
@@ -80,6 +85,7 @@ class Settings:
     """HOST:PORT of the first process; with --processes."""
     annotator: annotators.Config = dataclasses.field(default_factory=annotators.Config)
     reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
+    expert_ppo: ppo.Config = ppo.EXPERTS
     dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
     reward_model_epochs: int = setting(0, low=0, high=MOST)
@@ -103,6 +109,16 @@ class Settings:
         return "ppo" if self.method == "rlhf" else self.method
 
     @property
+    def expert_stage(self) -> str:
+        """Name of the stage that trains pi1 and pi2."""
+        return "reinforce" if self.experts == "reinforce" else "expert ppo"
+
+    @property
+    def expert_config(self) -> reinforce.Config | ppo.Config:
+        """The config of that stage."""
+        return self.reinforce if self.experts == "reinforce" else self.expert_ppo
+
+    @property
     def size_groups(self) -> list[tuple[int, ...]]:
         """Dataset sizes that one program trains on. In epochs, full batches and rounds each size has its own cost."""
         if self.method.startswith("online"):
@@ -122,13 +138,9 @@ class Settings:
 
 
 def default_settings(task: str, method: Method) -> Settings:
-    """The library's own defaults: one set of numbers for all tasks, with what a task of gymnax needs."""
-    own = KNOWN.get(task, dict)().get("configs", {})
-    configs: Any = {name: module.Config(**own.get(name, {})) for name, module in TRAINERS.items()}
-    return Settings(task, method, Path("results") / f"{task}-{method}", **configs)
-
-
-TRAINERS = {"reinforce": reinforce, "dpo": dpo, "reward_model": reward_model, "ppo": ppo}
+    """The library's own defaults: one set of numbers for all tasks. Only the study's tasks have its experts."""
+    experts: Any = "reinforce" if task in get_args(StudyTask) else "ppo"
+    return Settings(task, method, Path("results") / f"{task}-{method}", experts=experts)
 
 
 def original_settings(task: str, method: Method) -> Settings:

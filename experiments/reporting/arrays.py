@@ -43,7 +43,7 @@ def load_episodes(path: Path) -> Trajectory:
 
 def save_arrays(settings: Settings, outcome: Outcome, folder: Path) -> list[Path]:
     """Write every array of a run into `folder`; return the paths."""
-    metrics = {"reinforce": outcome.experts.metrics} | _by_reference(outcome, "metrics")
+    metrics = {settings.expert_stage.replace(" ", "_"): outcome.experts.metrics} | _by_reference(outcome, "metrics")
     trees: dict[str, Any] = {"policies.npz": policies(outcome), "metrics.npz": metrics}
     if outcome.shown is not None:
         trees["episodes.npz"] = outcome.shown

@@ -115,7 +115,7 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
             update, what = (int(found.update[place]), WHAT[found.what[place]]) if trains else (None, "return")
             entries.append(of | {"update": update, "what": what})
 
-    add("reinforce", outcome.experts.divergence)
+    add(settings.expert_stage, outcome.experts.divergence)
     for returns in outcome.returns.values():
         add("evaluate", returns)
     for size, model in zip(settings.num_pairs, outcome.reward_models, strict=False):

@@ -25,6 +25,8 @@ POLICY, REWARD_MODEL = "policy", "reward model"
 KINDS: dict[str, Any] = {POLICY: (ActorCritic, check_policy), REWARD_MODEL: (RewardModel, check_reward)}
 LAYERS = {POLICY: ("torso", "policy", "value"), REWARD_MODEL: ("torso", "reward")}
 """The layers of both networks: a torso, and heads on its output."""
+LOG_STD = "log_std"
+"""One tensor more of a policy with continuous actions."""
 
 Names = Mapping[str, str | None]
 """The name of PyTorch's module for each layer. None: PyTorch has no value head, and it becomes zero."""
@@ -94,6 +96,7 @@ def _save(path: str | os.PathLike, kind: str, network: Network, task: Task | Non
         "input_size": input_size,
         "hidden_size": hidden_size,
         "num_actions": module.num_actions,
+        "action_range": module.action_range,
         "activation": "relu",
     }
     # One entry of metadata only: safetensors writes several in an order that changes from run to run.
@@ -107,13 +110,17 @@ def _load(path: str | os.PathLike, kind: str, task: Task | None, names: Names | 
         tensors = _from_torch(path, kind, tensors, names)
     _check(path, kind, tensors, num_axes=(2,) if kind == POLICY else (2, 3))
     num_actions = description.get("num_actions") if task is None else task.num_actions
+    stored_range = description.get("action_range")
+    action_range = (stored_range and tuple(map(tuple, stored_range))) if task is None else task.action_range
+    if (LOG_STD in tensors) != (action_range is not None and kind == POLICY):
+        raise ValueError(f"{path} has {LOG_STD} only where its actions are continuous, with a range: pass the task")
     if kind == POLICY:
         num_actions = len(tensors["policy.bias"])
     elif num_actions is None:
         raise ValueError(f"{path} does not say how many of its inputs are actions: pass the task")
     module_type, check_network = KINDS[kind]
     *members, _, hidden_size = tensors["torso.kernel"].shape
-    module = module_type(num_actions, hidden_size)
+    module = module_type(num_actions, hidden_size, action_range=action_range)
     network = Network(Ensemble(module) if members else module, unflatten_dict(tensors, sep="."))
     if task is not None:
         check_network(task, network, str(path))
@@ -162,7 +169,9 @@ def _check_names(where: Any, kind: str, found: Mapping[str, Any], expected: Mapp
 def _check(where: Any, kind: str, tensors: Tensors, num_axes: tuple[int, ...]) -> None:
     """Check the names, dtypes and shapes of all layers. `num_axes` are those that a kernel may have."""
     names = {f"{layer}.{part}": layer for layer in LAYERS[kind] for part in ("kernel", "bias")}
-    _check_names(where, kind, tensors, names)
+    if LOG_STD in tensors and kind == POLICY:
+        check_array(f"{where}: {LOG_STD}", tensors[LOG_STD], "float32", tensors["policy.bias"].shape)
+    _check_names(where, kind, {name: tensor for name, tensor in tensors.items() if name != LOG_STD}, names)
     torso = tensors["torso.kernel"].shape
     if len(torso) not in num_axes:
         raise ValueError(f"{where}: torso.kernel is {list(torso)}, expected {min(num_axes)} axes: save one {kind}")

@@ -21,6 +21,8 @@ FIELDS = {
     "mask": ("bool", "NT"),
 }
 """A trajectory's arrays: their dtype and their axes, pairs N, steps T and features O."""
+CONTINUOUS = ("float32", "NTD")
+"""The same of an action that is D numbers."""
 OPTIONAL = ("reward", "next_obs")
 """Arrays that preferences are not trained on. A file may leave them out; then they are NaN."""
 
@@ -47,7 +49,10 @@ def read_pairs(
         raise ValueError(f"{sides[0]}/obs is {list(obs.shape)}, expected [pairs, steps, features], none of them 0")
     if task is not None and obs.shape[-1] != task.obs_size:
         raise ValueError(f"observations have {obs.shape[-1]} features, those of task {task.name} {task.obs_size}")
-    sizes = dict(zip("NTO", obs.shape, strict=True))
+    action, sizes = arrays[f"{sides[0]}/action"], dict(zip("NTO", obs.shape, strict=True))
+    if action.dtype == np.float32 if task is None else task.action_range is not None:
+        expected |= {f"{side}/action": CONTINUOUS for side in sides}
+        sizes["D"] = action.shape[-1] if task is None else task.num_actions
     for name, array in arrays.items():
         dtype, axes = expected[name]
         check_array(name, array, dtype, tuple(sizes[axis] for axis in axes))
@@ -68,8 +73,11 @@ def _read_side(arrays: Arrays, side: str, task: Task | None) -> Trajectory:
     obs, action, mask = (arrays[f"{side}/{field}"] for field in ("obs", "action", "mask"))
     _check_each(f"{side}/mask", mask[:, :-1] | ~mask[:, 1:], "goes on after the trajectory's end")
     _check_each(f"{side}/obs", np.isfinite(obs).all(-1) | ~mask, "is not finite")
-    _check_each(f"{side}/action", (action >= 0) | ~mask, "is negative")
-    if task is not None:
+    if np.issubdtype(action.dtype, np.floating):
+        _check_each(f"{side}/action", np.isfinite(action).all(-1) | ~mask, "is not finite")
+    else:
+        _check_each(f"{side}/action", (action >= 0) | ~mask, "is negative")
+    if task is not None and task.action_range is None:
         problem = f"is not one of the {task.num_actions} actions of task {task.name}"
         _check_each(f"{side}/action", (action < task.num_actions) | ~mask, problem)
     reward = arrays.get(f"{side}/reward", np.full(mask.shape, np.nan, np.float32))
