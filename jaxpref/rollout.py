@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxpref.checks import check_count, check_key
+from jaxpref.checks import check_count, check_key, check_kind
 from jaxpref.distributions import Distribution
 from jaxpref.fast.keys import fast_key
 from jaxpref.fast.loops import any_lane
@@ -30,7 +30,7 @@ GROUP = 256
 class EnvStep:
     """An environment between two steps: what the agent observes, and the environment's state."""
 
-    obs: Float[Array, " O"]
+    obs: Float[Array, "*batch O"]
     state: Any
 
 
@@ -71,14 +71,21 @@ def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeSt
     return distribution, jax.eval_shape(lambda each: each.sample(jax.random.key(0)), distribution)
 
 
-def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
-    """Play one episode with actions sampled from the policy: a `Trajectory` that is zero beyond its mask."""
+def episode(
+    task: Task, params: Network, key: Key[Array, ""], start: EnvStep | None = None, *, greedy: bool = False
+) -> Trajectory:
+    """Play one episode with actions sampled from the policy: a `Trajectory` that is zero beyond its mask.
+
+    start:   where the episode begins, from `reset`; None: in a fresh initial state.
+    greedy:  take the most likely action in place of a sample.
+    """
     check_policy(task, params)
     check_key(key)
+    _check_start(task, start)
     key_reset, key_play = jax.random.split(fast_key(key))
     distribution_shape, action = _shapes(task, params)
     num_chunks = -(-task.horizon // CHUNK)
-    first = reset(task, key_reset)
+    first = reset(task, key_reset) if start is None else start
     # (obs, action, reward, mask): a `Trajectory` without next_obs, which is obs shifted by one.
     shapes = ((task.obs_size,), jnp.float32), (action.shape, action.dtype), ((), jnp.float32), ((), bool)
     record = tuple(jnp.zeros((num_chunks * CHUNK, *shape), dtype) for shape, dtype in shapes)
@@ -88,7 +95,10 @@ def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
         chunk, current, alive, record = carry
         key_noise, key_step = jax.random.split(jax.random.fold_in(key_play, chunk))
         in_time = chunk * CHUNK + jnp.arange(CHUNK) < task.horizon
-        inputs = distribution_shape.noise(key_noise, CHUNK), _step_keys(task, key_step, CHUNK), in_time
+        noise = distribution_shape.noise(key_noise, CHUNK)
+        if greedy:  # without noise, a sample is the mode
+            noise = jax.tree.map(jnp.zeros_like, noise)
+        inputs = noise, _step_keys(task, key_step, CHUNK), in_time
         (current, alive), steps = jax.lax.scan(play_step, (current, alive), inputs)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=chunk * CHUNK, axis=0)
         return chunk + 1, current, alive, jax.tree.map(write, record, steps)
@@ -106,28 +116,49 @@ def episode(task: Task, params: Network, key: Key[Array, ""]) -> Trajectory:
     return zero_beyond_mask(jax.tree.map(lambda leaf: leaf[: task.horizon], played))
 
 
-def episodes(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Trajectory:
-    """Play `num_episodes` episodes from fresh initial states: a `Trajectory` with a leading axis [K]."""
-    return _of_episodes(functools.partial(episode, task, params), key, num_episodes)
+def episodes(
+    task: Task,
+    params: Network,
+    key: Key[Array, ""],
+    num_episodes: int,
+    start: EnvStep | None = None,
+    *,
+    greedy: bool = False,
+) -> Trajectory:
+    """Play `num_episodes` episodes: a `Trajectory` with a leading axis [K], as `start` has. See `episode`."""
+    _check_start(task, start, num_episodes)
+    return _of_episodes(functools.partial(episode, task, params, greedy=greedy), key, num_episodes, start)
 
 
-def evaluate(task: Task, params: Network, key: Key[Array, ""], num_episodes: int) -> Float[Array, " K"]:
-    """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes of the policy."""
-    return _of_episodes(lambda key: episode(task, params, key).reward.sum(-1), key, num_episodes)
+def evaluate(
+    task: Task, params: Network, key: Key[Array, ""], num_episodes: int, *, greedy: bool = False
+) -> Float[Array, " K"]:
+    """Return the true, unshaped, undiscounted return of each of `num_episodes` episodes. See `episode`."""
+    play = functools.partial(episode, task, params, greedy=greedy)
+    return _of_episodes(lambda key, start: play(key, start).reward.sum(-1), key, num_episodes)
 
 
-def _of_episodes(function: Callable[[Key[Array, ""]], Any], key: Key[Array, ""], num_episodes: int) -> Any:
-    """Map `function` over the keys of episodes, group by group."""
+def _of_episodes(function: Callable, key: Key[Array, ""], num_episodes: int, start: EnvStep | None = None) -> Any:
+    """Map `function(key, start)` over episodes, group by group."""
     check_key(key)
     check_count(num_episodes, "num_episodes")
-    keys = jax.random.split(fast_key(key), num_episodes)
+    inputs = jax.random.split(fast_key(key), num_episodes), start
     num_groups = -(-num_episodes // GROUP)
     if num_groups == 1:
-        return jax.vmap(function)(keys)
+        return jax.vmap(function)(*inputs)
     size = -(-num_episodes // num_groups)
     index = jnp.arange(num_groups * size) % num_episodes  # the last group repeats the first episodes
-    results = jax.lax.map(jax.vmap(function), keys[index].reshape(num_groups, size))
+    groups = jax.tree.map(lambda leaf: leaf[index].reshape(num_groups, size, *leaf.shape[1:]), inputs)
+    results = jax.lax.map(lambda group: jax.vmap(function)(*group), groups)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_episodes], results)
+
+
+def _check_start(task: Task, start: Any, *axes: int) -> None:
+    """Check that `start` is None, or has one initial state of the task for each episode."""
+    if start is not None:
+        check_kind(start, EnvStep, "start")
+        if start.obs.shape != (*axes, task.obs_size):
+            raise ValueError(f"start.obs must have the shape {[*axes, task.obs_size]}, got {list(start.obs.shape)}")
 
 
 def _play_step(task: Task, policy: Network, carry, inputs):

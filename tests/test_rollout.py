@@ -1,14 +1,26 @@
 """Playing: masked episodes and the auto-resetting stream. `Clock` counts, so what must come out is known exactly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_bytes, binomial_bound, clock, constant_policy, lane, linear_policy, play
+from helpers import (
+    LEVER,
+    assert_same_bytes,
+    binomial_bound,
+    clock,
+    constant_policy,
+    lane,
+    linear_policy,
+    numpy_policy,
+    play,
+)
 
 import jaxpref
 from jaxpref.fast.loops import any_lane
-from jaxpref.rollout import start_stream, stream
+from jaxpref.rollout import reset, start_stream, stream
 
 CLOCK = clock(shortest=1, longest=90, horizon=60)
 """Episodes of 1 to 60 steps: some end by themselves, some are cut off, and 60 is no multiple of the loop's chunk."""
@@ -67,6 +79,56 @@ def test_a_horizon_of_any_length_is_kept_to_the_step(horizon):
     n = min(horizon, 70)
     np.testing.assert_array_equal(played.mask, [np.arange(horizon) < n] * 2)
     np.testing.assert_array_equal(played.reward.sum(-1), [n * (n + 1) / 2] * 2)
+
+
+def greedy_evaluate(task, policy, key):
+    return jaxpref.evaluate(task, policy, key, 20, greedy=True)
+
+
+def test_greedy_play_takes_the_most_likely_action():
+    """NumPy's argmax of the logits at every step; the other action has a probability of up to 1/2. Of a lever that is
+    pressed with probability 0.6, greedy play returns 10 and sampled play about 6."""
+    policy = linear_policy(CLOCK, [[0, 0], [0, 1], [0, 2]], [0, -1.5])  # by the name, and by the noise of the last step
+    played = jax.jit(functools.partial(jaxpref.episodes, num_episodes=50, greedy=True))(
+        CLOCK, policy, jax.random.key(5)
+    )
+    log_probs, _ = numpy_policy(policy, np.float64(played.obs))
+    mask = np.asarray(played.mask)
+    np.testing.assert_array_equal(played.action[mask], log_probs.argmax(-1)[mask])
+    assert 0.2 < played.action[mask].mean() < 0.8
+    assert log_probs.min(-1)[mask].max() > np.log(0.49)
+    lever = constant_policy(LEVER, [0.4, 0.6])
+    np.testing.assert_array_equal(jax.jit(greedy_evaluate)(LEVER, lever, jax.random.key(6)), np.full(20, 10))
+    assert (play(LEVER, lever, jax.random.key(6), 20).reward.sum(-1) < 10).sum() > 15
+
+
+def test_an_episode_begins_at_its_start(clock_episodes):
+    """Where it would begin anyway, it is the same. Three hundred of them, which play in two groups, begin each at its
+    own, which has the length of the episode to come."""
+    keys = jax.random.split(jax.random.key(1), 256)
+    start = reset(CLOCK, jax.random.split(keys[17])[0])
+    assert_same_bytes(jax.jit(jaxpref.episode)(CLOCK, QUARTER, keys[17], start), lane(clock_episodes, 17))
+    starts = jax.vmap(lambda key: reset(CLOCK, key))(jax.random.split(jax.random.key(7), 300))
+    played = play(CLOCK, QUARTER, jax.random.key(8), 300, starts)
+    np.testing.assert_array_equal(played.obs[:, 0], starts.obs)
+    np.testing.assert_array_equal(played.mask.sum(-1), np.minimum(starts.state.length, 60))
+    for wrong in (lane(starts, 0), jax.tree.map(lambda leaf: leaf[:299], starts)):
+        with pytest.raises(ValueError, match=r"start.obs must have the shape \[300, 3\], got"):
+            jaxpref.episodes(CLOCK, QUARTER, jax.random.key(8), 300, wrong)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_from_one_start_only_samples_depend_on_the_key(greedy):
+    """CartPole is deterministic. Two keys: the same greedy episode, and two sampled ones."""
+    task = jaxpref.cartpole(horizon=50)
+    policy, start = jaxpref.init_policy(jax.random.key(0), task), reset(task, jax.random.key(1))
+    run = jax.jit(functools.partial(jaxpref.episode, greedy=greedy))
+    one, other = (run(task, policy, jax.random.key(seed), start) for seed in (2, 3))
+    np.testing.assert_array_equal(one.obs[0], start.obs)
+    if greedy:
+        assert_same_bytes(one, other)
+    else:
+        assert (one.action != other.action)[one.mask & other.mask].any()
 
 
 run_stream = jax.jit(stream, static_argnames="num_steps")
