@@ -16,6 +16,7 @@ LN2, LN3 = np.log(2), np.log(3)
 return_accuracy, label_accuracy = jax.jit(ranking.return_accuracy), jax.jit(ranking.label_accuracy)
 length_accuracy, rank_correlation = jax.jit(ranking.length_accuracy), jax.jit(ranking.rank_correlation)
 label_entropy, best_accuracy = jax.jit(ranking.label_entropy), jax.jit(ranking.best_accuracy)
+equal_return_share = jax.jit(ranking.equal_return_share)
 negative_log_likelihood = jax.jit(ranking.negative_log_likelihood)
 calibration_error = jax.jit(ranking.calibration_error, static_argnames="num_bins")
 
@@ -55,6 +56,17 @@ def test_pairs_of_equal_or_unknown_return_are_not_ranked():
     np.testing.assert_allclose(label_accuracy(*scores, some), 4 / 5)
     unknown = with_rewards(some, [np.nan] * 5)
     assert np.isnan([return_accuracy(*scores, unknown), ranking.quality(*scores, unknown).rank_correlation]).all()
+
+
+def test_equal_return_share_hand_worked():
+    """Returns equal, different, equal, unknown, equal; weights 1, 2, 3, 4 and 0: 4 of 6. A tie is no answer: 1 of 3.
+    Nothing is left where every return is unknown, or no pair has an answer."""
+    some = with_rewards(pairs_of_returns([0] * 5, [5, 2, 200, 8, 0]), [5, 1, 200, np.nan, 0])
+    some = some.replace(weight=jnp.array([1.0, 2.0, 3.0, 4.0, 0.0]))
+    np.testing.assert_allclose(equal_return_share(some), 4 / 6)
+    np.testing.assert_allclose(equal_return_share(some.replace(target=jnp.array([1.0, 1.0, 0.5, 1.0, 1.0]))), 1 / 3)
+    for nothing in (with_rewards(some, [np.nan] * 5), some.replace(weight=jnp.zeros(5))):
+        assert np.isnan(equal_return_share(nothing))
 
 
 def pairs_of_lengths(chosen, rejected, returns):

@@ -116,6 +116,15 @@ def best_accuracy(preferences: Preferences) -> Float[Array, ""]:
     return _average(jnp.maximum(preferences.prob, 1 - preferences.prob), answered(preferences))
 
 
+def equal_return_share(preferences: Preferences) -> Float[Array, ""]:
+    """Compute the weighted share of answers about two equal true returns. There, an answer by return is a coin flip.
+
+    Pairs without an answer, and those of an unknown (NaN) return, are left out. NaN if no pair is left.
+    """
+    gap = true_return(preferences.chosen) - true_return(preferences.rejected)
+    return _average(jnp.float32(gap == 0), jnp.where(jnp.isnan(gap), 0.0, answered(preferences)))
+
+
 def answered(preferences: Preferences) -> Float[Array, " N"]:
     """Return the weights of the pairs that have an answer, 0 for skipped pairs and for ties."""
     if preferences.target is None:
