@@ -1,7 +1,8 @@
-"""Label pairs: pure functions of a random key and the true rewards of both trajectories.
+"""Label pairs: pure functions of a random key and both trajectories.
 
-A `teacher` has all habits below at once. Each habit is one number, so that `vmap` can sweep it. The other annotators
-are teachers with one habit.
+An annotator may look at all of a trajectory: what was observed, done and rewarded. Those of this module look at the
+true rewards. A `teacher` has all habits below at once. Each habit is one number, so that `vmap` can sweep it. The other
+annotators are teachers with one habit.
 """
 
 import functools
@@ -14,9 +15,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxpref.checks import check_config, check_kind, setting
-from jaxpref.returns import Steps
 from jaxpref.tasks import Task
-from jaxpref.types import Scalar
+from jaxpref.types import Scalar, Trajectory, true_return
 
 Range = tuple[Scalar, Scalar]
 """(lowest, highest) return of an episode."""
@@ -38,8 +38,8 @@ class Label:
     target: Float[Array, "*batch"] | float = 1.0
 
 
-Annotator = Callable[[Key[Array, ""], Steps, Steps], Label]
-"""(key, true rewards of the first, of the second) -> Label. Rewards are zero after the end of an episode."""
+Annotator = Callable[[Key[Array, ""], Trajectory, Trajectory], Label]
+"""(key, first, second) -> Label, for one pair [T]. Values beyond the masks mean nothing. Rollouts leave zeros there."""
 
 
 @struct.dataclass
@@ -59,7 +59,7 @@ class Config:
 
 
 def teacher(
-    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, config: Config, return_range: Range = (0.0, 1.0)
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, config: Config, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Compare the discounted returns D = sum_t discount^t r_t of both.
 
@@ -73,8 +73,9 @@ def teacher(
     lowest, highest = return_range
     if isinstance(lowest, int | float) and isinstance(highest, int | float) and lowest >= highest:
         raise ValueError(f"return_range must be (lowest, highest), got {return_range}")
-    weights = config.discount ** jnp.arange(first_reward.shape[-1])
-    gap = (weights * first_reward).sum() - (weights * second_reward).sum()
+    weights = config.discount ** jnp.arange(first.mask.shape[-1])
+    first_value, second_value = (jnp.where(each.mask, weights * each.reward, 0.0).sum() for each in (first, second))
+    gap = first_value - second_value
     certain = jnp.where(gap == 0, 0.0, jnp.sign(gap) * jnp.inf)
     logit = jnp.where(config.temperature > 0, gap / jnp.where(config.temperature > 0, config.temperature, 1.0), certain)
     # Both probabilities come from the logit: 1 - sigmoid(x) would lose the small one to rounding.
@@ -83,9 +84,9 @@ def teacher(
     prob_second = (1 - config.mistake_prob) * p_second + config.mistake_prob * p_first
     first_preferred = jax.random.bernoulli(key, prob_first)
 
-    first, second = first_reward.sum(), second_reward.sum()
-    tied = jnp.abs(first - second) < config.tie_threshold * (highest - lowest)
-    low = jnp.maximum(first, second) < lowest + config.skip_threshold * (highest - lowest)
+    first_return, second_return = true_return(first), true_return(second)
+    tied = jnp.abs(first_return - second_return) < config.tie_threshold * (highest - lowest)
+    low = jnp.maximum(first_return, second_return) < lowest + config.skip_threshold * (highest - lowest)
     skipped = low & (config.skip_threshold > 0)  # without a threshold, returns below the range are not skipped
     prob = jnp.where(first_preferred, prob_first, prob_second)
     return Label(
@@ -109,37 +110,37 @@ def teacher_of(task: Task, config: Config) -> Annotator:
     return functools.partial(teacher, config=config, return_range=task.return_range or (math.nan, math.nan))
 
 
-def bradley_terry(key: Key[Array, ""], first_reward: Steps, second_reward: Steps, temperature: Scalar = 1.0) -> Label:
+def bradley_terry(key: Key[Array, ""], first: Trajectory, second: Trajectory, temperature: Scalar = 1.0) -> Label:
     """Prefer the first one with probability sigmoid((R1 - R2) / temperature), R the undiscounted return."""
-    return teacher(key, first_reward, second_reward, Config(temperature=temperature))
+    return teacher(key, first, second, Config(temperature=temperature))
 
 
-def noiseless(key: Key[Array, ""], first_reward: Steps, second_reward: Steps) -> Label:
+def noiseless(key: Key[Array, ""], first: Trajectory, second: Trajectory) -> Label:
     """Prefer the higher return; toss a coin between equal ones."""
-    return teacher(key, first_reward, second_reward, Config(temperature=0.0))
+    return teacher(key, first, second, Config(temperature=0.0))
 
 
-def mistaken(key: Key[Array, ""], first_reward: Steps, second_reward: Steps, mistake_prob: Scalar = 0.1) -> Label:
+def mistaken(key: Key[Array, ""], first: Trajectory, second: Trajectory, mistake_prob: Scalar = 0.1) -> Label:
     """Prefer the higher return, and give the opposite answer with probability `mistake_prob`."""
-    return teacher(key, first_reward, second_reward, Config(temperature=0.0, mistake_prob=mistake_prob))
+    return teacher(key, first, second, Config(temperature=0.0, mistake_prob=mistake_prob))
 
 
 def undecided(
-    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, threshold: Scalar, return_range: Range = (0.0, 1.0)
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, threshold: Scalar, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Prefer the higher return; call returns equal that differ by less than `threshold` times the range."""
-    return teacher(key, first_reward, second_reward, Config(temperature=0.0, tie_threshold=threshold), return_range)
+    return teacher(key, first, second, Config(temperature=0.0, tie_threshold=threshold), return_range)
 
 
 def skipping(
-    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, threshold: Scalar, return_range: Range = (0.0, 1.0)
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, threshold: Scalar, return_range: Range = (0.0, 1.0)
 ) -> Label:
     """Prefer the higher return; skip a pair if neither return reaches `threshold` times the range."""
-    return teacher(key, first_reward, second_reward, Config(temperature=0.0, skip_threshold=threshold), return_range)
+    return teacher(key, first, second, Config(temperature=0.0, skip_threshold=threshold), return_range)
 
 
 def myopic(
-    key: Key[Array, ""], first_reward: Steps, second_reward: Steps, discount: Scalar = 0.9, temperature: Scalar = 1.0
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, discount: Scalar = 0.9, temperature: Scalar = 1.0
 ) -> Label:
     """Prefer as `bradley_terry` does, on returns that are discounted from the first step."""
-    return teacher(key, first_reward, second_reward, Config(temperature=temperature, discount=discount))
+    return teacher(key, first, second, Config(temperature=temperature, discount=discount))

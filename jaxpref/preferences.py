@@ -52,13 +52,13 @@ def label_pairs(key: Key[Array, ""], first: Trajectory, second: Trajectory, anno
     check_same_shape(first=first.obs, second=second.obs)
     check_count(first.reward.shape[0], "the number of pairs")
     keys = jax.random.split(key, first.reward.shape[0])
-    label = jax.vmap(functools.partial(_ask, annotator))(keys, first.reward, second.reward)
+    label = jax.vmap(functools.partial(_ask, annotator))(keys, first, second)
     return apply_labels(first, second, label)
 
 
-def _ask(annotator: Annotator, *pair: Array) -> Label:
+def _ask(annotator: Annotator, key: Key[Array, ""], first: Trajectory, second: Trajectory) -> Label:
     """Ask about one pair. A custom annotator may return anything."""
-    label = annotator(*pair)
+    label = annotator(key, first, second)
     check_kind(label, Label, "the annotator's answer")
     kinds = {"first_preferred": np.bool_, "prob": np.floating, "weight": np.floating, "target": np.floating}
     for field, kind in kinds.items():

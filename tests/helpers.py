@@ -201,16 +201,17 @@ class Lever:
 LEVER = Task("lever", Lever(), None, horizon=10, obs_size=1, num_actions=2, pi1_target=9.0, pi2_target=7.0)
 
 
+def rewarded(reward):
+    """Trajectories [..., T] of these rewards, which show nothing. All of their steps were played."""
+    reward = jnp.asarray(reward, jnp.float32)
+    obs = jnp.zeros((*reward.shape, 1))
+    return Trajectory(obs, jnp.zeros(reward.shape, jnp.int32), reward, obs, jnp.ones(reward.shape, bool))
+
+
 def pairs_of_returns(chosen_returns, rejected_returns):
     """One-step episodes of these returns."""
-
-    def one_step(returns):
-        reward = jnp.array(returns, jnp.float32)[:, None]
-        obs = jnp.zeros((len(returns), 1, 1))
-        return Trajectory(obs, jnp.zeros(reward.shape, jnp.int32), reward, obs, reward == reward)
-
-    ones = jnp.ones(len(chosen_returns))
-    return Preferences(one_step(chosen_returns), one_step(rejected_returns), ones, ones)
+    sides = (rewarded(np.reshape(returns, (-1, 1))) for returns in (chosen_returns, rejected_returns))
+    return Preferences(*sides, weight=jnp.ones(len(chosen_returns)), prob=jnp.ones(len(chosen_returns)))
 
 
 def policy(seed, task=LEVER):

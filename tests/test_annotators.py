@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LEVER, assert_same_bytes, binomial_bound, keys, lane
+from helpers import LEVER, assert_same_bytes, binomial_bound, keys, lane, random_trajectories, rewarded, spoil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,15 +31,14 @@ def sigmoid(x):
 def taught(first_reward, second_reward, config, return_range):
     """The same pair, shown to a teacher many times."""
     teacher = functools.partial(annotators.teacher, config=config, return_range=return_range)
-    return jax.vmap(teacher, in_axes=(0, None, None))(MANY_KEYS, first_reward, second_reward)
+    return jax.vmap(teacher, in_axes=(0, None, None))(MANY_KEYS, rewarded(first_reward), rewarded(second_reward))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def asked(annotator, first_rewards, second_rewards):
     """Each pair of episodes, shown to an annotator eight times: [pairs, 8]."""
     over_keys = jax.vmap(annotator, in_axes=(0, None, None))
-    first, second = jnp.array(first_rewards, jnp.float32), jnp.array(second_rewards, jnp.float32)
-    return jax.vmap(over_keys, in_axes=(None, 0, 0))(EIGHT_KEYS, first, second)
+    return jax.vmap(over_keys, in_axes=(None, 0, 0))(EIGHT_KEYS, rewarded(first_rewards), rewarded(second_rewards))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +111,21 @@ def test_the_other_annotators_are_teachers_with_one_habit(preset):
     assert_same_bytes(asked(preset, first, second), asked(teacher, first, second))
 
 
+def test_only_rewards_within_the_mask_count():
+    """NaN and infinity beyond the ends of both: the same answers, ties and skips."""
+    sides = [random_trajectories(np.random.default_rng(seed), [5, 3, 1, 4], 6) for seed in (0, 1)]
+    config = Config(temperature=2.0, tie_threshold=0.02, skip_threshold=0.5, discount=0.5)
+    teacher = functools.partial(annotators.teacher, config=config, return_range=(-18.0, 18.0))
+    ask = jax.jit(jax.vmap(jax.vmap(teacher, in_axes=(0, None, None)), in_axes=(None, 0, 0)))
+    label = ask(EIGHT_KEYS, *sides)
+    assert_same_bytes(ask(EIGHT_KEYS, *map(spoil, sides)), label)
+    first, second = (np.asarray(side.reward @ 0.5 ** np.arange(6)) for side in sides)
+    prob = sigmoid(np.where(label.first_preferred, 1, -1) * (first - second)[:, None] / 2)
+    answered = np.asarray((label.weight == 1) & (label.target == 1))
+    assert 0 < answered[:, 0].sum() < 4
+    np.testing.assert_allclose(label.prob, np.where(answered, prob, 1), rtol=1e-5)
+
+
 # --- ties and skips ---------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +156,7 @@ def test_a_hesitant_teachers_ties_and_skips_are_certain():
 def taught_eight(first_reward, second_reward, config, return_range):
     """The same pair, shown to a teacher eight times."""
     teacher = functools.partial(annotators.teacher, config=config, return_range=return_range)
-    return jax.vmap(teacher, in_axes=(0, None, None))(EIGHT_KEYS, first_reward, second_reward)
+    return jax.vmap(teacher, in_axes=(0, None, None))(EIGHT_KEYS, rewarded(first_reward), rewarded(second_reward))
 
 
 eighths = st.integers(0, 8).map(lambda n: n / 8)
@@ -194,9 +208,11 @@ def test_thresholds_of_a_myopic_teacher_look_at_undiscounted_returns():
     """CartPole's 200 steps of reward 1, seen at a discount of 0.98: at most 50 of 200, below any threshold of 0.7.
     Undiscounted, an episode of 150 steps is answered about and one of 130 is skipped; 10 steps apart is a tie."""
     config = Config(temperature=0.0, tie_threshold=0.1, skip_threshold=0.7, discount=0.98)
-    reward = jnp.float32(jnp.arange(200) < jnp.array([150, 100, 130, 160])[:, None])
+    shown = rewarded(jnp.arange(200) < jnp.array([150, 100, 130, 160])[:, None])
     teacher = functools.partial(annotators.teacher, config=config, return_range=(0.0, 200.0))
-    answer, skipped, tied = (teacher(jax.random.key(0), reward[i], reward[j]) for i, j in ((0, 1), (2, 1), (3, 0)))
+    answer, skipped, tied = (
+        teacher(jax.random.key(0), lane(shown, i), lane(shown, j)) for i, j in ((0, 1), (2, 1), (3, 0))
+    )
     assert (answer.weight, answer.target, bool(answer.first_preferred)) == (1, 1, True)
     assert skipped.weight == 0
     assert (tied.weight, tied.target) == (1, 0.5)

@@ -96,7 +96,7 @@ REFUSED = [
     (lambda: train_dpo(preferences.take(PAIRS, slice(0))), "the number of preferences must be at least 1"),
     (lambda: train_dpo(PAIRS.replace(rejected=LONGER)), "must have the same shape"),
     (lambda: train_dpo(PAIRS.replace(weight=N1)), r"preferences.weight must have the shape \[4\], got \[4, 1\]"),
-    (lambda: label(lambda key, first, second: Label(first > second, 1.0, 1.0)), r"whose first_preferred.*bool\[10\]"),
+    (lambda: label(lambda key, first, second: Label(first.mask, 1.0, 1.0)), r"whose first_preferred.*bool\[10\]"),
     (lambda: label(REVERSED), r"return_range must be \(lowest, highest\), got \(5.0, 1.0\)"),
     # arrays that would be broadcast
     (lambda: returns.gae(N, N1, N, N > 0, N > 0, 0.9, 0.9), r"same shape.*value \[4, 1\]"),

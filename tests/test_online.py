@@ -118,10 +118,10 @@ COIN = constant_policy(SHOW, [0.5, 0.5])
 STILL = {"learning_rate": 0.0}
 
 
-def content(key, first_reward, second_reward):
+def content(key, first, second):
     """Prefers the higher return, and skips pairs that are good enough: together 15 of 20."""
-    label = annotators.noiseless(key, first_reward, second_reward)
-    return label.replace(weight=jnp.where(first_reward.sum() + second_reward.sum() >= 15, 0.0, 1.0))
+    label = annotators.noiseless(key, first, second)
+    return label.replace(weight=jnp.where(first.reward.sum() + second.reward.sum() >= 15, 0.0, 1.0))
 
 
 # Compiled without the slower half of the optimisations: what is run only a few times is not worth their time.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import struct
 from gymnax.environments import spaces
-from helpers import LEVER, constant_policy, play
+from helpers import LEVER, constant_policy, play, rewarded
 
 import jaxpref
 from jaxpref import annotators, dpo, gymnax_tasks, ppo, reinforce, reward_model
@@ -143,4 +143,4 @@ def test_thresholds_of_an_annotator_need_the_range_of_returns():
     ranged = from_gymnax(Board(), return_range=(0.0, 4.0))
     # A tie: 7 and 6 are closer than a half of 4.
     teacher = annotators.teacher_of(ranged, annotators.Config(tie_threshold=0.5))
-    assert teacher(jax.random.key(0), jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])).target == 0.5
+    assert teacher(jax.random.key(0), rewarded([3.0, 4.0]), rewarded([5.0, 1.0])).target == 0.5

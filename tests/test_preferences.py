@@ -12,6 +12,7 @@ from helpers import (
     clock,
     constant_policy,
     lane,
+    play,
     random_preferences,
     random_trajectories,
 )
@@ -22,6 +23,7 @@ from jaxpref import annotators, preferences
 
 CLOCK = clock(shortest=1, longest=20, horizon=25)
 NUM_PAIRS = 400
+ONES, ZEROS = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
 
 draw_index = jax.jit(preferences.draw_index, static_argnums=2)
 label_pairs = jax.jit(preferences.label_pairs, static_argnums=3)
@@ -32,7 +34,7 @@ label_pairs = jax.jit(preferences.label_pairs, static_argnums=3)
 
 @pytest.fixture(scope="module")
 def pairs():
-    """pi1 always takes action 1 and pi2 always action 0, so that an episode shows who played it. An episode's return
+    """pi1 always takes action 1, pi2 always action 0, so that an episode shows who played it. An episode's return
     is n (n + 1) / 2, up to 210: at temperature 50 the annotator errs often."""
     sample = jax.jit(
         functools.partial(
@@ -41,8 +43,7 @@ def pairs():
             annotator=functools.partial(annotators.bradley_terry, temperature=50.0),
         )
     )
-    pi1, pi2 = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
-    return jax.tree.map(np.asarray, sample(CLOCK, pi1, pi2, jax.random.key(1)))
+    return jax.tree.map(np.asarray, sample(CLOCK, ONES, ZEROS, jax.random.key(1)))
 
 
 def played_by_pi1(trajectory):
@@ -81,17 +82,18 @@ def contrary_pairs():
     """Eight pairs with the key of `pairs`, labelled by someone who prefers whoever plays second, calls it certain, and
     weighs a pair by the return of its first episode."""
 
-    def contrary(key, first_reward, second_reward):
-        return annotators.Label(jnp.bool_(False), jnp.float32(1), first_reward.sum())
+    def contrary(key, first, second):
+        return annotators.Label(jnp.bool_(False), jnp.float32(1), first.reward.sum())
 
     sample = jax.jit(functools.partial(preferences.sample_preferences, num_pairs=8, annotator=contrary))
-    pi1, pi2 = constant_policy(CLOCK, [1e-30, 1]), constant_policy(CLOCK, [1, 1e-30])
-    return jax.tree.map(np.asarray, sample(CLOCK, pi1, pi2, jax.random.key(1)))
+    return jax.tree.map(np.asarray, sample(CLOCK, ONES, ZEROS, jax.random.key(1)))
 
 
-def test_an_annotator_is_any_function_of_key_and_rewards(contrary_pairs):
-    """It need not know of targets: its answers are meant, 1."""
-    assert not played_by_pi1(contrary_pairs.chosen).any()
+def test_an_annotator_is_any_function_of_key_and_trajectories(contrary_pairs):
+    """It need not know of targets: its answers are meant, 1. The episodes are those of the first two keys."""
+    key_pi1, key_pi2, _ = jax.random.split(jax.random.key(1), 3)
+    assert_same_bytes(contrary_pairs.rejected, jax.tree.map(np.asarray, play(CLOCK, ONES, key_pi1, 8)))
+    assert_same_bytes(contrary_pairs.chosen, jax.tree.map(np.asarray, play(CLOCK, ZEROS, key_pi2, 8)))
     np.testing.assert_array_equal(contrary_pairs.weight, contrary_pairs.rejected.reward.sum(-1))
     np.testing.assert_array_equal([contrary_pairs.prob, contrary_pairs.target], np.ones((2, 8)))
 
@@ -109,10 +111,11 @@ def test_fewer_pairs_are_the_first_of_more(pairs, contrary_pairs):
 # --- labelling --------------------------------------------------------------------------------------------------------
 
 
-def opinionated(key, first_reward, second_reward):
-    """Prefers the higher return. Weight, prob and target are three more functions of the rewards; prob of the key."""
-    gap = first_reward.sum() - second_reward.sum()
-    return annotators.Label(gap > 0, jax.random.uniform(key), abs(first_reward[0]), 1 / (2 + abs(gap)))
+def opinionated(key, first, second):
+    """Prefers the higher return. Weight and target are functions of what was seen and done; prob of the key."""
+    gap = first.reward.sum() - second.reward.sum()
+    weight = abs(first.obs[0, 1]) + second.action.sum() + first.mask.sum()
+    return annotators.Label(gap > 0, jax.random.uniform(key), weight, 1 / (2 + abs(second.next_obs[0, 2])))
 
 
 NINE_AND_NINE = jax.tree.map(
@@ -133,8 +136,9 @@ def test_label_pairs_is_a_loop_over_pairs():
         assert_same_bytes(lane(result.chosen, i), chosen)
         assert_same_bytes(lane(result.rejected, i), rejected)
         np.testing.assert_allclose(result.prob[i], jax.random.uniform(key), rtol=1e-6)
-        np.testing.assert_array_equal(result.weight[i], abs(one.reward[0]))
-        np.testing.assert_allclose(result.target[i], 1 / (2 + abs(gap)), rtol=1e-6)
+        weight = abs(one.obs[0, 1]) + other.action.sum() + (i + 1)
+        np.testing.assert_allclose(result.weight[i], weight, rtol=1e-6)
+        np.testing.assert_allclose(result.target[i], 1 / (2 + abs(other.next_obs[0, 2])), rtol=1e-6)
     assert 0 < sum(swapped) < 9
     assert len(set(result.target)) > 3
 
