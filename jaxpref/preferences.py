@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxpref.annotators import Annotator, Label, bradley_terry
 from jaxpref.checks import check_count, check_key, check_kind, check_preferences, check_same_shape, check_trajectory
+from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network, check_policy
-from jaxpref.rollout import episodes
+from jaxpref.rollout import episodes, reset
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
@@ -24,24 +27,100 @@ def sample_preferences(
     key: Key[Array, ""],
     num_pairs: int,
     annotator: Annotator = bradley_terry,
+    segment: int | None = None,
+    *,
+    others: Sequence[Network] = (),
+    same_start: bool = False,
 ) -> Preferences:
-    """Play `num_pairs` episodes with each policy, each from its own initial state, and label the pairs.
+    """Play `num_pairs` episodes with each policy, and label the pairs. The annotator sees pi1's episode first.
 
-    The i-th pair is one episode of pi1 and one of pi2. The annotator sees them in this order.
+    segment:     compare clips of this many steps, as `clip_pairs` cuts them; None: whole episodes.
+    others:      more policies. The pairs then cycle through the combinations of two of (pi1, pi2, *others), and the
+                 annotator sees the two in this order.
+    same_start:  both episodes of a pair start in the same initial state; else each has its own.
     """
     check_count(num_pairs, "num_pairs")
     check_policy(task, pi1_params, "pi1_params")
     check_policy(task, pi2_params, "pi2_params")
+    for policy in others:
+        check_policy(task, policy, "one of others")
+    check_segment(task, segment)
     check_key(key)
-    key_pi1, key_pi2, key_label = jax.random.split(key, 3)
-    sides = (pi1_params, key_pi1), (pi2_params, key_pi2)
-    play = functools.partial(episodes, task, num_episodes=num_pairs)
-    if len({jax.tree.structure(side) for side in sides}) > 1:
-        first, second = (play(*side) for side in sides)
-    else:  # one loop for both policies compiles in half the time
-        both = jax.lax.map(lambda side: play(*side), jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides))
-        first, second = (jax.tree.map(lambda leaf, place=place: leaf[place], both) for place in (0, 1))
+    key_pi1, key_pi2, key_label, key_clip, key_start, *key_others = jax.random.split(key, 5 + len(others))
+    policies, keys = (pi1_params, pi2_params, *others), (key_pi1, key_pi2, *key_others)
+    sides: list[dict[str, Any]] = [{"params": each, "key": key} for each, key in zip(policies, keys, strict=True)]
+    places, pair_of = _schedule(len(sides), num_pairs)
+    if same_start:
+        start = jax.vmap(functools.partial(reset, task))(jax.random.split(fast_key(key_start), num_pairs))
+        for side, pair in zip(sides, pair_of, strict=True):
+            side["start"] = jax.tree.map(lambda leaf, pair=pair: leaf[pair], start)
+    first, second, *more = _play(task, sides, pair_of.shape[1])
+    if more:
+        played = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second, *more)
+        first, second = (jax.tree.map(lambda leaf, place=place: leaf[place], played) for place in places)
+    first, second = clip_pairs(key_clip, first, second, segment)
     return label_pairs(key_label, first, second, annotator)
+
+
+def _schedule(num_policies: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Let pairs cycle through the combinations of two of M policies. Each policy plays K episodes.
+
+    places:   [2, N], the first and the second episode of each pair, as places among all M * K, policy by policy.
+    pair_of:  [M, K], the pair that an episode is for. The last episodes of a policy of few pairs are not used.
+    """
+    both = np.resize(list(itertools.combinations(range(num_policies), 2)), (num_pairs, 2))
+    pairs = [np.flatnonzero((both == policy).any(1)) for policy in range(num_policies)]
+    num_episodes = max(len(own) for own in pairs)
+    places = np.zeros_like(both)
+    for policy, own in enumerate(pairs):
+        places[both == policy] = policy * num_episodes + np.arange(len(own))
+    return places.T, np.stack([np.resize(own, num_episodes) for own in pairs])
+
+
+def _play(task: Task, sides: list[dict[str, Any]], num_episodes: int) -> list[Trajectory]:
+    """Play `num_episodes` episodes of each side, {"params", "key"} and perhaps "start"."""
+    play = functools.partial(episodes, task, num_episodes=num_episodes)
+    if len({jax.tree.structure(side) for side in sides}) > 1:
+        return [play(**side) for side in sides]
+    # One loop for all policies compiles in half the time.
+    played = jax.lax.map(lambda side: play(**side), jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides))
+    return [jax.tree.map(lambda leaf, place=place: leaf[place], played) for place in range(len(sides))]
+
+
+def clip(trajectory: Trajectory, start: Int[Array, ""] | int, length: int) -> Trajectory:
+    """Cut `length` steps out of one trajectory [T], from step `start` on, which is at most T - length."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length), trajectory)
+
+
+def draw_start(key: Key[Array, ""], trajectory: Trajectory, length: int) -> Int[Array, ""]:
+    """Draw where a clip of one trajectory [T] starts: uniform among the places where all its steps were played.
+
+    An episode of fewer than `length` steps is its own clip: it starts at 0.
+    """
+    return jax.random.randint(key, (), 0, jnp.maximum(trajectory.mask.sum() - length, 0) + 1)
+
+
+def clip_pairs(
+    key: Key[Array, ""], first: Trajectory, second: Trajectory, segment: int | None
+) -> tuple[Trajectory, Trajectory]:
+    """Replace each episode of the pairs [N] by a clip of `segment` steps from a random place. None keeps the episodes.
+
+    Clips are what Christiano et al., 2017 (https://arxiv.org/abs/1706.03741), and B-Pref (Lee et al., 2021,
+    https://arxiv.org/abs/2111.03026) compare. A clip's T is `segment`.
+    """
+    if segment is None:
+        return first, second
+    keys = jax.random.split(fast_key(key), (first.mask.shape[0], 2))
+    cut = jax.vmap(lambda key, episode: clip(episode, draw_start(key, episode, segment), segment))
+    return cut(keys[:, 0], first), cut(keys[:, 1], second)
+
+
+def check_segment(task: Task, segment: Any) -> None:
+    """Check that `segment` is None, or a number of steps that an episode of the task can have."""
+    if segment is not None:
+        check_count(segment, "segment")
+        if segment > task.horizon:
+            raise ValueError(f"segment must be at most {task.horizon}, the horizon of task {task.name}, got {segment}")
 
 
 def label_pairs(key: Key[Array, ""], first: Trajectory, second: Trajectory, annotator: Annotator) -> Preferences:

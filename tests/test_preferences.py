@@ -7,19 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
+    LEVER,
     assert_same_bytes,
     binomial_bound,
     clock,
     constant_policy,
+    keys,
     lane,
     play,
     random_preferences,
     random_trajectories,
+    rewarded,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpref import annotators, preferences
+from jaxpref import annotators, dpo, networks, preferences, reward_model
+from jaxpref.networks import ActorCritic, init_policy
 
 CLOCK = clock(shortest=1, longest=20, horizon=25)
 NUM_PAIRS = 400
@@ -141,6 +145,125 @@ def test_label_pairs_is_a_loop_over_pairs():
         np.testing.assert_allclose(result.target[i], 1 / (2 + abs(other.next_obs[0, 2])), rtol=1e-6)
     assert 0 < sum(swapped) < 9
     assert len(set(result.target)) > 3
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def first_is_better(key, first, second):
+    """Always prefers the first, so that it is `chosen`. The weight is the return that it sees."""
+    return annotators.Label(jnp.bool_(True), jnp.float32(1), first.reward.sum())
+
+
+@functools.partial(jax.jit, static_argnames=("task", "num_pairs", "segment", "same_start"))
+def sample_in_order(policies, seed, task=CLOCK, num_pairs=100, segment=None, same_start=False):
+    """Pairs in which the chosen one is the first."""
+    options = {"segment": segment, "others": policies[2:], "same_start": same_start}
+    key = jax.random.key(seed)
+    return preferences.sample_preferences(task, *policies[:2], key, num_pairs, first_is_better, **options)
+
+
+def test_a_clip_is_a_slice_of_its_episode():
+    """The clock shows where a clip starts. NumPy's slice of the whole episode, which the same key plays; all of it
+    where it is shorter than 5. The annotator saw the clip."""
+    whole, clips = (jax.tree.map(np.asarray, sample_in_order((ONES, ZEROS), 2, segment=each)) for each in (None, 5))
+    for episode, part in ((whole.chosen, clips.chosen), (whole.rejected, clips.rejected)):
+        lengths, starts = episode.mask.sum(-1), np.int32(part.obs[:, 0, 0])
+        assert part.mask.shape == (100, 5)
+        assert 10 < (lengths < 5).sum() < 40
+        for i in range(100):
+            assert 0 <= starts[i] <= max(0, lengths[i] - 5)
+            assert_same_bytes(lane(part, i), lane(episode, (i, slice(starts[i], starts[i] + 5))))
+            assert part.mask[i].sum() == min(5, lengths[i])
+        assert (starts == lengths - 5).sum() >= 5  # the last observation is there, too
+    np.testing.assert_array_equal(clips.weight, clips.chosen.reward.sum(-1))
+    assert (clips.weight < whole.weight).any()
+
+
+def test_a_clip_of_the_horizon_is_the_episode():
+    assert_same_bytes(*(sample_in_order((ONES, ZEROS), 2, segment=each) for each in (None, 25)))
+
+
+@pytest.mark.parametrize(("length", "num_starts"), [(12, 8), (6, 2), (5, 1), (3, 1)])
+def test_clips_start_everywhere_with_the_same_probability(length, num_starts):
+    """Clips of 5 steps of an episode of 12: eight places."""
+    one = rewarded(np.ones(15)).replace(mask=jnp.arange(15) < length)
+    draw = jax.jit(jax.vmap(lambda key: preferences.draw_start(key, one, 5)))
+    counts = np.bincount(draw(jax.random.split(jax.random.key(4), 20_000)))
+    assert len(counts) == num_starts
+    assert np.abs(counts / 20_000 - 1 / num_starts).max() <= binomial_bound(1 / num_starts, 20_000)
+
+
+def test_both_clips_of_a_pair_start_where_they_like():
+    """Of 12 steps, clips of 9: the 16 combinations of four places are equally likely."""
+    twelve = rewarded(np.tile(np.arange(12), (8000, 1)))
+    first, second = preferences.clip_pairs(jax.random.key(5), twelve, twelve, 9)
+    counts = np.bincount(np.int32(4 * first.reward[:, 0] + second.reward[:, 0]), minlength=16)
+    assert len(counts) == 16
+    assert np.abs(counts / 8000 - 1 / 16).max() <= binomial_bound(1 / 16, 8000)
+
+
+def test_clips_of_a_lever_teach_to_press_it():
+    """Five of ten steps say enough: both methods learn from 100 clips of a coin's episodes that action 1 is better."""
+    coin = constant_policy(LEVER, [0.5, 0.5])
+    config = dpo.Config(num_updates=40, learning_rate=0.1, eval_every=40, eval_episodes=0)
+
+    @jax.jit
+    def learn(key_pairs, key_dpo, key_reward):
+        pairs = preferences.sample_preferences(LEVER, coin, coin, key_pairs, 100, annotators.noiseless, segment=5)
+        trained = dpo.train(LEVER, config, key_dpo, pairs, coin, coin).params
+        fitted = reward_model.train(LEVER, reward_model.Config(num_updates=60), key_reward, pairs).params
+        log_prob = networks.apply_policy(trained, jnp.zeros((2, 1)))[0].log_prob(jnp.array([0, 1]))
+        return pairs, jnp.exp(log_prob), networks.apply_reward(fitted, jnp.zeros((2, 1)), jnp.array([0, 1]))
+
+    pairs, prob, reward = learn(*keys(6, 7, 8))
+    assert (pairs.chosen.reward.sum(-1) >= pairs.rejected.reward.sum(-1)).all()
+    assert prob[1] > 0.75
+    assert reward[1] > reward[0] + 0.3
+
+
+# --- many policies, shared starts -------------------------------------------------------------------------------------
+
+TWENTY = clock(shortest=20, longest=20, horizon=20)
+UNLIKE = tuple(constant_policy(TWENTY, [1 - p, p]) for p in (0.02, 0.5, 0.98))
+
+
+def players(policies, pairs):
+    """Which policy makes each trajectory most likely, [N, 2]."""
+    log_prob = jax.jit(networks.trajectory_log_prob)
+    sides = pairs.chosen, pairs.rejected
+    return np.stack([np.argmax([log_prob(each, side) for each in policies], axis=0) for side in sides], axis=1)
+
+
+@pytest.mark.parametrize("num_pairs", [30, 4])
+def test_pairs_cycle_through_all_combinations_of_policies(num_pairs):
+    """Ten times 0 and 1, 0 and 2, 1 and 2, seen in this order. Every trajectory is most likely under the policy that
+    played it, and no episode is used twice."""
+    pairs = sample_in_order(UNLIKE, 9, TWENTY, num_pairs)
+    np.testing.assert_array_equal(players(UNLIKE, pairs), [[[0, 1], [0, 2], [1, 2]][i % 3] for i in range(num_pairs)])
+    names = np.concatenate([pairs.chosen.obs[:, 0, 1], pairs.rejected.obs[:, 0, 1]])
+    assert len(set(names.tolist())) == 2 * num_pairs
+
+
+def test_policies_of_other_networks_join_in():
+    """One of eight hidden units, which is near uniform, as a third policy and as a second one."""
+    other = init_policy(jax.random.key(0), TWENTY.replace(policy_network=ActorCritic(2, 8)))
+    pairs = sample_in_order((*UNLIKE[1:], other), 9, TWENTY, 12)
+    by_ones = players(UNLIKE, pairs) == 2
+    np.testing.assert_array_equal(by_ones, [[[0, 1], [0, 0], [1, 0]][i % 3] for i in range(12)])
+    pairs = sample_in_order((UNLIKE[2], other), 9, TWENTY, 12)
+    np.testing.assert_array_equal(players(UNLIKE, pairs) == 2, [[1, 0]] * 12)
+
+
+@pytest.mark.parametrize("num_policies", [2, 3])
+def test_both_episodes_of_a_pair_can_start_alike(num_policies):
+    """A clock's initial state holds its name and the length of the episode to come. Actions are each policy's own."""
+    policies = tuple(constant_policy(CLOCK, [1 - p, p]) for p in (0.02, 0.5, 0.98))[:num_policies]
+    pairs = sample_in_order(policies, 10, num_pairs=50, same_start=True)
+    np.testing.assert_array_equal(pairs.chosen.obs[:, 0], pairs.rejected.obs[:, 0])
+    np.testing.assert_array_equal(pairs.chosen.mask, pairs.rejected.mask)
+    assert len(set(pairs.chosen.obs[:, 0, 1].tolist())) == 50
+    assert (pairs.chosen.action != pairs.rejected.action).any(-1).sum() > 25
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ CONTRACT = {
     "losses.margin": "chosen_logp rejected_logp ref_chosen_logp ref_rejected_logp",
     "evaluate": "task params key num_episodes",
     "trajectory_log_prob": "params trajectory",
-    "sample_preferences": "task pi1_params pi2_params key num_pairs annotator=",
+    "sample_preferences": "task pi1_params pi2_params key num_pairs annotator= segment=",
     "losses.dpo": "chosen_logp rejected_logp ref_chosen_logp ref_rejected_logp beta",
     "losses.bradley_terry": "chosen_return rejected_return",
     "returns.discounted_returns": "reward gamma",
