@@ -23,7 +23,7 @@ from jaxpref.annotators import Annotator
 from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import Divergence
 from jaxpref.networks import Network, check_policy, init_reward, trajectory_reward
-from jaxpref.preferences import label_pairs
+from jaxpref.preferences import check_segment, clip_pairs, label_pairs
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Scalar, Trajectory, true_return
@@ -51,7 +51,7 @@ class Result:
     """The trained policy, with its metrics.
 
     preferences:        all labelled pairs, [N], in the order of the rounds.
-    pair_return:        mean true return of each round's pairs, [rounds].
+    pair_return:        mean true return of each round's pairs, of what was compared, [rounds].
     metrics:            the trainer's, [rounds, ...].
     divergence:         the trainer's, [rounds].
     reward_params:      the last round's ensemble; None for DPO.
@@ -77,11 +77,16 @@ def train_rlhf(
     num_pairs: int,
     init_params: Network,
     ref_params: Network,
+    segment: int | None = None,
 ) -> Result:
-    """Train by PPO from `init_params`, on an ensemble of reward models that is fitted afresh in every round."""
+    """Train by PPO from `init_params`, on an ensemble of reward models that is fitted afresh in every round.
+
+    segment: compare clips of this many steps (`preferences.clip_pairs`); None: whole episodes.
+    """
     check_config(reward_config, reward_model.Config, "reward_config")
     check_config(ppo_config, ppo.Config, "ppo_config")
     one_round = _one_round(task, config, ppo_config, key, num_pairs, init_params)
+    check_segment(task, segment)
     # Later rounds keep the value head of earlier rounds, which was trained on a learned reward.
     one_round = dataclasses.replace(one_round, reset_value=False)
     key_init, key_rounds = jax.random.split(key)
@@ -94,7 +99,7 @@ def train_rlhf(
         result = ppo.train(task, one_round, key_train, networks[0], ref_params, fitted.params)
         return (result.params, fitted.params), (result.metrics, result.divergence, fitted.divergence)
 
-    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds)
+    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds, segment)
     untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
     networks = init_params, reward_model.as_ensemble(untrained)
     return _rounds(config.num_rounds, num_pairs, key_rounds, networks, ask, learn)
@@ -109,19 +114,21 @@ def train_dpo(
     num_pairs: int,
     init_params: Network,
     ref_params: Network,
+    segment: int | None = None,
 ) -> Result:
     """Train by DPO from `init_params`. Every round continues with all pairs so far.
 
-    Of `config` only `num_rounds` is used.
+    Of `config` only `num_rounds` is used. segment: compare clips of this many steps; None: whole episodes.
     """
     check_config(dpo_config, dpo.Config, "dpo_config")
     one_round = _one_round(task, config, dpo_config, key, num_pairs, init_params)
+    check_segment(task, segment)
 
     def learn(key, networks, pairs):
         result = dpo.train(task, one_round, key, pairs, networks[0], ref_params)
         return (result.params, None), (result.metrics, result.divergence, None)
 
-    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds)
+    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds, segment)
     return _rounds(config.num_rounds, num_pairs, key, (init_params, None), ask, learn)
 
 
@@ -160,14 +167,21 @@ def choose(
 
 
 def _ask(
-    task: Task, config: Config, annotator: Annotator, num_asked: int, key: Key[Array, ""], networks: Networks
+    task: Task,
+    config: Config,
+    annotator: Annotator,
+    num_asked: int,
+    segment: int | None,
+    key: Key[Array, ""],
+    networks: Networks,
 ) -> Preferences:
     """Play the candidates of a round, and label `num_asked` of them."""
     params, ensemble = networks
-    key_first, key_second, key_choice, key_label = jax.random.split(key, 4)
+    key_first, key_second, key_choice, key_label, key_clip = jax.random.split(key, 5)
     num_played = num_asked if ensemble is None else num_asked * config.num_candidates
     first = episodes(task, params, key_first, num_played)
     second = episodes(task, params, key_second, num_played)
+    first, second = clip_pairs(key_clip, first, second, segment)
     if ensemble is not None and config.num_candidates > 1:
         asked = choose(key_choice, disagreement(ensemble, first, second), num_asked, config.disagreement)
         first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))

@@ -64,14 +64,14 @@ def train_reinforce(**changes):
     return reinforce.train(LEVER, reinforce.Config(**changes), KEY)
 
 
-def online_dpo(num_pairs=12, **changes):
+def online_dpo(num_pairs=12, segment=None, **changes):
     config, dpo_config = online.Config(**changes), DPO.replace(num_updates=12, eval_every=2)
-    return online.train_dpo(LEVER, config, dpo_config, KEY, annotators.noiseless, num_pairs, POLICY, POLICY)
+    return online.train_dpo(LEVER, config, dpo_config, KEY, annotators.noiseless, num_pairs, POLICY, POLICY, segment)
 
 
-def online_rlhf(num_pairs=12, **changes):
+def online_rlhf(num_pairs=12, segment=None, **changes):
     configs = online.Config(**changes), REWARD_MODEL, PPO.replace(num_updates=12, eval_every=2)
-    return online.train_rlhf(LEVER, *configs, KEY, annotators.noiseless, num_pairs, POLICY, POLICY)
+    return online.train_rlhf(LEVER, *configs, KEY, annotators.noiseless, num_pairs, POLICY, POLICY, segment)
 
 
 label = functools.partial(preferences.label_pairs, KEY, PAIRS.chosen, PAIRS.rejected)
@@ -97,6 +97,9 @@ REFUSED = [
     (lambda: train_dpo(PAIRS.replace(rejected=LONGER)), "must have the same shape"),
     (lambda: train_dpo(PAIRS.replace(weight=N1)), r"preferences.weight must have the shape \[4\], got \[4, 1\]"),
     (lambda: label(lambda key, first, second: Label(first.mask, 1.0, 1.0)), r"whose first_preferred.*bool\[10\]"),
+    (lambda: sample_preferences(LEVER, POLICY, POLICY, KEY, 2, segment=0), "segment must be at least 1, got 0"),
+    (lambda: sample_preferences(LEVER, POLICY, POLICY, KEY, 2, segment=11), "segment must be at most 10, .* got 11"),
+    (lambda: sample_preferences(LEVER, POLICY, POLICY, KEY, 2, others=[CARTPOLE]), "one of others, of module"),
     (lambda: label(REVERSED), r"return_range must be \(lowest, highest\), got \(5.0, 1.0\)"),
     # arrays that would be broadcast
     (lambda: returns.gae(N, N1, N, N > 0, N > 0, 0.9, 0.9), r"same shape.*value \[4, 1\]"),
@@ -129,6 +132,8 @@ REFUSED = [
     (lambda: online_dpo(num_rounds=4), "num_updates must be a multiple of eval_every, got 3 and 2"),
     (lambda: online_rlhf(10, num_rounds=5), "num_rounds must divide num_updates, got 5 and 12"),
     (lambda: online_rlhf(0), "num_pairs must be at least 1, got 0"),
+    (lambda: online_dpo(num_rounds=3, segment=11), "segment must be at most 10, the horizon of task lever, got 11"),
+    (lambda: online_rlhf(num_rounds=3, segment=2.5), "segment must be a whole number, got 2.5"),
     (lambda: online_rlhf(disagreement=1.5), r"^online\.Config: disagreement must be between 0 and 1, got 1.5"),
 ]
 

@@ -128,15 +128,18 @@ def content(key, first, second):
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def rlhf_run(config, reward_config, ppo_config, key, init_params, ref_params):
-    return online.train_rlhf(SHOW, config, reward_config, ppo_config, key, content, NUM_PAIRS, init_params, ref_params)
+def rlhf_run(config, reward_config, ppo_config, key, init_params, ref_params, segment=None):
+    args = config, reward_config, ppo_config, key, content, NUM_PAIRS, init_params, ref_params, segment
+    return online.train_rlhf(SHOW, *args)
 
 
-def dpo_run(config, dpo_config, key, init_params, ref_params):
-    return online.train_dpo(SHOW, config, dpo_config, key, annotators.noiseless, NUM_PAIRS, init_params, ref_params)
+def dpo_run(config, dpo_config, key, init_params, ref_params, segment=None):
+    args = config, dpo_config, key, annotators.noiseless, NUM_PAIRS, init_params, ref_params, segment
+    return online.train_dpo(SHOW, *args)
 
 
-train_rlhf_over_seeds = quick_jit(jax.vmap(rlhf_run, in_axes=(None, None, None, 0, None, None)))
+over_seeds = functools.partial(jax.vmap, in_axes=(None, None, None, 0, None, None))
+train_rlhf_over_seeds = quick_jit(over_seeds(rlhf_run))
 train_dpo = quick_jit(dpo_run)
 train_ensemble = quick_jit(reward_model.train_ensemble, static_argnums=4)
 label_pairs = quick_jit(functools.partial(preferences.label_pairs, annotator=content))
@@ -161,9 +164,10 @@ def from_dpo():
 
 @pytest.fixture(scope="module")
 def two_still():
-    """Of two seeds, with a policy that does not learn, and some of the questions left to chance."""
+    """Of two seeds, with a policy that does not learn, some of the questions left to chance, about clips of 6 steps."""
     config = dataclasses.replace(ONLINE, disagreement=0.7)
-    return train_rlhf_over_seeds(config, SLOW, dataclasses.replace(PPO, **STILL), keys(13, 16), COIN, COIN)
+    train = quick_jit(over_seeds(functools.partial(rlhf_run, segment=6)))
+    return train(config, SLOW, dataclasses.replace(PPO, **STILL), keys(13, 16), COIN, COIN)
 
 
 def returns_by_round(result):
@@ -235,6 +239,17 @@ def test_a_round_learns_from_all_answers_so_far(rlhf):
     assert pressing > idle + 1
 
 
+def test_dpo_in_rounds_learns_from_clips():
+    """Of 4 of 10 steps. What the annotator compares is what it sees: noiseless returns of the clips."""
+    train = quick_jit(functools.partial(dpo_run, segment=4))
+    result = train(ONLINE, DPO, jax.random.key(11), COIN, COIN)
+    chosen, rejected = (side.reward.sum(-1) for side in (result.preferences.chosen, result.preferences.rejected))
+    assert result.preferences.chosen.mask.shape == (NUM_PAIRS, 4)
+    assert (chosen >= rejected).all()
+    np.testing.assert_allclose(result.pair_return, ((chosen + rejected) / 2).reshape(NUM_ROUNDS, -1).mean(1), rtol=1e-6)
+    assert result.metrics.true_return[-1, -1] > 8
+
+
 def test_the_loss_of_a_round_is_that_of_all_answers_so_far():
     """DPO of a policy that stands still, by hand: an action 1 more in the chosen than in the rejected is a margin of
     beta (ln 0.5/0.7 - ln 0.5/0.3). The means are over 4, 8 and 12 pairs; no episode is played twice."""
@@ -262,9 +277,9 @@ def margins(reward_params, pairs):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
-    """Of a policy that stands still. Three candidates for every question; of a round's four questions three go to those
-    that the ensemble of the round before disagrees on most (0.7 * 4, rounded), one to chance. The ensemble is fitted
-    afresh to all answers so far; those to come have no weight."""
+    """Of a policy that stands still. Three candidates for every question, cut to clips. Of a round's four questions
+    three go to those that the ensemble of the round before disagrees on most (0.7 * 4, rounded), one to chance. The
+    ensemble is fitted afresh to all answers so far; those to come have no weight."""
     result = lane(two_still, seed)
     assert_same_bytes(result.params, COIN)
     key_init, key_rounds = jax.random.split(jax.random.key([13, 16][seed]))
@@ -272,8 +287,10 @@ def test_two_seeds_side_by_side_are_plain_loops_over_rounds(two_still, seed):
     pairs = jax.tree.map(jnp.zeros_like, result.preferences)
     for i, key_round in enumerate(jax.random.split(key_rounds, NUM_ROUNDS)):
         key_ask, key_learn = jax.random.split(key_round)
-        key_first, key_second, key_choice, key_label = jax.random.split(key_ask, 4)
+        key_first, key_second, key_choice, key_label, key_clip = jax.random.split(key_ask, 5)
         first, second = play(SHOW, COIN, key_first, 12), play(SHOW, COIN, key_second, 12)
+        first, second = preferences.clip_pairs(key_clip, first, second, 6)
+        assert first.mask.shape == (12, 6)
         asked = choose(key_choice, disagreement(reward_params, first, second), NUM_ASKED, 0.7)
         answers = label_pairs(key_label, lane(first, asked), lane(second, asked))
         pairs = jax.tree.map(lambda leaf, new, place=4 * i: leaf.at[place : place + 4].set(new), pairs, answers)
