@@ -54,7 +54,7 @@ def check(settings: Settings) -> None:
 def check_unused(settings: Settings) -> None:
     """Raise UsageError for a flag that the method or the experts do not read."""
     unused = dict.fromkeys(set.union(*USED.values()) - USED[settings.method], settings.method)
-    unused |= {name: f"--experts {settings.experts}" for name in set(EXPERTS.values()) - {EXPERTS[settings.experts]}}
+    unused |= dict.fromkeys(set(EXPERTS.values()) - {EXPERTS[settings.experts]}, f"--experts {settings.experts}")
     for name in changes(settings, settings.defaults):
         if (group := name.partition(".")[0]) in unused:
             raise UsageError(f"--{name} has no effect on {unused[group]}")

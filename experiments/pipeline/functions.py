@@ -49,6 +49,7 @@ class Setup(NamedTuple):
     per_step: bool = False
     reward: str = "learned"
     num_members: int = 1
+    segment: int | None = None
     show: bool = False
 
 
@@ -92,9 +93,10 @@ class Score:
 class Labels:
     """The held-out labels; see the functions of `ranking`."""
 
-    entropy: Float[Array, "*batch"]
+    label_entropy: Float[Array, "*batch"]
     best_accuracy: Float[Array, "*batch"]
     length_accuracy: Float[Array, "*batch"]
+    equal_return_share: Float[Array, "*batch"]
 
 
 @struct.dataclass
@@ -121,10 +123,13 @@ def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys)
     return reinforce.train(task, config, keys.reinforce)
 
 
-def play_pairs(task: Task, num_pairs: int, config: annotators.Config, keys: Keys, experts: Result) -> Preferences:
+def play_pairs(
+    task: Task, num_pairs: int, segment: int | None, config: annotators.Config, keys: Keys, experts: Result
+) -> Preferences:
     """Play and label the largest dataset, followed by the held-out pairs."""
     annotator = annotators.teacher_of(task, config)
-    return preferences.sample_preferences(task, experts.pi1, experts.pi2, keys.preferences, num_pairs, annotator)
+    policies = experts.pi1, experts.pi2
+    return preferences.sample_preferences(task, *policies, keys.preferences, num_pairs, annotator, segment)
 
 
 def _reference(experts: Result, reference: Int[Array, ""]) -> Network:
@@ -200,7 +205,7 @@ def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Result, refe
     """
     annotator, rounds, *trainers = configs
     ref_params, (num_pairs,) = _reference(experts, reference), setup.sizes
-    args = keys.train, annotators.teacher_of(setup.task, annotator), num_pairs, experts.pi2, ref_params
+    args = keys.train, annotators.teacher_of(setup.task, annotator), num_pairs, experts.pi2, ref_params, setup.segment
     train = online.train_dpo if len(trainers) == 1 else online.train_rlhf
     result = train(setup.task, rounds, *trainers, *args)  # type: ignore[call-arg]
     metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
@@ -262,7 +267,7 @@ def evaluate(
         expert_return=returns[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
-        labels=Labels(ranking.label_entropy(heldout), ranking.best_accuracy(heldout), ranking.length_accuracy(heldout)),
+        labels=Labels(**{field.name: getattr(ranking, field.name)(heldout) for field in dataclasses.fields(Labels)}),
     )
 
 

@@ -24,6 +24,7 @@ from jaxpref import networks, tasks
 from jaxpref.divergence import Divergence
 from jaxpref.experts import Result
 from jaxpref.networks import Network
+from jaxpref.preferences import check_segment
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
@@ -88,6 +89,7 @@ def task_of(settings: Settings) -> Task:
         given["policy_network"] = networks.ConvActorCritic(task.num_actions, task.obs_shape)
         given["reward_network"] = networks.ConvRewardModel(task.num_actions, task.obs_shape)
     task = dataclasses.replace(task, **given)
+    check_segment(task, settings.segment)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
     for used, flag, name in (
@@ -151,7 +153,7 @@ def _start_batch(
     num_played = max(settings.num_pairs) + settings.num_heldout
     train_experts = functools.partial(functions.train_experts, task)
     experts = stage(settings.expert_stage, train_experts, settings.expert_config, lanes=8)
-    play = functools.partial(functions.play_pairs, task, num_played)
+    play = functools.partial(functions.play_pairs, task, num_played, settings.segment)
     pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
 
@@ -195,6 +197,7 @@ def _train(
         per_step=str(settings.dpo.loss).endswith("_per_step"),
         reward=settings.reward,
         num_members=settings.num_members,
+        segment=settings.segment,
         show=show,
     )
     detail = f" {sizes[0]} pairs" if len(settings.size_groups) > 1 else ""

@@ -95,6 +95,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "not_reached": {name: np.array(seeds)[~experts[f"{name}_reached"]].tolist() for name in outcome.returns},
         "diverged": entries,
         "best_accuracy": mean_or_none(labels.best_accuracy[for_all]),
+        "equal_return_share": mean_or_none(labels.equal_return_share[for_all]),
         "rows": rows,
     }
 

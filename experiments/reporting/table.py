@@ -77,12 +77,17 @@ def accuracies_explained(summary: dict[str, Any]) -> str:
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """Return a line for each policy that missed its target on some seeds, and for each stage that diverged."""
+    """Return a line for each policy that missed its target on some seeds, one where most answers about the held-out
+    pairs are guesses, and one for each stage that diverged.
+    """
     lines, stages = [], collections.defaultdict(list)
     for name, seeds in summary["not_reached"].items():
         if seeds:
             share = f"{len(seeds)} of {len(summary['seeds'])} seeds"
             lines.append(f"{name} never reached its target return for {share}: {' '.join(map(str, seeds))}")
+    if (summary["equal_return_share"] or 0) > 0.5:
+        share = f"{summary['equal_return_share']:.0%}"
+        lines.append(f"{share} of the held-out pairs have two equal returns: their labels are guesses")
     for entry in summary["diverged"]:
         stage = entry["stage"]
         stage += f", reference {entry['reference']}" if entry["reference"] else ""
