@@ -1,4 +1,4 @@
-"""A custom preference loss: a function of four log-probabilities and beta, one value per pair.
+"""A custom preference loss, SimPO: a function of pairs and beta, with one value per pair.
 
 The pairs are episodes of an untrained policy, so only the preferences can teach.
 """
@@ -6,12 +6,16 @@ The pairs are episodes of an untrained policy, so only the preferences can teach
 import jax
 
 import jaxpref
+from jaxpref.losses import per_step
+
+TARGET_MARGIN = 0.5
 
 
-def squared_hinge(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
-    """max(0, 1 - beta * margin) ** 2: zero for a pair with a margin of 1 / beta or more."""
-    margin = jaxpref.losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    return jax.nn.relu(1 - beta * margin) ** 2
+def simpo(pairs, beta):
+    """SimPO (Meng et al., 2024, https://arxiv.org/abs/2405.14734, equation 6): no reference, means over steps."""
+    chosen = beta * per_step(pairs.chosen_logp, pairs.chosen_steps)
+    rejected = beta * per_step(pairs.rejected_logp, pairs.rejected_steps)
+    return -jax.nn.log_sigmoid(chosen - rejected - TARGET_MARGIN)
 
 
 def main(num_pairs=500, num_updates=150):
@@ -21,7 +25,7 @@ def main(num_pairs=500, num_updates=150):
     start = jaxpref.init_policy(key_init, task)
     pairs = jaxpref.sample_preferences(task, start, start, key_pairs, num_pairs)
 
-    config = jaxpref.dpo.Config(loss=squared_hinge, num_updates=num_updates, eval_every=num_updates)
+    config = jaxpref.dpo.Config(loss=simpo, beta=2.0, num_updates=num_updates, eval_every=num_updates)
     train = jax.jit(lambda *data: jaxpref.dpo.train(task, config, *data))
     trained = train(key_train, pairs, start, start).params
 

@@ -9,6 +9,7 @@ the margins of pairs that are already ranked right, and the policy drifts away.
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,64 @@ from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, scan_updates, weighted_mean
 from jaxpref.types import Preferences, Scalar
 
-LOSSES = ("conservative", "sigmoid", "robust", "hinge", "ipo", "sigmoid_per_step", "ipo_per_step", "cloning")
-OF_MARGIN = {"hinge": losses.hinge, "ipo": losses.ipo, "ipo_per_step": losses.ipo}
-"""The losses that are another function of the margin than `losses.sigmoid`."""
+PerPair = Float[Array, " B"]
 
-LogProbs = Float[Array, " B"]
-PairLoss = Callable[[LogProbs, LogProbs, LogProbs, LogProbs, Scalar], LogProbs]
-"""(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta) -> one value per pair; all are [B]."""
+
+@struct.dataclass
+class PairLogProbs:
+    """What a loss of B pairs looks at: log-probabilities of whole trajectories, in nats.
+
+    chosen_steps, rejected_steps:  how many steps were played.
+    target:  the probability that the label is right.
+    """
+
+    chosen_logp: PerPair
+    rejected_logp: PerPair
+    ref_chosen_logp: PerPair
+    ref_rejected_logp: PerPair
+    chosen_steps: PerPair
+    rejected_steps: PerPair
+    target: PerPair
+
+    def margin(self) -> PerPair:
+        """Compute `losses.margin` of each pair."""
+        return losses.margin(self.chosen_logp, self.rejected_logp, self.ref_chosen_logp, self.ref_rejected_logp)
+
+    def swap(self) -> "PairLogProbs":
+        """Return the same pairs with the opposite labels."""
+        logps = self.rejected_logp, self.chosen_logp, self.ref_rejected_logp, self.ref_chosen_logp
+        return PairLogProbs(*logps, self.rejected_steps, self.chosen_steps, 1 - self.target)
+
+
+PairLoss = Callable[[PairLogProbs, Scalar], PerPair]
+"""(pairs, beta) -> one value per pair."""
 Loss = str | PairLoss
+
+
+def of_margin(loss: Callable[[PerPair, Scalar], PerPair]) -> Callable[[PairLogProbs, Any], PerPair]:
+    """Make a loss of pairs from a loss of their margins."""
+    return lambda pairs, config: loss(pairs.margin(), config.beta)
+
+
+LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
+    "conservative": of_margin(losses.sigmoid),
+    "sigmoid": of_margin(losses.sigmoid),
+    "robust": of_margin(losses.sigmoid),
+    "hinge": of_margin(losses.hinge),
+    "ipo": of_margin(losses.ipo),
+    "sigmoid_per_step": of_margin(losses.sigmoid),
+    "ipo_per_step": of_margin(losses.ipo),
+    "cloning": lambda pairs, c: losses.cloning(pairs.chosen_logp),
+}
+"""{name: (pairs, config) -> one value per pair}."""
+PER_STEP = ("sigmoid_per_step", "ipo_per_step")
+"""The losses that get mean log-probabilities of a step, by `losses.per_step`."""
+TARGETS: dict[Any, Callable[[PerPair, Scalar], PerPair]] = {
+    "conservative": losses.smoothed_target,
+    "robust": losses.robust_target,
+    "cloning": lambda target, label_smoothing: jnp.ones_like(target),
+}
+"""{name: (target, label_smoothing) -> the target that this loss learns}, where it is another one."""
 
 
 @struct.dataclass
@@ -49,11 +100,10 @@ class Config:
     """Updates between two evaluations of the true return."""
     eval_episodes: int = setting(16, low=0)
     """Episodes per evaluation; 0: no evaluation, the task is never played."""
-    loss: Loss = setting("conservative", choices=LOSSES)
+    loss: Loss = setting("conservative", choices=tuple(LOSSES))
     """What is minimised. "sigmoid" is plain DPO. "conservative" and "robust" allow for wrong labels. "hinge" and "ipo"
     bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cloning", the control,
-    ignores the rejected trajectory. In Python also a custom function, a `PairLoss` of whole trajectories'
-    log-probabilities."""
+    ignores the rejected trajectory. In Python a loss may also be a function, a `PairLoss`."""
     learning_rate: Scalar = setting(5e-3, low=0)
     """Step size of Adam."""
     beta: Scalar = setting(0.1, low=0)
@@ -72,7 +122,7 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """Means over the pairs of every update [U], before the step.
+    """Means over the pairs of every update [U], before the step. Rewards are `losses.dpo_reward`, whatever the loss.
 
     param_size:   largest magnitude of a parameter.
     true_return:  mean true return after every `eval_every` updates [E]; None without evaluations.
@@ -87,28 +137,23 @@ class Metrics:
     true_return: Float[Array, "*batch E"] | None = None
 
 
-def pair_loss(config: Config, target: LogProbs, *logps: LogProbs) -> LogProbs:
-    """Compute each pair's loss: target * loss(pair) + (1 - target) * loss(swapped pair).
+def pair_loss(config: Config, pairs: PairLogProbs) -> PerPair:
+    """Compute each pair's loss: target * loss(pairs) + (1 - target) * loss(swapped pairs).
 
-    `logps` are the first four arguments of a `PairLoss`.
+    This is the rule for every loss, also a custom one. So a loss does not need to look at the target. One that does,
+    and is the same for the swapped pairs, is not changed by the rule.
     """
-    chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp = logps
-    if callable(config.loss):
-        as_labelled = config.loss(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, config.beta)
-        swapped = config.loss(rejected_logp, chosen_logp, ref_rejected_logp, ref_chosen_logp, config.beta)
-        if jnp.shape(as_labelled) != target.shape:
-            got = list(jnp.shape(as_labelled))
-            raise ValueError(f"dpo.Config: loss must return one value per pair, {list(target.shape)}, got {got}")
-        return target * as_labelled + (1 - target) * swapped
-    if config.loss == "cloning":
-        return losses.cloning(chosen_logp)
-    if config.loss == "conservative":
-        target = losses.smoothed_target(target, config.label_smoothing)
-    if config.loss == "robust":
-        target = losses.robust_target(target, config.label_smoothing)
-    loss = OF_MARGIN.get(config.loss, losses.sigmoid)
-    margin = losses.margin(*logps)
-    return target * loss(margin, config.beta) + (1 - target) * loss(-margin, config.beta)
+
+    def loss(pairs: PairLogProbs) -> PerPair:
+        return config.loss(pairs, config.beta) if callable(config.loss) else LOSSES[config.loss](pairs, config)
+
+    as_labelled, swapped, target = loss(pairs), loss(pairs.swap()), pairs.target
+    if jnp.shape(as_labelled) != target.shape:
+        got = list(jnp.shape(as_labelled))
+        raise ValueError(f"dpo.Config: loss must return one value per pair, {list(target.shape)}, got {got}")
+    if config.loss in TARGETS:
+        target = TARGETS[config.loss](target, config.label_smoothing)
+    return target * as_labelled + (1 - target) * swapped
 
 
 def loss_fn(
@@ -117,12 +162,14 @@ def loss_fn(
     """Compute the weighted mean loss of the pairs at `index`, and their metrics."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
-    if config.loss in ("sigmoid_per_step", "ipo_per_step"):
+    if config.loss in PER_STEP:
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
-    chosen_logp, rejected_logp = jnp.split(logp, 2)
-    ref_chosen_logp, ref_rejected_logp = jnp.split(ref_logp, 2)
+    (chosen_logp, rejected_logp), (ref_chosen_logp, ref_rejected_logp) = jnp.split(logp, 2), jnp.split(ref_logp, 2)
+    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    chosen_steps, rejected_steps = jnp.split(num_steps, 2)
+    pairs = PairLogProbs(*logps, chosen_steps, rejected_steps, data.target[index])
     mean = functools.partial(weighted_mean, weight=weight)
-    loss = mean(pair_loss(config, data.target[index], chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
+    loss = mean(pair_loss(config, pairs))
     chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
     rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
     return loss, Metrics(

@@ -4,9 +4,9 @@ The caller averages, because only the caller knows the weights and the masks. Ar
 ValueError: [N] and [N, 1] would broadcast to [N, N].
 
 The losses of the DPO family are functions of one number per pair, the margin, and of beta. The margin of a swapped
-pair is minus the margin. A pair's target t is the probability that its label is right. Its loss is
+pair is minus the margin. A pair's target t is the probability that its label is right. The loss of a pair is
 
-    t * loss(margin, beta) + (1 - t) * loss(-margin, beta)
+    t * loss(pair) + (1 - t) * loss(swapped pair)
 
 Label smoothing and robustness to wrong labels are changes of the target, not other losses.
 """

@@ -109,7 +109,7 @@ REFUSED = [
     (lambda: reinforce.train(LEVER, {}, KEY), r"config must be a reinforce\.Config, got a dict"),
     (lambda: train_dpo(beta=-1), r"^dpo\.Config: beta must be at least 0, got -1"),
     (lambda: train_dpo(loss="slic"), r"^dpo\.Config: loss must be one of conservative, .*, got 'slic'"),
-    (lambda: train_dpo(loss=lambda *logps: logps[0].mean()), r"^dpo\.Config: loss .*per pair, \[64\], got \[\]"),
+    (lambda: train_dpo(loss=lambda pairs, beta: beta), r"^dpo\.Config: loss .*per pair, \[64\], got \[\]"),
     (lambda: train_dpo(num_updates=10, eval_every=3), "num_updates must be a multiple of eval_every, got 10 and 3"),
     (lambda: train_dpo(beta=0.0, loss="ipo"), "beta must be at least 1e-06 for loss ipo"),
     (lambda: train_dpo(label_smoothing=0.51), "label_smoothing must be between 0 and 0.5, got 0.51"),

@@ -115,7 +115,7 @@ def test_a_name_means_a_function_of_the_margin():
     assert expected.keys() == set(dpo.LOSSES)
     for name, values in expected.items():
         config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2)
-        found = dpo.pair_loss(config, jnp.float32(target), *logps)
+        found = dpo.pair_loss(config, dpo.PairLogProbs(*logps, jnp.ones(2), jnp.ones(2), jnp.float32(target)))
         np.testing.assert_allclose(found, values, rtol=1e-5, err_msg=name)
 
 
@@ -165,12 +165,50 @@ def test_cloning_is_the_whole_chosen_trajectory_and_blind_to_the_rejected(per_st
     assert abs(other[1].rejected_reward - metrics.rejected_reward) > 1e-2
 
 
-def squared_hinge(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
-    margin = losses.margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    return jnp.maximum(0, 1 - beta * margin) ** 2
+def test_swapping_pairs_exchanges_chosen_and_rejected():
+    """And what was right with probability 1/4 is now right with 3/4. Twice changes nothing."""
+    fields = [jnp.full(2, value) for value in (-1.0, -2.0, -3.0, -4.0, 5.0, 6.0, 0.25)]
+    swapped = dpo.PairLogProbs(*fields).swap()
+    one_each = [leaf[0] for leaf in jax.tree.leaves(swapped)]
+    np.testing.assert_array_equal(one_each, [-2, -1, -4, -3, 6, 5, 0.75])
+    np.testing.assert_array_equal(swapped.margin(), -dpo.PairLogProbs(*fields).margin())
+    assert_same_bytes(swapped.swap(), dpo.PairLogProbs(*fields))
 
 
-def test_a_loss_may_be_a_function_of_ones_own():
+def squared_hinge(pairs, beta):
+    return jnp.maximum(0, 1 - beta * pairs.margin()) ** 2
+
+
+def smoothed_by_hand(pairs, beta):
+    """The default loss, with the target and labels wrong one time in twenty, whichever trajectory comes first."""
+    target = 0.95 * pairs.target + 0.05 * (1 - pairs.target)
+    return target * losses.sigmoid(pairs.margin(), beta) + (1 - target) * losses.sigmoid(-pairs.margin(), beta)
+
+
+def test_a_loss_that_uses_the_target_itself_is_not_changed_by_the_rule():
+    """It is the same for the swapped pairs, so any mixture of both is the loss."""
+    params, data = policy(35), prepare(LEVER, pairs(35), policy(36))
+    data = data.replace(target=jnp.array([1.0, 0.5, 0.25, 0.0] * 3))
+    config = dpo.Config(beta=0.5)
+    by_hand, _ = loss(params, config.replace(loss=smoothed_by_hand), data, EVERYTHING, ALIKE)
+    np.testing.assert_allclose(by_hand, loss(params, config, data, EVERYTHING, ALIKE)[0], rtol=1e-6)
+
+
+def test_a_custom_loss_sees_steps_and_targets():
+    """1 + 2 chosen_steps + 30 rejected_steps + target * (1 - target); of the swapped pair the steps are exchanged."""
+    data = pairs(37)
+    chosen, rejected = (np.asarray(side.mask).sum(-1) for side in (data.chosen, data.rejected))
+
+    def numbers(pairs, beta):
+        return 1 + 2 * pairs.chosen_steps + 30 * pairs.rejected_steps + pairs.target * (1 - pairs.target)
+
+    prepared = prepare(LEVER, data, policy(37)).replace(target=0.25 * ALIKE)
+    value, _ = loss(policy(37), dpo.Config(loss=numbers), prepared, EVERYTHING, ALIKE)
+    expected = 1 + 0.25 * (2 * chosen + 30 * rejected) + 0.75 * (2 * rejected + 30 * chosen) + 3 / 16
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-6)
+
+
+def test_a_loss_may_be_a_custom_function():
     """Of whole trajectories' log-probabilities. Ten good actions chosen and ten bad ones rejected, by a policy of 2/3
     and 1/3 where the reference has 1/2 and 1/2: a margin of 10 ln 2; at beta 1/20, (1 - ln 2 / 2) ** 2."""
     even, likely = constant_policy(LEVER, [0.5, 0.5]), constant_policy(LEVER, [1 / 3, 2 / 3])
@@ -280,7 +318,7 @@ def test_without_evaluations_no_environment_is_needed_and_training_is_the_same()
 def test_ipos_beta_may_be_an_axis_number():
     """`vmap` builds a config whose beta is an axis number, 0, which would be no beta for IPO."""
     config = dataclasses.replace(CONFIG, loss="ipo", beta=jnp.array([0.3, 1.0]))
-    axes = dpo.Config(**{**vars(config), "learning_rate": None, "beta": 0, "label_smoothing": None})
+    axes = jax.tree.map(lambda _: None, config).replace(beta=0)
     args = jax.random.key(20), pairs(20), policy(20), policy(21)
     swept = jax.eval_shape(jax.vmap(lambda config: dpo.train(LEVER, config, *args), in_axes=(axes,)), config)
     assert swept.metrics.loss.shape == (2, 6)
