@@ -75,6 +75,7 @@ LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
     "ipo": of_margin(losses.ipo),
     "sigmoid_per_step": of_margin(losses.sigmoid),
     "ipo_per_step": of_margin(losses.ipo),
+    "cpl": lambda pairs, c: losses.cpl(pairs.chosen_logp, pairs.rejected_logp, c.beta, c.contrastive_bias),
     "cloning": lambda pairs, c: losses.cloning(pairs.chosen_logp),
 }
 """{name: (pairs, config) -> one value per pair}."""
@@ -102,14 +103,17 @@ class Config:
     """Episodes per evaluation; 0: no evaluation, the task is never played."""
     loss: Loss = setting("conservative", choices=tuple(LOSSES))
     """What is minimised. "sigmoid" is plain DPO. "conservative" and "robust" allow for wrong labels. "hinge" and "ipo"
-    bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cloning", the control,
-    ignores the rejected trajectory. In Python a loss may also be a function, a `PairLoss`."""
+    bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cpl" has no
+    reference. "cloning", the control, ignores the rejected trajectory. In Python a loss may also be a function, a
+    `PairLoss`."""
     learning_rate: Scalar = setting(5e-3, low=0)
     """Step size of Adam."""
     beta: Scalar = setting(0.1, low=0)
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
     """Assumed probability of a wrong label, for "conservative" and "robust". At 0 both are "sigmoid"."""
+    contrastive_bias: Scalar = setting(1.0, low=0, high=1)
+    """Weight of the rejected log-probability in "cpl". Below 1, likely trajectories have a smaller loss."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""

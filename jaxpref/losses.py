@@ -57,6 +57,18 @@ def ipo(margin: Values, beta: Scalar) -> Values:
     return (margin - 1 / (2 * beta)) ** 2
 
 
+def cpl(chosen_logp: Values, rejected_logp: Values, alpha: Scalar, bias: Scalar = 1.0) -> Values:
+    """Compute CPL's loss (Hejna et al., 2024, https://arxiv.org/abs/2310.13639, equation 5), which has no reference.
+
+    -log [exp(alpha * chosen_logp) / (exp(alpha * chosen_logp) + exp(bias * alpha * rejected_logp))]
+
+    A `bias` below 1, the paper's lambda, is its regularised form CPL(lambda): making both trajectories unlikely raises
+    the loss. The paper's sums are over segments and discounted by gamma. A logp is not discounted.
+    """
+    check_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    return jax.nn.softplus(alpha * (bias * rejected_logp - chosen_logp))
+
+
 def smoothed_target(target: Values, label_smoothing: Scalar) -> Values:
     """Compute (1 - label_smoothing) * target + label_smoothing * (1 - target).
 

@@ -91,7 +91,8 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
 
 
 def test_a_name_means_a_function_of_the_margin():
-    """At beta * margins ln 9 and -1.5, beta 1/2, labels wrong one time in five, targets 1 and 1/4."""
+    """At beta * margins ln 9 and -1.5, beta 1/2, labels wrong one time in five, targets 1 and 1/4; or, without a
+    reference, of the log-probabilities themselves."""
     logps = tuple(jnp.array(x, jnp.float32) for x in ([-1 + 2 * np.log(9), -7], [-4, -3], [-1, -5], [-4, -4]))
     margin, target = np.array([2 * np.log(9), -3]), np.array([1, 0.25])
 
@@ -101,6 +102,10 @@ def test_a_name_means_a_function_of_the_margin():
     def sigmoid(margin):
         return np.log1p(np.exp(-0.5 * margin))
 
+    def cpl(chosen, rejected):
+        return -np.log(np.exp(chosen / 2) / (np.exp(chosen / 2) + np.exp(0.75 * rejected / 2)))
+
+    chosen, rejected = np.float64(logps[0]), np.float64(logps[1])
     expected = {
         "sigmoid": of(sigmoid),
         "conservative": of(sigmoid, 0.8 * target + 0.2 * (1 - target)),
@@ -108,13 +113,14 @@ def test_a_name_means_a_function_of_the_margin():
         "robust": (0.8 * of(sigmoid) - 0.2 * of(sigmoid, 1 - target)) / 0.6,
         "hinge": of(lambda margin: np.maximum(0, 1 - 0.5 * margin)),
         "ipo": of(lambda margin: (margin - 1) ** 2),
+        "cpl": target * cpl(chosen, rejected) + (1 - target) * cpl(rejected, chosen),
         "cloning": -np.array(logps[0]),
     }
     assert len({tuple(values.round(3)) for values in expected.values()}) == len(expected)
     expected |= {"sigmoid_per_step": expected["sigmoid"], "ipo_per_step": expected["ipo"]}
     assert expected.keys() == set(dpo.LOSSES)
     for name, values in expected.items():
-        config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2)
+        config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2, contrastive_bias=0.75)
         found = dpo.pair_loss(config, dpo.PairLogProbs(*logps, jnp.ones(2), jnp.ones(2), jnp.float32(target)))
         np.testing.assert_allclose(found, values, rtol=1e-5, err_msg=name)
 

@@ -22,6 +22,7 @@ margin = jax.jit(losses.margin)
 per_step = jax.jit(losses.per_step)
 smoothed = jax.jit(losses.smoothed_target)
 robust = jax.jit(losses.robust_target)
+cpl = jax.jit(losses.cpl)
 bradley_terry = jax.jit(losses.bradley_terry)
 bradley_terry_grad = jax.jit(jax.grad(losses.bradley_terry, argnums=(0, 1)))
 surrogate = jax.jit(losses.clipped_surrogate)
@@ -94,6 +95,34 @@ def test_ipo_hand_worked():
     np.testing.assert_array_equal(losses.ipo(MARGINS, 0.25), [25, 4, 1, 0, 9])
     slopes = jax.vmap(jax.grad(losses.ipo), (0, None))(jnp.array([2.0, 5.0, 1e30]), 0.25)
     np.testing.assert_allclose(slopes, [0, 6, 2e30], rtol=1e-6)
+
+
+def test_cpl_hand_worked():
+    """alpha 1/2, logps ln 16 and ln 4: exp(alpha * logp) is 4 and 2, so -ln(4 / 6) and, the other way, -ln(2 / 6).
+    With a bias of 1/2 the rejected one counts sqrt 2 and 2: -ln(4 / (4 + sqrt 2)) and -ln(2 / (2 + 2))."""
+    high, low = np.log(16), np.log(4)
+    chosen, rejected = jnp.array([high, low]), jnp.array([low, high])
+    np.testing.assert_allclose(cpl(chosen, rejected, 0.5, 1.0), -np.log([4 / 6, 2 / 6]), rtol=1e-6)
+    expected = -np.log([4 / (4 + np.sqrt(2)), 2 / 4])
+    np.testing.assert_allclose(cpl(chosen, rejected, 0.5, 0.5), expected, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(logp, logp, st.floats(2**-6, 2, width=32), st.floats(0, 1, width=32))
+def test_cpl_is_the_papers_fraction_and_without_a_bias_dpo_without_a_reference(chosen, rejected, alpha, bias):
+    chosen, rejected = jnp.float32(chosen), jnp.float32(rejected)
+    a, b = np.float64(alpha) * np.float64(chosen), np.float64(bias) * alpha * np.float64(rejected)
+    rounding = 1e-6 * (1 + abs(a) + abs(b))
+    np.testing.assert_allclose(cpl(chosen, rejected, alpha, bias), np.logaddexp(a, b) - a, rtol=1e-5, atol=rounding)
+    nothing = jnp.zeros(())
+    np.testing.assert_array_equal(cpl(chosen, rejected, alpha, 1.0), dpo(chosen, rejected, nothing, nothing, alpha))
+
+
+def test_a_bias_of_cpl_makes_likely_trajectories_better():
+    """With equal logps x, the loss is ln(1 + exp(-alpha (1 - bias) x)): without a bias ln 2 for every x."""
+    x = jnp.array([0.0, -10.0, -40.0])
+    np.testing.assert_allclose(cpl(x, x, 0.1, 1.0), [LN2] * 3, rtol=1e-6)
+    np.testing.assert_allclose(cpl(x, x, 0.1, 0.5), np.log1p(np.exp([0, 0.5, 2])), rtol=1e-6)
 
 
 def test_cloning_is_minus_the_chosen_log_probability():
