@@ -26,7 +26,7 @@ from jaxpref.preferences import check_pairs
 from jaxpref.rollout import evaluate
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, scan_updates, weighted_mean
-from jaxpref.types import Preferences, Scalar
+from jaxpref.types import Optimiser, Preferences, Scalar
 
 PerPair = Float[Array, " B"]
 
@@ -106,8 +106,10 @@ class Config:
     bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cpl" has no
     reference. "cloning", the control, ignores the rejected trajectory. In Python a loss may also be a function, a
     `PairLoss`."""
+    optimiser: Optimiser | None = setting(None)
+    """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(5e-3, low=0)
-    """Step size of Adam."""
+    """Step size of the optimiser."""
     beta: Scalar = setting(0.1, low=0)
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
@@ -118,6 +120,7 @@ class Config:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
         yield from training.schedule_problems(self)
+        yield from training.optimiser_problems(self)
         if self.loss in ("ipo", "ipo_per_step") and isinstance(self.beta, int | float) and self.beta < 1e-6:
             yield "beta", f"must be at least 1e-06 for loss {self.loss}, which aims at 1 / (2 * beta), got {self.beta}"
         if self.loss == "robust" and isinstance(self.label_smoothing, int | float) and self.label_smoothing > 0.49:
@@ -190,7 +193,7 @@ def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) 
     """Make one gradient step on a minibatch of pairs."""
     index, weight = draw_minibatch(key, data.weight, config.batch_size)
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, data, index, weight)
-    updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
+    updates, opt_state = training.make_optimiser(config).update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
 
@@ -208,7 +211,7 @@ def train(
     check_policy(task, init_params, "init_params")
     check_policy(task, ref_params, "ref_params")
     data = prepare(task, preferences, ref_params)
-    start = TrainState(init_params, optax.adam(config.learning_rate).init(init_params))
+    start = TrainState(init_params, training.make_optimiser(config).init(init_params))
 
     def mean_return(state: TrainState, key: Key[Array, ""]) -> Float[Array, ""] | None:
         if config.eval_episodes == 0:

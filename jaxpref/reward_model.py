@@ -25,7 +25,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses
+from jaxpref import losses, training
 from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
@@ -34,7 +34,7 @@ from jaxpref.networks import Ensemble, Network, init_reward
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
-from jaxpref.types import Preferences, Scalar
+from jaxpref.types import Optimiser, Preferences, Scalar
 
 CHECK_EVERY = 10
 """Updates between two evaluations of the held-out pairs."""
@@ -51,13 +51,16 @@ class Config:
     holdout_every: int = setting(0, low=0)
     """Early stopping: every n-th pair is held out, and the result has the least loss on these pairs. 0: train on all
     pairs to the end."""
+    optimiser: Optimiser | None = setting(None)
+    """A function of the learning rate, such as `optax.sgd`; None: Adam. The decay does not follow its schedule."""
     learning_rate: Scalar = setting(3e-3, low=0)
-    """Step size of AdamW."""
+    """Step size of the optimiser."""
     weight_decay: Scalar = setting(10.0, low=0)
     """Decoupled: each update subtracts learning_rate * weight_decay of every kernel. Biases do not decay."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
+        yield from training.optimiser_problems(self)
         if self.holdout_every == 1:
             yield "holdout_every", "must be 0 or at least 2, got 1: no pair is left to train on"
 
@@ -73,8 +76,11 @@ class Metrics:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
-    """Make AdamW. Its decay applies to kernels only."""
-    return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_is_kernel)
+    """Make AdamW, or the config's optimiser with the same decay. It applies to kernels only."""
+    if config.optimiser is None:
+        return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_is_kernel)
+    decay = optax.add_decayed_weights(-config.learning_rate * config.weight_decay, mask=_is_kernel)
+    return optax.chain(training.make_optimiser(config), decay)
 
 
 def _is_kernel(params: Network) -> Network:

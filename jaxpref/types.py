@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
@@ -13,6 +14,8 @@ Scalar = int | float | Float[Array, ""]
 """A hyperparameter: a Python number, or a traced array where vmap sweeps it."""
 Params = Any
 """A pytree of arrays."""
+Optimiser = Callable[[Any], optax.GradientTransformation]
+"""A function of the learning rate: `optax.sgd`, or `lambda lr: optax.adam(optax.cosine_decay_schedule(lr, 150))`."""
 Observation = Float[Array, "*batch O"]
 ActionRange = tuple[tuple[float, float], ...]
 Config = TypeVar("Config")

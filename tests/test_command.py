@@ -213,6 +213,7 @@ def test_a_flag_without_effect_is_refused(line, method, flag):
     [
         ("--bogus 3", ["--bogus"]),
         ("--dpo.bta 0.3", ["--dpo.bta", "--dpo.beta"]),
+        ("--dpo.optimiser adam", ["--dpo.optimiser"]),  # a function, and so no flag
         ("--seeds 1.5", ["--seeds", "1.5"]),
         ("--reference pi3", ["--reference", "pi3"]),
         ("--preset best", ["--preset", "best", "original"]),
@@ -241,6 +242,7 @@ def test_help_shows_the_defaults_of_the_preset(capsys):
     assert exit.value.code == 0
     printed = capsys.readouterr().out
     assert "--dpo.beta FLOAT" in printed
+    assert "--dpo.optimiser" not in printed
     assert "0.5" in printed
 
 

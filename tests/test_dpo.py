@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LEVER, assert_close, assert_same_bytes, binomial_bound, constant_policy, numpy_policy, pairs, policy
+from helpers import (
+    LEVER,
+    assert_close,
+    assert_same_bytes,
+    binomial_bound,
+    constant_policy,
+    lane,
+    numpy_policy,
+    pairs,
+    policy,
+)
 
 import jaxpref
 from jaxpref import dpo, losses, networks
@@ -245,6 +255,34 @@ def test_each_pair_has_a_target_of_its_own():
     value, _ = loss(params, dpo.Config(beta=0.5, label_smoothing=0.1), labelled, jnp.array(order), ALIKE)
     np.testing.assert_allclose(value, per_pair[order].mean(), rtol=1e-4)
     assert abs(per_pair[order].mean() - per_pair.mean()) > 1e-2
+
+
+# --- optimisers -------------------------------------------------------------------------------------------------------
+
+
+def halving(learning_rate):
+    """Gradient descent with half of the step after every update."""
+    return optax.sgd(optax.exponential_decay(learning_rate, 1, 0.5))
+
+
+def test_an_optimiser_is_a_function_of_the_learning_rate():
+    """Three updates by hand, with steps of 0.2, 0.1 and 0.05 times the gradient; a second learning rate by vmap."""
+    data, start = prepare(LEVER, pairs(38), policy(39)), policy(38)
+    config = dataclasses.replace(FULL_BATCH, num_updates=3, eval_every=3, eval_episodes=0, optimiser=halving)
+    expected = start
+    for step in (0.2, 0.1, 0.05):
+        grads, _ = loss_grad(expected, config, data, EVERYTHING, ALIKE)
+        expected = jax.tree.map(lambda leaf, grad, step=step: leaf - step * grad, expected, grads)
+
+    def params_of(learning_rate):
+        of_rate = config.replace(learning_rate=learning_rate)
+        return dpo.train(LEVER, of_rate, jax.random.key(38), pairs(38), start, policy(39)).params
+
+    swept = jax.jit(jax.vmap(params_of))(jnp.array([0.2, 0.0]))
+    assert_close(lane(swept, 0), expected, rtol=1e-4, atol=1e-6)
+    assert_close(lane(swept, 1), start, rtol=1e-6)
+    moved = jax.tree.map(lambda leaf, before: abs(leaf - before).max(), expected, start)
+    assert moved.params["policy"]["kernel"] > 1e-3
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -116,6 +116,25 @@ def test_full_batch_training_is_an_adamw_loop_over_all_pairs():
     assert metrics.loss.shape == (6,)
 
 
+def test_gradient_descent_decays_the_kernels():
+    """One update by hand: p - 0.02 * gradient, and of kernels - 0.02 * 0.1 * p, too."""
+    data, params = prepare(LEVER, pairs(8)), random_reward(8)
+    config = FULL_BATCH.replace(optimiser=optax.sgd)
+    grads, _ = loss_grad(params, data, EVERYTHING, ALIKE)
+    state = reward_model.TrainState(params, reward_model.optimiser(config).init(params))
+    state, _ = update(config, data, state, jax.random.key(8))
+    for layer, arrays in params.params.items():
+        for name, before in arrays.items():
+            expected = before - 0.02 * grads.params[layer][name] - (0.002 * before if name == "kernel" else 0)
+            np.testing.assert_allclose(state.params.params[layer][name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_adam_as_the_configs_optimiser_is_adamw():
+    """The same decay, after six updates."""
+    result = train(LEVER, FULL_BATCH.replace(optimiser=optax.adam), jax.random.key(4), pairs(4))
+    assert_close(result.params, train(LEVER, FULL_BATCH, jax.random.key(4), pairs(4)).params, rtol=1e-4, atol=1e-5)
+
+
 def labelled_by_a_linear_reward(seed, num_pairs):
     """Pairs that a reward of 2 obs_0 - obs_1 + (1 for action 1, -1 for action 0) ranks without an error."""
     rng = np.random.default_rng(seed)

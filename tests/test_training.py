@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
-from jaxpref import dpo, training
+from jaxpref import checks, dpo, reward_model, training
 from jaxpref.fast.shuffle import shuffled
 
 
@@ -73,3 +74,21 @@ def test_from_no_answers_nothing_is_learned(batch_size):
 def test_a_weighted_mean_is_numpys():
     values, weight = jnp.array([1.0, -2.0, 4.0]), jnp.array([0.5, 0.0, 2.0])
     np.testing.assert_allclose(training.weighted_mean(values, weight), np.average(values, weights=weight), rtol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", [dpo, reward_model])
+def test_an_optimiser_that_is_no_function_is_named_in_one_sentence(trainer):
+    """Also the easy mistake, an optimiser that has its learning rate already."""
+    config, words = trainer.Config(), "must be a function of the learning rate, or None, got a "
+    assert checks.problems(config.replace(optimiser=optax.sgd)) == []
+    for wrong, kind in ((optax.sgd(0.1), "GradientTransformationExtraArgs"), ("adam", "str")):
+        assert checks.problems(config.replace(optimiser=wrong)) == [("optimiser", words + kind)]
+
+
+def test_without_an_optimiser_it_is_adam():
+    """The first step of Adam is the learning rate, whatever the size of the gradient; of gradient descent it is not."""
+    params, grads = jnp.array([1.0, 2.0]), jnp.array([0.5, -3.0])
+    for made, expected in ((None, [-0.1, 0.1]), (optax.sgd, [-0.05, 0.3])):
+        optimiser = training.make_optimiser(dpo.Config(learning_rate=0.1, optimiser=made))
+        updates, _ = optimiser.update(grads, optimiser.init(params), params)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)

@@ -36,6 +36,7 @@ def read(kind: type[Kind], argv: Sequence[str], script: str, description: str, d
         args=argv,
         default=tyro.MISSING_NONPROP if default is None else default,
         registry=REGISTRY,
+        config=(tyro.conf.SuppressFixed,),  # a config's optimiser is a function: it has no flag
         prog=f"python -m experiments.{script}",
         description=description,
     )
