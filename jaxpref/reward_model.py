@@ -30,7 +30,7 @@ from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.fast.keys import fast_key
-from jaxpref.networks import Ensemble, Network, init_reward
+from jaxpref.networks import Ensemble, Network, check_reward, init_reward
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
@@ -111,16 +111,20 @@ def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) 
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
 
-def train(task: Task, config: Config, key: Key[Array, ""], preferences: Preferences) -> Result:
-    """Fit a fresh reward model to `preferences` of [N] pairs."""
+def train(
+    task: Task, config: Config, key: Key[Array, ""], preferences: Preferences, init_params: Network | None = None
+) -> Result:
+    """Fit a reward model to `preferences` of [N] pairs, from `init_params` or, without them, a fresh one."""
     check_config(config, Config)
     check_key(key)
     check_pairs(task, preferences)
+    if init_params is not None:
+        check_reward(task, init_params, "init_params")
     num_pairs = preferences.weight.shape[0]
     if config.holdout_every > num_pairs:
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
     key_init, key_train = jax.random.split(fast_key(key))
-    params = init_reward(key_init, task)
+    params = init_reward(key_init, task) if init_params is None else init_params
     start = TrainState(params, optimiser(config).init(params))
     data, keys = prepare(task, preferences), jax.random.split(key_train, config.num_updates)
     if config.holdout_every == 0:

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LEVER, assert_close, lane, numpy_reward, pairs, random_reward, random_trajectories, swap
+from helpers import (
+    LEVER,
+    assert_close,
+    assert_same_bytes,
+    lane,
+    numpy_reward,
+    pairs,
+    random_reward,
+    random_trajectories,
+    swap,
+)
 
 import jaxpref
 from jaxpref import annotators, networks, preferences, ranking, reward_model
@@ -133,6 +143,18 @@ def test_adam_as_the_configs_optimiser_is_adamw():
     """The same decay, after six updates."""
     result = train(LEVER, FULL_BATCH.replace(optimiser=optax.adam), jax.random.key(4), pairs(4))
     assert_close(result.params, train(LEVER, FULL_BATCH, jax.random.key(4), pairs(4)).params, rtol=1e-4, atol=1e-5)
+
+
+def test_training_continues_from_given_parameters():
+    """Their loss is the first one, and without a learning rate they are the result. Another task's are refused."""
+    start, data, key = random_reward(9), pairs(9), jax.random.key(9)
+    _, metrics = loss(start, prepare(LEVER, data), EVERYTHING, ALIKE)
+    result = train(LEVER, FULL_BATCH, key, data, start)
+    np.testing.assert_allclose(result.metrics.loss[0], metrics.loss, rtol=1e-5)
+    assert result.metrics.loss[-1] < metrics.loss
+    assert_same_bytes(train(LEVER, FULL_BATCH.replace(learning_rate=0.0), key, data, start).params, start)
+    with pytest.raises(ValueError, match="init_params, of module RewardModel, does not fit task lever"):
+        train(LEVER, FULL_BATCH, key, data, random_reward(9, jaxpref.cartpole()))
 
 
 def labelled_by_a_linear_reward(seed, num_pairs):
