@@ -24,6 +24,7 @@ from jaxpref import (
     reinforce,
     returns,
     reward_model,
+    rlhf,
     rollout,
     tasks,
     training,

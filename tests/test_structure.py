@@ -17,7 +17,7 @@ import jaxpref
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "files.export > files.store > files.labels files.schema > analysis.render > analysis.plots > "
-    "analysis.ranking analysis.statistics > online > reinforce dpo reward_model ppo > training > preferences > "
+    "analysis.ranking analysis.statistics > online rlhf > reinforce dpo reward_model ppo > training > preferences > "
     "annotators > losses returns > fast.packed rollout > networks > tasks > gymnax_tasks > "
     "checks distributions divergence fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > fast.dense types"
 )
@@ -187,6 +187,7 @@ CONTRACT = {
     "reinforce.train": "task config key",
     "dpo.train": "task config key preferences init_params ref_params",
     "reward_model.train": "task config key preferences",
+    "rlhf.train": "task reward_config ppo_config key preferences init_params ref_params num_members=",
     "ppo.train": "task config key init_params ref_params reward_params",
 }
 
