@@ -6,7 +6,7 @@ traced, and none when it runs. A wrong kind raises TypeError, a wrong shape or r
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxpref.types import Preferences, Scalar, Trajectory
+from jaxpref.types import Optimiser, Preferences, Scalar, Trajectory
 
 Number = int | float
 LARGEST = float(np.finfo(np.float32).max)
@@ -64,6 +64,7 @@ KINDS: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool | np.bool_),
     bool | None: ("True, False or None", bool | np.bool_ | None),
     int: ("a whole number", int | np.integer),
+    Optimiser | None: ("a function of the learning rate, or None", Callable | None),
     Scalar: ("a number", int | float | np.number | jax.Array | np.ndarray),
 }
 """{annotation of a field: (its values in words, their types)}. True is no number."""

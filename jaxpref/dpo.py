@@ -3,8 +3,11 @@
     loss = mean over pairs of -log sigmoid(beta * [log pi/ref (chosen) - log pi/ref (rejected)])
 
 (Rafailov et al., 2023). log pi of a trajectory is the sum over its steps. The environment's transition probabilities
-are the same for policy and reference, so they cancel. By default labels are smoothed a little: otherwise updates widen
-the margins of pairs that are already ranked right, and the policy drifts away.
+are the same for policy and reference, so they cancel.
+
+This loss alone lets the policy drift away: it widens the margins of pairs that are already ranked right, and it may make
+both trajectories of a pair less likely. By default, labels are smoothed a little, against the one, and the chosen
+trajectory's log-probability has a small weight in the loss, against the other.
 """
 
 import functools
@@ -47,9 +50,14 @@ class PairLogProbs:
     rejected_steps: PerPair
     target: PerPair
 
+    @property
+    def logps(self) -> tuple[PerPair, PerPair, PerPair, PerPair]:
+        """The four log-probabilities, in the order in which `losses` takes them."""
+        return self.chosen_logp, self.rejected_logp, self.ref_chosen_logp, self.ref_rejected_logp
+
     def margin(self) -> PerPair:
         """Compute `losses.margin` of each pair."""
-        return losses.margin(self.chosen_logp, self.rejected_logp, self.ref_chosen_logp, self.ref_rejected_logp)
+        return losses.margin(*self.logps)
 
     def swap(self) -> "PairLogProbs":
         """Return the same pairs with the opposite labels."""
@@ -68,6 +76,7 @@ def of_margin(loss: Callable[[PerPair, Scalar], PerPair]) -> Callable[[PairLogPr
 
 
 LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
+    "rpo": lambda pairs, config: losses.rpo(*pairs.logps, config.beta, config.nll_coef),
     "conservative": of_margin(losses.sigmoid),
     "sigmoid": of_margin(losses.sigmoid),
     "robust": of_margin(losses.sigmoid),
@@ -82,6 +91,7 @@ LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
 PER_STEP = ("sigmoid_per_step", "ipo_per_step")
 """The losses that get mean log-probabilities of a step, by `losses.per_step`."""
 TARGETS: dict[Any, Callable[[PerPair, Scalar], PerPair]] = {
+    "rpo": losses.smoothed_target,
     "conservative": losses.smoothed_target,
     "robust": losses.robust_target,
     "cloning": lambda target, label_smoothing: jnp.ones_like(target),
@@ -101,8 +111,8 @@ class Config:
     """Updates between two evaluations of the true return."""
     eval_episodes: int = setting(16, low=0)
     """Episodes per evaluation; 0: no evaluation, the task is never played."""
-    loss: Loss = setting("conservative", choices=tuple(LOSSES))
-    """What is minimised. "sigmoid" is plain DPO. "conservative" and "robust" allow for wrong labels. "hinge" and "ipo"
+    loss: Loss = setting("rpo", choices=tuple(LOSSES))
+    """What is minimised. "sigmoid" is plain DPO. "conservative", "rpo" and "robust" allow for wrong labels. "hinge" and "ipo"
     bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cpl" has no
     reference. "cloning", the control, ignores the rejected trajectory. In Python a loss may also be a function, a
     `PairLoss`."""
@@ -113,14 +123,15 @@ class Config:
     beta: Scalar = setting(0.1, low=0)
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
-    """Assumed probability of a wrong label, for "conservative" and "robust". At 0 both are "sigmoid"."""
+    """Assumed probability of a wrong label, for "conservative", "rpo" and "robust"."""
+    nll_coef: Scalar = setting(0.003, low=0)
+    """Weight of the chosen trajectory's negative log-probability, for "rpo"; at 0 it is "conservative"."""
     contrastive_bias: Scalar = setting(1.0, low=0, high=1)
     """Weight of the rejected log-probability in "cpl". Below 1, likely trajectories have a smaller loss."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
         yield from training.schedule_problems(self)
-        yield from training.optimiser_problems(self)
         if self.loss in ("ipo", "ipo_per_step") and isinstance(self.beta, int | float) and self.beta < 1e-6:
             yield "beta", f"must be at least 1e-06 for loss {self.loss}, which aims at 1 / (2 * beta), got {self.beta}"
         if self.loss == "robust" and isinstance(self.label_smoothing, int | float) and self.label_smoothing > 0.49:

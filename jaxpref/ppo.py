@@ -39,7 +39,7 @@ from jaxpref.returns import gae, reward_scale
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
 from jaxpref.training import Result, scan_updates
-from jaxpref.types import Scalar, Trajectory, true_return
+from jaxpref.types import Optimiser, Scalar, Trajectory, true_return
 
 KL_PENALTIES = ("reward", "loss")
 PerStep = Float[Array, "E T"]
@@ -86,8 +86,10 @@ class Config:
     """Start with a value head of zero. The initial policy's value head was trained on the true reward, and its
     differences from step to step are a shaped version of that reward. PPO would learn from more than the preferences,
     even where the learned reward is zero."""
+    optimiser: Optimiser | None = setting(None)
+    """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(1.5e-3, low=0)
-    """Step size of Adam."""
+    """Step size of the optimiser."""
     gamma: Scalar = setting(0.99, low=0, high=1)
     """Discount per step."""
     gae_lambda: Scalar = setting(0.95, low=0, high=1)
@@ -150,8 +152,9 @@ class Batch:
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
-    """Make Adam on clipped gradients. One flat vector is faster than many small arrays."""
-    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)))
+    """Make the config's optimiser on clipped gradients. One flat vector is faster than many small arrays."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.flatten(optax.chain(clip, training.make_optimiser(config)))
 
 
 def loss_fn(params: Network, config: Config, batch: Batch) -> Float[Array, ""]:

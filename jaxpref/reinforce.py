@@ -25,7 +25,8 @@ from jaxpref.networks import Network, apply_policy, check_policy, init_policy
 from jaxpref.returns import discounted_returns, reward_scale
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Scalar, Trajectory
+from jaxpref.training import make_optimiser
+from jaxpref.types import Optimiser, Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
 
@@ -48,8 +49,10 @@ class Config:
     """Learn from reward + gamma * potential(next_obs) - potential(obs). None: as the task says."""
     score_shaping: bool = setting(False)
     """Compute the score from the shaped rewards, as the original study does; otherwise it is the true return."""
+    optimiser: Optimiser | None = setting(None)
+    """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(1e-2, low=0)
-    """Step size of Adam."""
+    """Step size of the optimiser."""
     gamma: Scalar = setting(0.99, low=0, high=1)
     """Discount per step."""
     ent_coef: Scalar = setting(0.04, low=0)
@@ -108,7 +111,7 @@ def update(
     played = episodes(task, state.params, jax.random.fold_in(key, number), config.episodes_per_update)
     shaped = _shaped(task, config, played)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
-    updates, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state)
+    updates, opt_state = make_optimiser(config).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     scored = shaped if config.score_shaping else played
     scores = jnp.concatenate([state.scores, scored.reward.sum(-1)])[-config.score_window :]
@@ -127,7 +130,7 @@ def train(task: Task, config: Config, key: Key[Array, ""], init_params: Network 
     if init_params is None:
         init_params = init_policy(key_init, task, config.policy_scale)
     check_policy(task, init_params, "init_params")
-    opt_state = optax.adam(config.learning_rate).init(init_params)
+    opt_state = make_optimiser(config).init(init_params)
     start = TrainState(init_params, opt_state, jnp.full(config.score_window, jnp.nan))
     first_window = math.ceil(config.score_window / config.episodes_per_update)
     step = functools.partial(update, task, config, key_train)

@@ -60,7 +60,6 @@ class Config:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
-        yield from training.optimiser_problems(self)
         if self.holdout_every == 1:
             yield "holdout_every", "must be 0 or at least 2, got 1: no pair is left to train on"
 

@@ -81,12 +81,6 @@ def schedule_problems(config: Any) -> Iterator[tuple[str, str]]:
         yield "num_updates", f"must be a multiple of eval_every, got {config.num_updates} and {config.eval_every}"
 
 
-def optimiser_problems(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield the problem of a config whose `optimiser` is not a function."""
-    if not (config.optimiser is None or callable(config.optimiser)):
-        yield "optimiser", f"must be a function of the learning rate, or None, got a {type(config.optimiser).__name__}"
-
-
 def make_optimiser(config: Any) -> optax.GradientTransformation:
     """Make the config's optimiser of its learning rate; Adam, if it has none."""
     make = optax.adam if config.optimiser is None else config.optimiser
