@@ -5,9 +5,9 @@
 (Rafailov et al., 2023). log pi of a trajectory is the sum over its steps. The environment's transition probabilities
 are the same for policy and reference, so they cancel.
 
-This loss alone lets the policy drift away: it widens the margins of pairs that are already ranked right, and it may make
-both trajectories of a pair less likely. By default, labels are smoothed a little, against the one, and the chosen
-trajectory's log-probability has a small weight in the loss, against the other.
+With this loss alone the policy drifts away. It widens the margins of pairs that are already ranked right. So labels are
+smoothed a little by default. And it may make both trajectories of a pair less likely. So the chosen trajectory's
+log-probability has a small weight in the default loss.
 """
 
 import functools
@@ -59,6 +59,14 @@ class PairLogProbs:
         """Compute `losses.margin` of each pair."""
         return losses.margin(*self.logps)
 
+    def chosen_nll(self) -> PerPair:
+        """Compute minus the mean log-ratio of a chosen step: its negative log-likelihood, 0 for the reference.
+
+        It is the second term of RPO (Pang et al., 2024, https://arxiv.org/abs/2404.19733, equation 1; Liu et al., 2024,
+        https://arxiv.org/abs/2405.16436), which keeps the chosen trajectory likely. The reference only shifts it.
+        """
+        return losses.cloning(losses.per_step(self.chosen_logp - self.ref_chosen_logp, self.chosen_steps))
+
     def swap(self) -> "PairLogProbs":
         """Return the same pairs with the opposite labels."""
         logps = self.rejected_logp, self.chosen_logp, self.ref_rejected_logp, self.ref_chosen_logp
@@ -76,7 +84,7 @@ def of_margin(loss: Callable[[PerPair, Scalar], PerPair]) -> Callable[[PairLogPr
 
 
 LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
-    "rpo": lambda pairs, config: losses.rpo(*pairs.logps, config.beta, config.nll_coef),
+    "rpo": lambda pairs, config: losses.sigmoid(pairs.margin(), config.beta) + config.nll_coef * pairs.chosen_nll(),
     "conservative": of_margin(losses.sigmoid),
     "sigmoid": of_margin(losses.sigmoid),
     "robust": of_margin(losses.sigmoid),
@@ -112,10 +120,10 @@ class Config:
     eval_episodes: int = setting(16, low=0)
     """Episodes per evaluation; 0: no evaluation, the task is never played."""
     loss: Loss = setting("rpo", choices=tuple(LOSSES))
-    """What is minimised. "sigmoid" is plain DPO. "conservative", "rpo" and "robust" allow for wrong labels. "hinge" and "ipo"
-    bound the margin. "sigmoid_per_step" and "ipo_per_step" ignore the length of an episode. "cpl" has no
-    reference. "cloning", the control, ignores the rejected trajectory. In Python a loss may also be a function, a
-    `PairLoss`."""
+    """What is minimised. "sigmoid" is plain DPO. "conservative" and "robust" allow for wrong labels. "rpo" is
+    "conservative" and keeps the chosen trajectory likely. "hinge" and "ipo" bound the margin. "sigmoid_per_step" and
+    "ipo_per_step" ignore the length of an episode. "cpl" has no reference. "cloning", the control, ignores the rejected
+    trajectory. In Python a loss may also be a function, a `PairLoss`."""
     optimiser: Optimiser | None = setting(None)
     """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(5e-3, low=0)
@@ -124,8 +132,8 @@ class Config:
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
     """Assumed probability of a wrong label, for "conservative", "rpo" and "robust"."""
-    nll_coef: Scalar = setting(0.003, low=0)
-    """Weight of the chosen trajectory's negative log-probability, for "rpo"; at 0 it is "conservative"."""
+    nll_coef: Scalar = setting(0.5, low=0)
+    """Weight of the mean negative log-probability of the chosen steps, for "rpo"; at 0 it is "conservative"."""
     contrastive_bias: Scalar = setting(1.0, low=0, high=1)
     """Weight of the rejected log-probability in "cpl". Below 1, likely trajectories have a smaller loss."""
 

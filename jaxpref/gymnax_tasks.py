@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import freeze
 from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_count
@@ -95,11 +94,9 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
 
 
 def _mountain_car(horizon: int = 200) -> dict[str, Any]:
-    # A random policy's episodes all return the same: REINFORCE needs the potential. DPO is held to the reference more
-    # tightly: at beta 0.1 it drifts to policies that never reach the flag.
+    # A random policy's episodes all return the same: experts need the potential.
     shaping = {"observe": mountain_car_observe, "potential": mountain_car_energy, "shape_reward": True}
-    configs = {"dpo": {"beta": 0.5}}
-    return {"horizon": horizon, "return_range": (-float(horizon), 0.0), "configs": configs} | shaping
+    return {"horizon": horizon, "return_range": (-float(horizon), 0.0), "stochastic": False} | shaping
 
 
 def _mountain_car_continuous(horizon: int = 999) -> dict[str, Any]:
@@ -113,18 +110,13 @@ def _deterministic(horizon: int | None = None) -> dict[str, Any]:
 
 
 def _catch(horizon: int = 9) -> dict[str, Any]:
-    # The ball falls nine rows, whatever the time limit. Half of the pairs are ties that say nothing, so DPO and PPO are
-    # held more tightly. All episodes last equally long, so only the reward model's kernels can rank them, and a decay
-    # of 10 keeps these too small.
-    configs = {"dpo": {"beta": 0.5}, "reward_model": {"weight_decay": 1.0}, "ppo": {"kl_coef": 0.5}}
-    return {"horizon": horizon, "return_range": (-1.0, 1.0), "configs": configs}
+    # The ball falls nine rows, whatever the time limit.
+    return {"horizon": horizon, "return_range": (-1.0, 1.0)}
 
 
 def _minatar(horizon: int = 200) -> dict[str, Any]:
-    # Images need more episodes and smaller steps. Datasets hold whole episodes of images: with their own limit of 1000
-    # steps they would need five times the memory.
-    experts = {"num_updates": 1500, "episodes_per_update": 16, "learning_rate": 3e-3}
-    return {"horizon": horizon, "configs": {"reinforce": experts}}
+    # Datasets hold whole episodes of images: with their own limit of 1000 steps they would need five times the memory.
+    return {"horizon": horizon}
 
 
 KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
@@ -176,7 +168,7 @@ def from_gymnax(
     name:     None: the environment's.
     horizon:  None: the parameters' `max_steps_in_episode`.
     fixed_horizon:  give all episodes this length: they go on after their end, see `Absorbing`.
-    fields:   other fields of `Task`, such as pi1_target, return_range, observe, policy_network, configs.
+    fields:   other fields of `Task`, such as pi1_target, return_range, observe, policy_network.
     """
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
     if isinstance(env, str):
@@ -198,7 +190,6 @@ def from_gymnax(
         raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
     fields |= {"obs_size": math.prod(obs.shape), "obs_shape": obs.shape}
     fields |= {"num_actions": num_actions, "action_range": action_range}
-    fields["configs"] = freeze(fields.get("configs", {}))
     env = Absorbing(env) if fixed_horizon else env
     return Task(name=name, env=env, env_params=env_params, horizon=horizon, **fields)
 

@@ -99,23 +99,6 @@ def dpo(
     return sigmoid(margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp), beta)
 
 
-def rpo(
-    chosen_logp: Values,
-    rejected_logp: Values,
-    ref_chosen_logp: Values,
-    ref_rejected_logp: Values,
-    beta: Scalar,
-    nll_coef: Scalar,
-) -> Values:
-    """Compute the `dpo` loss plus nll_coef * -(chosen_logp - ref_chosen_logp).
-
-    The second term keeps the chosen trajectory likely (RPO, Liu et al., 2024, https://arxiv.org/abs/2405.16436; Pang et
-    al., 2024, https://arxiv.org/abs/2404.19733, with a mean over steps). It is zero where the policy is the reference.
-    """
-    loss = dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
-    return loss + nll_coef * cloning(chosen_logp - ref_chosen_logp)
-
-
 def dpo_reward(logp: Values, ref_logp: Values, beta: Scalar) -> Values:
     """Compute DPO's implicit reward of a trajectory, beta * (logp - ref_logp).
 

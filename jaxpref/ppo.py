@@ -1,12 +1,13 @@
 """PPO-RLHF: proximal policy optimisation of a learned reward under a KL penalty to a reference policy.
 
-    reward_t = r(s_t, a_t) / size(r) - kl_coef * [log pi(a_t|s_t) - log ref(a_t|s_t)]        (kl_penalty="reward")
+    reward_t = r(s_t, a_t) - kl_coef * [log pi(a_t|s_t) - log ref(a_t|s_t)]        (kl_penalty="reward")
 
 (Ziegler et al., 2019, https://arxiv.org/abs/1909.08593; PPO: Schulman et al., 2017). With kl_penalty="loss" the exact
 kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original study.
 
-Preferences do not fix the scale of a learned reward. So the reward is divided by its own mean magnitude. Then the
-result does not depend on the scale, and `kl_coef` means the same for every reward model.
+A reward model of preferences has a unit: a difference of two returns is the log-odds of an answer. So `kl_coef` is in
+log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibrated`), and
+then the policy stays near the reference. For the networks, all of this is divided by the reward's mean magnitude.
 """
 
 import functools
@@ -100,8 +101,8 @@ class Config:
     """Weight of the value loss."""
     ent_coef: Scalar = setting(0.0, low=0)
     """Weight of the entropy bonus."""
-    kl_coef: Scalar = setting(0.1, low=0)
-    """Weight of the KL penalty, in units of the learned reward's mean magnitude per step."""
+    kl_coef: Scalar = setting(0.03, low=0)
+    """Weight of the KL penalty: of the reward's unit per nat, or in the loss, by `kl_penalty`."""
     max_grad_norm: Scalar = setting(0.5, low=0)
     """Gradients are clipped to this global norm."""
 
@@ -231,7 +232,7 @@ def update(
     _, next_value = apply_policy(state.params, flat.next_obs)
     reference, _ = apply_policy(ref_params, flat.obs)
     reward = reward_of(flat)
-    paid = penalised(config, played, reference, reward / reward_size, flat.action)
+    paid = penalised(config, played, reference, reward, flat.action) / reward_size
     paid, value, next_value = (leaf.reshape(steps.done.shape) for leaf in (paid, value, next_value))
     advantage, target = advantages(config, paid, value, next_value, steps, task.horizon)
     batch = Batch(flat, played.log_prob(flat.action), reference, advantage.reshape(-1), target.reshape(-1))

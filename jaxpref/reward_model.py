@@ -12,7 +12,11 @@ a negative one tells it to end the episode. Four choices keep the offset to what
   ranks episodes by their length alone, and the features explain only what length does not.
 - Kernels decay and biases do not. So the bias outvotes wrong labels before the kernels memorise them.
 - Returns are sums over steps, never means.
-- PPO divides the reward by its mean magnitude (`ppo.reward_magnitude`) and does not move its offset.
+- PPO scales the reward and does not move its offset.
+
+The labels do fix the scale: a difference of returns is the log-odds of an answer. But a model that has memorised its
+pairs is too sure of others. So the result is scaled by one number that is right for pairs it was not trained on: see
+`calibration`.
 """
 
 import dataclasses
@@ -46,6 +50,8 @@ class Config:
 
     num_updates: int = setting(200, low=1)
     """Gradient steps."""
+    num_folds: int = setting(3, low=0)
+    """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
     batch_size: int = setting(32, low=0)
     """Pairs per update; 0: all pairs in every update."""
     holdout_every: int = setting(0, low=0)
@@ -60,8 +66,9 @@ class Config:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with a combination of settings."""
-        if self.holdout_every == 1:
-            yield "holdout_every", "must be 0 or at least 2, got 1: no pair is left to train on"
+        for name in ("holdout_every", "num_folds"):
+            if getattr(self, name) == 1:
+                yield name, "must be 0 or at least 2, got 1: no pair is left to train on"
 
 
 @struct.dataclass
@@ -90,8 +97,7 @@ def loss_fn(
     params: Network, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Compute the weighted mean Bradley–Terry loss of the pairs at `index`, and their metrics."""
-    both = jnp.concatenate([index, data.weight.shape[0] + index])
-    chosen_return, rejected_return = jnp.split(packed.reward(params, data.rows, both), 2)
+    chosen_return, rejected_return = jnp.split(_returns(params, data, index), 2)
     mean = functools.partial(weighted_mean, weight=weight)
     margin, target = chosen_return - rejected_return, data.target[index]
     as_labelled = losses.bradley_terry(chosen_return, rejected_return)
@@ -100,6 +106,11 @@ def loss_fn(
     return loss, Metrics(
         loss=loss, margin=mean(margin), accuracy=mean(1.0 * (margin > 0)), param_size=param_size(params)
     )
+
+
+def _returns(params: Network, data: Pairs, index: Int[Array, " B"]) -> Float[Array, " 2B"]:
+    """Return the learned returns of the chosen, then of the rejected trajectories of the pairs at `index`."""
+    return packed.reward(params, data.rows, jnp.concatenate([index, data.weight.shape[0] + index]))
 
 
 def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -124,14 +135,63 @@ def train(
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
     key_init, key_train = jax.random.split(fast_key(key))
     params = init_reward(key_init, task) if init_params is None else init_params
-    start = TrainState(params, optimiser(config).init(params))
-    data, keys = prepare(task, preferences), jax.random.split(key_train, config.num_updates)
-    if config.holdout_every == 0:
-        state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
-        params = state.params
+    data = prepare(task, preferences)
+    if config.num_folds == 0:
+        params, metrics = _fit(config, key_train, params, data)
     else:
-        params, metrics = _keep_best(config, data, start, keys)
+        params, metrics = _fit_calibrated(config, key_train, params, data)
     return Result(params, metrics, find_divergence(metrics, params, config.num_updates))
+
+
+def _fit(config: Config, key: Key[Array, ""], params: Network, data: Pairs) -> tuple[Network, Metrics]:
+    start, keys = TrainState(params, optimiser(config).init(params)), jax.random.split(key, config.num_updates)
+    if config.holdout_every > 0:
+        return _keep_best(config, data, start, keys)
+    state, metrics = jax.lax.scan(functools.partial(update, config, data), start, keys)
+    return state.params, metrics
+
+
+def _fit_calibrated(config: Config, key: Key[Array, ""], params: Network, data: Pairs) -> tuple[Network, Metrics]:
+    """Fit a model without each fold of the pairs, then one to all pairs, and scale it by what the folds say."""
+    num_pairs = data.weight.shape[0]
+    # Fold k is every K-th pair from the k-th one on. The last fold is empty: its model is fitted to all pairs.
+    fold_size = -(-num_pairs // config.num_folds)
+    folds = jnp.arange(config.num_folds + 1)[:, None] + config.num_folds * jnp.arange(fold_size)
+    folds = jnp.where((folds < num_pairs) & (jnp.arange(config.num_folds + 1) < config.num_folds)[:, None], folds, -1)
+
+    def fit(fold: Int[Array, " F"]) -> tuple[Network, Metrics, Float[Array, " F"]]:
+        weight = data.weight.at[jnp.where(fold < 0, num_pairs, fold)].set(0.0, mode="drop")
+        fitted, metrics = _fit(config, key, params, dataclasses.replace(data, weight=weight))
+        chosen_return, rejected_return = jnp.split(_returns(fitted, data, fold), 2)
+        return fitted, metrics, chosen_return - rejected_return
+
+    models, metrics, margin = jax.lax.map(fit, folds)  # one program fits all of them
+    weight = jnp.where(folds < 0, 0.0, data.weight[folds])
+    scale = calibration(margin.reshape(-1), data.target[folds].reshape(-1), weight.reshape(-1))
+    last = functools.partial(jax.tree.map, lambda leaf: leaf[-1])
+    return scaled(last(models), scale), last(metrics)
+
+
+def calibration(margin: Float[Array, " N"], target: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:
+    """Find the scale from 0.01 to 3 under which held-out margins, in log-odds, best predict the labels.
+
+    This is temperature scaling (Guo et al., 2017, https://arxiv.org/abs/1706.04599), on a grid. Without any weight the
+    scale is 1.
+    """
+    scales = jnp.geomspace(0.01, 3.0, 64)
+    scaled_margin = scales[:, None] * margin
+    loss = target * jax.nn.softplus(-scaled_margin) + (1 - target) * jax.nn.softplus(scaled_margin)
+    best = scales[jnp.argmin(jax.vmap(weighted_mean, (0, None))(loss, weight))]
+    return jnp.where(weight.sum() > 0, best, 1.0)
+
+
+def scaled(reward: Network, scale: Float[Array, ""]) -> Network:
+    """Return the reward model times `scale`: its last, linear layer, "reward", is multiplied."""
+
+    def scale_head(path: tuple, leaf: Array) -> Array:
+        return scale * leaf if any(getattr(key, "key", None) == "reward" for key in path) else leaf
+
+    return jax.tree.map_with_path(scale_head, reward)
 
 
 def _keep_best(config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]) -> tuple[Network, Metrics]:

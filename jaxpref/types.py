@@ -1,13 +1,12 @@
 """What stages hand to each other. `*batch` stands for the axes that the caller adds (episodes, pairs, seeds)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar = int | float | Float[Array, ""]
@@ -18,7 +17,6 @@ Optimiser = Callable[[Any], optax.GradientTransformation]
 """A function of the learning rate: `optax.sgd`, or `lambda lr: optax.adam(optax.cosine_decay_schedule(lr, 150))`."""
 Observation = Float[Array, "*batch O"]
 ActionRange = tuple[tuple[float, float], ...]
-Config = TypeVar("Config")
 
 
 @struct.dataclass
@@ -36,14 +34,14 @@ class Task:
     action_range: (lowest, highest) of each number of a continuous action; None: the actions are discrete.
     stochastic:  False says that `step_env` ignores its key; then no keys are drawn for it.
     potential:   obs -> Phi(obs), for the shaped reward gamma * Phi(next_obs) - Phi(obs) of the original study.
-    shape_reward: whether REINFORCE learns from the shaped reward where its config leaves this to the task.
+    shape_reward: whether experts learn from the shaped reward, where their config leaves this to the task.
     baseline:    obs -> hand-made baseline of the original study, read at the next observation.
     obs_shape:   shape of an observation before it was made flat, which a convolution needs; None: [obs_size].
     observe:     the environment's observation -> one in scales that a network can learn from; None: as it is.
     policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]); None: `ActorCritic`.
         Its last, linear layers are named "policy" and "value": `init_policy` scales the one, PPO resets the other.
-    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`.
-    configs:     {trainer: {field: value}}, the numbers that this task needs and a trainer's defaults do not have.
+    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`. Its last, linear layer
+        is named "reward": the calibration scales it.
     """
 
     name: str = struct.field(pytree_node=False)
@@ -64,11 +62,6 @@ class Task:
     observe: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
     policy_network: Any = struct.field(pytree_node=False, default=None)
     reward_network: Any = struct.field(pytree_node=False, default=None)
-    configs: Mapping[str, Mapping[str, Any]] = struct.field(pytree_node=False, default=FrozenDict())  # hashable
-
-    def config(self, kind: type[Config], **changes: Any) -> Config:
-        """Return a trainer's default config with this task's own numbers, then `changes`."""
-        return kind(**{**self.configs.get(kind.__module__.rpartition(".")[2], {}), **changes})
 
 
 @struct.dataclass
