@@ -97,7 +97,7 @@ def loss_fn(
     params: Network, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Compute the weighted mean Bradley–Terry loss of the pairs at `index`, and their metrics."""
-    chosen_return, rejected_return = jnp.split(_returns(params, data, index), 2)
+    chosen_return, rejected_return = _returns(params, data, index)
     mean = functools.partial(weighted_mean, weight=weight)
     margin, target = chosen_return - rejected_return, data.target[index]
     as_labelled = losses.bradley_terry(chosen_return, rejected_return)
@@ -108,9 +108,9 @@ def loss_fn(
     )
 
 
-def _returns(params: Network, data: Pairs, index: Int[Array, " B"]) -> Float[Array, " 2B"]:
-    """Return the learned returns of the chosen, then of the rejected trajectories of the pairs at `index`."""
-    return packed.reward(params, data.rows, jnp.concatenate([index, data.weight.shape[0] + index]))
+def _returns(params: Network, data: Pairs, index: Int[Array, " B"]) -> list[Float[Array, " B"]]:
+    """Return the learned returns of the chosen and of the rejected trajectories of the pairs at `index`."""
+    return jnp.split(packed.reward(params, data.rows, jnp.concatenate([index, data.weight.shape[0] + index])), 2)
 
 
 def update(config: Config, data: Pairs, state: TrainState, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -162,7 +162,7 @@ def _fit_calibrated(config: Config, key: Key[Array, ""], params: Network, data: 
     def fit(fold: Int[Array, " F"]) -> tuple[Network, Metrics, Float[Array, " F"]]:
         weight = data.weight.at[jnp.where(fold < 0, num_pairs, fold)].set(0.0, mode="drop")
         fitted, metrics = _fit(config, key, params, dataclasses.replace(data, weight=weight))
-        chosen_return, rejected_return = jnp.split(_returns(fitted, data, fold), 2)
+        chosen_return, rejected_return = _returns(fitted, data, fold)
         return fitted, metrics, chosen_return - rejected_return
 
     models, metrics, margin = jax.lax.map(fit, folds)  # one program fits all of them
