@@ -50,13 +50,19 @@ def binomial_bound(probability, num_draws, sigmas=5.0):
     return sigmas * np.sqrt(probability * (1 - probability) / num_draws)
 
 
-def numpy_policy(policy, obs):
-    """Compute ActorCritic's forward pass in float64: (log-probabilities, value)."""
+def numpy_layers(policy, obs):
+    """Compute ActorCritic's layers in float64: (outputs of the policy's head, value)."""
     layers = jax.tree.map(np.float64, policy.params)
     features = np.maximum(obs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
-    logits = features @ layers["policy"]["kernel"] + layers["policy"]["bias"]
+    outputs = features @ layers["policy"]["kernel"] + layers["policy"]["bias"]
     value = features @ layers["value"]["kernel"] + layers["value"]["bias"]
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), value[..., 0]
+    return outputs, value[..., 0]
+
+
+def numpy_policy(policy, obs):
+    """Compute a policy of discrete actions in float64: (log-probabilities, value)."""
+    logits, value = numpy_layers(policy, obs)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), value
 
 
 def numpy_reward(reward, obs, action):

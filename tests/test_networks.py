@@ -1,19 +1,30 @@
-"""Networks: initial weights and forward passes against NumPy, the categorical distribution, and sums over masks."""
+"""Networks: initial weights and forward passes against NumPy, the distributions, and sums over masks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.special
 import scipy.stats
-from helpers import assert_same_bytes, binomial_bound, numpy_policy, numpy_reward, random_trajectories, spoil, stack
+from helpers import (
+    assert_same_bytes,
+    binomial_bound,
+    numpy_layers,
+    numpy_policy,
+    numpy_reward,
+    random_trajectories,
+    spoil,
+    stack,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxpref
 from jaxpref import networks
-from jaxpref.distributions import Categorical
+from jaxpref.distributions import Categorical, Gaussian
 from jaxpref.networks import Ensemble, Network
+from jaxpref.tasks import Task
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=3, max_size=3).map(jnp.array)
 
@@ -106,6 +117,117 @@ def test_samples_follow_the_probabilities_one_by_one_and_through_noise(probabili
         assert action.dtype == jnp.int32
         frequencies = np.bincount(action, minlength=len(probabilities)) / num
         assert (np.abs(frequencies - probabilities) <= [binomial_bound(p, num) for p in probabilities]).all()
+
+
+TRIPLES = st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3).map(jnp.array)
+
+
+@settings(deadline=None, max_examples=25)
+@given(TRIPLES, TRIPLES, TRIPLES, TRIPLES, TRIPLES)
+def test_gaussian_methods_are_scipys(mean, log_std, other_mean, other_log_std, action):
+    """The divergence is worked by hand: log(r / s) + (s^2 + (m - n)^2) / (2 r^2) - 1/2 of N(m, s^2) from N(n, r^2)."""
+    log_prob, entropy, kl, none = gaussian_methods(Gaussian(mean, log_std), Gaussian(other_mean, other_log_std), action)
+    m, n, x = np.float64(mean), np.float64(other_mean), np.float64(action)
+    s, r = np.exp(np.float64(log_std)), np.exp(np.float64(other_log_std))
+    np.testing.assert_allclose(log_prob, scipy.stats.norm(m, s).logpdf(x).sum(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(entropy, scipy.stats.norm(m, s).entropy().sum(), rtol=1e-5, atol=1e-5)
+    expected = np.log(r / s) + (s**2 + (m - n) ** 2) / (2 * r**2) - 0.5
+    np.testing.assert_allclose(kl, expected.sum(), rtol=1e-4, atol=1e-4)
+    assert none == 0
+
+
+@jax.jit
+def gaussian_methods(one, other, action):
+    return one.log_prob(action), one.entropy(), one.kl(other), one.kl(one)
+
+
+def test_a_gaussians_entropy_and_divergence_are_integrals():
+    """Of -p log p and of p log(p / q), each number of the action on its own."""
+    one = Gaussian(jnp.array([0.3, -1.0]), jnp.log(jnp.array([0.5, 2.0])))
+    other = Gaussian(jnp.array([0.6, 2.0]), jnp.log(jnp.array([0.8, 1.5])))
+    _, entropy, kl, _ = gaussian_methods(one, other, one.mean)
+    expected_entropy = expected_kl = 0.0
+    for i in range(2):
+        p, q = (scipy.stats.norm(float(each.mean[i]), float(np.exp(each.log_std[i]))) for each in (one, other))
+        low, high = p.mean() - 12 * p.std(), p.mean() + 12 * p.std()
+        expected_entropy -= scipy.integrate.quad(lambda x, p=p: p.pdf(x) * p.logpdf(x), low, high)[0]
+        expected_kl += scipy.integrate.quad(lambda x, p=p, q=q: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), low, high)[0]
+    np.testing.assert_allclose(entropy, expected_entropy, rtol=1e-5)
+    np.testing.assert_allclose(kl, expected_kl, rtol=1e-5)
+
+
+def test_the_score_of_a_gaussian_hand_worked():
+    """d log p / d mean = (x - m) / s^2 and d log p / d log s = ((x - m) / s)^2 - 1: at m = 1, s = 2, x = 4 and at
+    m = 0, s = 1/2, x = 1/4."""
+    one = Gaussian(jnp.array([1.0, 0.0]), jnp.log(jnp.array([2.0, 0.5])))
+    score = jax.grad(lambda one: one.log_prob(jnp.array([4.0, 0.25])))(one)
+    np.testing.assert_allclose(score.mean, [3 / 4, 1], rtol=1e-6)
+    np.testing.assert_allclose(score.log_std, [9 / 4 - 1, 1 / 4 - 1], rtol=1e-6)
+
+
+def test_a_gaussians_samples_have_its_mean_and_deviation_one_by_one_and_through_noise():
+    """20,000 draws of two numbers: means and deviations within 5 sigma, and the numbers do not depend on each other."""
+    num, mean, std = 20_000, np.array([-3.0, 1.0]), np.array([0.2, 4.0])
+    one = Gaussian(jnp.float32(mean), jnp.log(jnp.float32(std)))
+    batch = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num, 2)), one).sample(jax.random.key(0))
+    noise = jax.eval_shape(lambda: one).noise(jax.random.key(1), num)
+    for action in (batch, jax.vmap(one.sample_from)(noise)):
+        assert (action.dtype, action.shape) == (jnp.float32, (num, 2))
+        z = (np.float64(action) - mean) / std
+        assert (np.abs(z.mean(axis=0)) < 5 / np.sqrt(num)).all()
+        assert (np.abs(z.std(axis=0) - 1) < 5 / np.sqrt(2 * num)).all()
+        assert abs((z[:, 0] * z[:, 1]).mean()) < 5 / np.sqrt(num)
+        assert scipy.stats.kstest(z.ravel(), "norm").statistic < 2 / np.sqrt(2 * num)
+    # A sample is the mean and so many deviations.
+    np.testing.assert_allclose(one.sample_from(jnp.array([1.0, -0.5])), [-2.8, -1.0], rtol=1e-6)
+    key = jax.random.key(2)
+    assert_same_bytes(one.sample(key), one.sample_from(jax.random.normal(key, (2,))))
+
+
+# --- continuous actions -----------------------------------------------------------------------------------------------
+
+RANGE = ((-2.0, 4.0), (0.0, 1.0))
+"""Of two numbers: centres 1 and 1/2, halves 3 and 1/2."""
+BOXED = Task("boxed", None, None, 12, 6, 2, action_range=RANGE)
+
+
+def test_a_gaussian_policy_is_in_units_of_half_the_range():
+    """The outputs of the last layer, times half the range, from its centre; deviations of exp(log_std) halves, the same
+    at all observations."""
+    policy = networks.init_policy(jax.random.key(8), BOXED)
+    assert policy.params["log_std"].shape == (2,)
+    assert policy.params["torso"]["kernel"].shape == (6, 64)
+    policy.params["log_std"] = jnp.array([0.0, -1.0])
+    obs = np.random.default_rng(8).normal(size=(2, 3, 6)).astype(np.float32)
+    distribution, value = networks.apply_policy(policy, jnp.asarray(obs))
+    outputs, expected_value = numpy_layers(policy, obs.astype(np.float64))
+    np.testing.assert_allclose(distribution.mean, [1, 0.5] + [3, 0.5] * outputs, atol=1e-5)
+    expected = np.broadcast_to(np.log([3, 0.5 * np.exp(-1)]), (2, 3, 2))
+    np.testing.assert_allclose(distribution.log_std, expected, rtol=1e-6)
+    np.testing.assert_allclose(value, expected_value, atol=1e-5)
+    # A small last layer is a first policy in the middle of the range.
+    small = networks.init_policy(jax.random.key(8), BOXED, policy_scale=1e-4)
+    mean = networks.apply_policy(small, jnp.asarray(obs))[0].mean
+    np.testing.assert_allclose(mean, np.broadcast_to([1, 0.5], (2, 3, 2)), atol=1e-3)
+
+
+def test_a_reward_model_clips_and_scales_continuous_actions():
+    """-2, 1 and 4 are -1, 0 and 1 in units of half the range from its centre; 7 is beyond and counts as 4."""
+    reward = networks.init_reward(jax.random.key(9), BOXED)
+    rng = np.random.default_rng(9)
+    reward = jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), reward)
+    obs, action = rng.normal(size=6), np.array([[-2, 0], [1, 0.5], [4, 0.75], [7, -3], [4, 0]])
+    scaled = np.array([[-1, -1], [0, 0], [1, 0.5], [1, -1], [1, -1]])
+    layers = jax.tree.map(np.float64, reward.params)
+    inputs = np.concatenate([np.broadcast_to(obs, (5, 6)), scaled], axis=1)
+    features = np.maximum(inputs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
+    expected = features @ layers["reward"]["kernel"] + layers["reward"]["bias"]
+    paid = networks.apply_reward(reward, jnp.float32(inputs[:, :6]), jnp.float32(action))
+    np.testing.assert_allclose(paid, expected[:, 0], rtol=1e-4, atol=1e-4)
+    assert paid[3] == paid[4]
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
 
 
 def test_trajectory_sums_are_a_loop_over_the_steps_played():
