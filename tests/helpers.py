@@ -73,23 +73,30 @@ def numpy_reward(reward, obs, action):
     return (features @ layers["reward"]["kernel"] + layers["reward"]["bias"])[..., 0]
 
 
-def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2):
+def random_trajectories(rng, lengths, horizon, obs_size=4, num_actions=2, continuous=False):
     """Trajectories [N] of the given lengths, of random contents, zero beyond their masks."""
     mask = np.arange(horizon) < np.asarray(lengths)[:, None]
     shape = mask.shape
+
+    def numbers(size):
+        return jnp.array(np.where(mask[..., None], rng.normal(size=(*shape, size)), 0), jnp.float32)
+
+    def one_of(low, high, dtype):
+        return jnp.array(np.where(mask, rng.integers(low, high, size=shape), 0), dtype)
+
     return Trajectory(
-        obs=jnp.array(np.where(mask[..., None], rng.normal(size=(*shape, obs_size)), 0), jnp.float32),
-        action=jnp.array(np.where(mask, rng.integers(num_actions, size=shape), 0), jnp.int32),
-        reward=jnp.array(np.where(mask, rng.integers(-3, 4, size=shape), 0), jnp.float32),
-        next_obs=jnp.array(np.where(mask[..., None], rng.normal(size=(*shape, obs_size)), 0), jnp.float32),
+        obs=numbers(obs_size),
+        action=numbers(num_actions) if continuous else one_of(0, num_actions, jnp.int32),
+        reward=one_of(-3, 4, jnp.float32),
+        next_obs=numbers(obs_size),
         mask=jnp.array(mask),
     )
 
 
-def random_preferences(rng, num_pairs, horizon, obs_size=4, num_actions=2):
-    """Pairs of random trajectories of random lengths."""
+def random_preferences(rng, num_pairs, horizon, **sizes):
+    """Pairs of random trajectories of random lengths; `sizes` are those of `random_trajectories`."""
     lengths = (rng.integers(1, horizon + 1, num_pairs) for _ in range(2))
-    sides = [random_trajectories(rng, each, horizon, obs_size, num_actions) for each in lengths]
+    sides = [random_trajectories(rng, each, horizon, **sizes) for each in lengths]
     return Preferences(*sides, weight=jnp.ones(num_pairs), prob=jnp.full(num_pairs, 0.5))
 
 
@@ -97,13 +104,14 @@ def spoil(trajectory):
     """The same episodes with garbage beyond their masks: NaN, infinity, an action that does not exist."""
     beyond = ~np.asarray(trajectory.mask)
     every_other = np.arange(beyond.shape[-1]) % 2 == 0
-    garbage = np.where(every_other, np.nan, np.inf).astype(np.float32)
-    return trajectory.replace(
-        obs=jnp.array(np.where(beyond[..., None], garbage[:, None], trajectory.obs)),
-        action=jnp.array(np.where(beyond, np.where(every_other, 99, -99), trajectory.action), jnp.int32),
-        reward=jnp.array(np.where(beyond, garbage, trajectory.reward)),
-        next_obs=jnp.array(np.where(beyond[..., None], garbage[:, None], trajectory.next_obs)),
-    )
+    no_number, no_action = np.where(every_other, np.nan, np.inf).astype(np.float32), np.where(every_other, 99, -99)
+
+    def spoilt(leaf):
+        garbage = no_number if jnp.issubdtype(leaf.dtype, jnp.floating) else no_action
+        axes = (..., *[None] * (leaf.ndim - beyond.ndim))
+        return jnp.array(np.where(beyond[axes], garbage[axes], leaf), leaf.dtype)
+
+    return jax.tree.map(spoilt, trajectory).replace(mask=trajectory.mask)
 
 
 def spoil_pairs(preferences):
@@ -235,7 +243,7 @@ def random_reward(seed, task=LEVER):
 
 def pairs(seed, obs_size=1):
     """Twelve random pairs of up to 30 steps."""
-    return random_preferences(np.random.default_rng(seed), 12, 30, obs_size)
+    return random_preferences(np.random.default_rng(seed), 12, 30, obs_size=obs_size)
 
 
 def swap(pairs):
