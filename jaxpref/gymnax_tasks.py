@@ -67,10 +67,10 @@ def make(name: str) -> Any:
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"; perhaps {names[close[0]]} is meant" if close else ""
         raise ValueError(f"unknown task {name!r}: it must be acrobot, cartpole or a gymnax id{hint}")
-    if name == "Acrobot-v1":
-        from jaxpref.fast.physics import Acrobot
+    if name in ("Acrobot-v1", "MountainCarContinuous-v0"):
+        from jaxpref.fast import physics
 
-        return Acrobot()
+        return physics.Acrobot() if name == "Acrobot-v1" else physics.ContinuousMountainCar()
     return gymnax.make(name)[0]
 
 

@@ -31,18 +31,33 @@ def acrobot_states(rng, num_states):
 
 
 def car_states(rng, num_states):
-    """States (x, v); a fifth of them close to the flag."""
+    """States (x, v); a fifth of them close to the flag, and a tenth close to the wall."""
     states = rng.uniform([-1.2, -0.07], [0.6, 0.07], (num_states, 2))
-    states[: num_states // 5, 0] = rng.uniform(0.44, 0.5, num_states // 5)
+    states[: num_states // 5, 0] = rng.uniform(0.4, 0.52, num_states // 5)
+    states[-num_states // 10 :, 0] = rng.uniform(-1.2, -1.15, num_states // 10)
     return states
 
 
-TASKS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "MountainCar-v0": "MountainCar-v0"}
-FIELDS = {
-    "cartpole": ("x", "x_dot", "theta", "theta_dot"),
-    "acrobot": ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"),
-    "MountainCar-v0": ("position", "velocity"),
+def pendulum_states(rng, num_states):
+    """States (theta, theta_dot), up to the largest speed, and beyond one turn."""
+    return rng.uniform([-7, -8], [7, 8], (num_states, 2))
+
+
+TASKS = {
+    "cartpole": ("CartPole-v1", ("x", "x_dot", "theta", "theta_dot"), cartpole_states),
+    "acrobot": ("Acrobot-v1", ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"), acrobot_states),
+    "MountainCar-v0": ("MountainCar-v0", ("position", "velocity"), car_states),
+    "MountainCarContinuous-v0": ("MountainCarContinuous-v0", ("position", "velocity"), car_states),
+    "Pendulum-v1": ("Pendulum-v1", ("theta", "theta_dot"), pendulum_states),
 }
+"""{task: (gymnasium's id, fields of gymnax's state, states to step from)}."""
+
+
+def draw_actions(rng, task, num_actions):
+    """Any of the discrete actions, or numbers from half as large a range again."""
+    if task.action_range is None:
+        return rng.integers(task.num_actions, size=num_actions)
+    return rng.uniform(*1.5 * np.array(task.action_range).T, (num_actions, task.num_actions)).astype(np.float32)
 
 
 def gymnasium_steps(name, states, actions):
@@ -53,38 +68,39 @@ def gymnasium_steps(name, states, actions):
         warnings.simplefilter("ignore")  # CartPole objects to a step after its end, and it has not seen a reset
         for state, action in zip(states, actions, strict=True):
             env.state, env.steps_beyond_terminated = state.copy(), None  # the second is CartPole's
-            results.append(env.step(int(action))[:3])
+            results.append(env.step(action)[:3])
     return tuple(np.array(column) for column in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "draw_states", "tolerance"),
-    [("cartpole", cartpole_states, 2e-6), ("acrobot", acrobot_states, 2e-6), ("MountainCar-v0", car_states, 2e-5)],
-)
-def test_one_step_is_gymnasiums(name, draw_states, tolerance):
-    rng = np.random.default_rng(1)
-    task = jaxpref.task(name)
+@pytest.mark.parametrize("name", TASKS)
+def test_one_step_is_gymnasiums(name):
+    """Actions beyond the range are those at its ends: gymnasium's Pendulum clips them itself, and its car only a part
+    of them."""
+    (gym_name, fields, draw_states), rng = TASKS[name], np.random.default_rng(1)
+    task, is_car = jaxpref.task(name), name.startswith("MountainCar")
     # Both sides start from the same float32 numbers.
     states = draw_states(rng, 1000).astype(np.float32).astype(np.float64)
-    actions = rng.integers(task.num_actions, size=len(states))
-    gym_obs, gym_reward, gym_terminated = gymnasium_steps(TASKS[name], states, actions)
+    actions = draw_actions(rng, task, len(states))
+    gym_actions = np.clip(actions, -1, 1) if name == "MountainCarContinuous-v0" else actions
+    gym_obs, gym_reward, gym_terminated = gymnasium_steps(gym_name, states, gym_actions)
 
     blank = task.env.reset_env(jax.random.key(0), task.env_params)[1]
 
     @jax.jit
     @jax.vmap
     def jax_step(state, action):
-        env_state = blank.replace(**dict(zip(FIELDS[name], state, strict=True)))
+        env_state = blank.replace(**dict(zip(fields, state, strict=True)))
         following, reward, terminated = step(task, jax.random.key(0), EnvStep(None, env_state), action)
         return following.obs, reward, terminated
 
     obs, reward, terminated = jax_step(jnp.array(states, jnp.float32), jnp.array(actions))
-    if name == "MountainCar-v0":  # what networks see
+    if is_car:  # what networks see
         gym_obs = np.stack([gym_obs[:, 0] + 0.5, 15 * gym_obs[:, 1]], axis=-1)
+    tolerance = 2e-5 if is_car else 2e-6
     np.testing.assert_allclose(obs, gym_obs, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(terminated, gym_terminated)
-    np.testing.assert_array_equal(reward, gym_reward)
-    assert 0.05 < gym_terminated.mean() < 0.95
+    np.testing.assert_allclose(reward, gym_reward, rtol=0 if task.action_range is None else 1e-5)
+    assert 0.05 < gym_terminated.mean() < 0.95 or name == "Pendulum-v1"  # which never ends
 
 
 def test_acrobot_height_is_that_of_the_angles():
@@ -112,8 +128,9 @@ def test_targets_and_horizons_are_the_studys():
     targets = [(task.pi1_target, task.pi2_target) for task in tasks]
     assert targets == [(190, 95), (475, 237.5), (-150, -250), (None, None)]
     assert jaxpref.cartpole().horizon == 200
-    for name in ("acrobot", "MountainCar-v0"):
-        assert jaxpref.task(name).horizon == gymnasium.spec(TASKS[name]).max_episode_steps
+    for name, (gym_name, *_) in TASKS.items():
+        if name != "cartpole":
+            assert jaxpref.task(name).horizon == gymnasium.spec(gym_name).max_episode_steps
 
 
 def test_a_task_made_again_compiles_nothing_again():

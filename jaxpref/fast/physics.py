@@ -1,11 +1,11 @@
-"""Acrobot's physics, faster than gymnax's on a CPU."""
+"""Environments in place of gymnax's: Acrobot, faster on a CPU, and a continuous mountain car with gymnasium's walls."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.classic_control import acrobot
+from gymnax.environments.classic_control import acrobot, continuous_mountain_car
 from jaxtyping import Array, Float, Key
 
 from jaxpref.types import Scalar
@@ -100,3 +100,23 @@ def _derivative(state: State, torque: Array, params: acrobot.EnvParams) -> State
     force2 = torque + d2 / d1 * phi1 - coupling * velocity1**2 * sin2 - phi2
     acceleration2 = force2 / (mass2 * center2**2 + inertia - d2**2 / d1)
     return velocity1, velocity2, -(d2 * acceleration2 + phi1) / d1, acceleration2
+
+
+class ContinuousMountainCar(continuous_mountain_car.ContinuousMountainCar):
+    """gymnax's MountainCarContinuous-v0, except that the wall on the left stops the car, as in gymnasium.
+
+    gymnax lets it keep its speed there, and stops it at the flag instead where it moves to the left.
+    """
+
+    def step_env(
+        self, key: Key[Array, ""], state: Any, action: Float[Array, " 1"], params: Any
+    ) -> tuple[Array, Any, Array, Array, dict[str, Array]]:
+        """Play a step: (observation, state, reward, whether the car is at the flag, nothing)."""
+        force = jnp.clip(action[0], params.min_action, params.max_action)
+        velocity = state.velocity + params.power * force - params.gravity * jnp.cos(3 * state.position)
+        velocity = jnp.clip(velocity, -params.max_speed, params.max_speed)
+        position = jnp.clip(state.position + velocity, params.min_position, params.max_position)
+        velocity = jnp.where((position <= params.min_position) & (velocity < 0), 0.0, velocity)
+        state = state.replace(position=position, velocity=velocity, time=state.time + 1)
+        at_flag = self.is_terminated(state, params)
+        return self.get_obs(state), state, jnp.where(at_flag, 100.0, 0.0) - 0.1 * action[0] ** 2, at_flag, {}
