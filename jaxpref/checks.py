@@ -130,7 +130,8 @@ def check_trajectory(trajectory: Any, name: str = "trajectory", num_axes: int | 
         raise ValueError(f"{name}.mask must have the shape [{'N' if num_axes else '...'}, T], got {list(steps)}")
     _check_array(trajectory.mask, f"{name}.mask", np.bool_, steps)
     if jnp.issubdtype(getattr(trajectory.action, "dtype", np.int32), np.floating):
-        _check_array(trajectory.action, f"{name}.action", np.floating, steps + np.shape(trajectory.action)[-1:])
+        action_size = max((1, *np.shape(trajectory.action)[len(steps) :]))
+        _check_array(trajectory.action, f"{name}.action", np.floating, (*steps, action_size))
     else:
         _check_array(trajectory.action, f"{name}.action", np.integer, steps)
     _check_array(trajectory.reward, f"{name}.reward", np.floating, steps)

@@ -1,6 +1,7 @@
 """Distributions over actions. Trainers and rollouts call the methods and never ask which distribution it is."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class Categorical:
         log_probs = self._log_probs()
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=0)
 
-    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+    def kl(self, other: Any) -> Float[Array, "*batch"]:
         """Return KL(self || other), in nats: the exact sum over actions."""
         p, q = self._log_probs(), other._log_probs()
         return jnp.sum(jnp.exp(p) * (p - q), axis=0)
@@ -63,7 +64,7 @@ class Gaussian:
         """Return the differential entropy, in nats. It is negative for a narrow distribution."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
-    def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
+    def kl(self, other: Any) -> Float[Array, "*batch"]:
         """Return KL(self || other), in nats."""
         variances = jnp.exp(2 * (self.log_std - other.log_std))
         distance = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2

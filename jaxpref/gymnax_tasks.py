@@ -147,9 +147,6 @@ class Absorbing:
         obs, after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), (obs_before, before), (obs, after))
         return obs, (after, obs, ended | terminated), jnp.where(ended, 0.0, reward), jnp.bool_(False), info
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.env, name)
-
 
 def from_gymnax(
     env: Any,

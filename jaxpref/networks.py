@@ -58,7 +58,7 @@ class ActorCritic(nn.Module):
 
 
 def _centre_and_half(action_range: ActionRange) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.float32(action_range).T
+    low, high = np.array(action_range, np.float32).T
     return (low + high) / 2, (high - low) / 2
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxpref.checks import check_count, check_kind
 from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make  # noqa: F401
-from jaxpref.types import Observation, Task
+from jaxpref.types import ActionRange, Observation, Task
 
 
 def _cartpole_baseline(obs: Observation) -> Float[Array, "*batch"]:
@@ -72,11 +72,17 @@ class _NoEnvironment:
         raise ValueError("a task without an environment cannot be played: train with eval_episodes=0")
 
 
-def offline(obs_size: int, num_actions: int, horizon: int) -> Task:
-    """Make a task of recorded episodes, enough to train on preferences from a file. Playing it raises ValueError."""
+def offline(obs_size: int, num_actions: int, horizon: int, action_range: ActionRange | None = None) -> Task:
+    """Make a task of recorded episodes, enough to train on preferences from a file. Playing it raises ValueError.
+
+    action_range: (lowest, highest) of each of `num_actions` numbers of a continuous action; None: they are discrete.
+    """
     for name, size in {"obs_size": obs_size, "num_actions": num_actions, "horizon": horizon}.items():
         check_count(size, name)
-    return Task("offline", _NoEnvironment, None, horizon, obs_size, num_actions, math.inf, math.inf)
+    if action_range is not None and len(action_range) != num_actions:
+        raise ValueError(f"action_range must have {num_actions} pairs, as many as num_actions, got {len(action_range)}")
+    targets = {"pi1_target": math.inf, "pi2_target": math.inf}
+    return Task("offline", _NoEnvironment, None, horizon, obs_size, num_actions, **targets, action_range=action_range)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"cartpole": cartpole, "acrobot": acrobot}

@@ -9,7 +9,7 @@ import jaxpref
 from experiments.pipeline.functions import Fitted, Labels
 from experiments.pipeline.pipeline import Outcome, Row
 from experiments.pipeline.settings import default_settings
-from jaxpref import dpo, ppo, ranking, reinforce, reward_model
+from jaxpref import dpo, experts, ppo, ranking, reward_model
 from jaxpref.divergence import Divergence
 
 SEEDS, SIZES = (7, 3, 11), (4, 8)
@@ -61,7 +61,7 @@ def outcome_of(settings, rng):
             rows.append(Row(*score, reference, size, *of_run))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
-    experts = reinforce.Result(
+    trained = experts.Result(
         pi1=policy(),
         pi2=policy(),
         pi1_target=targets[0],
@@ -69,11 +69,11 @@ def outcome_of(settings, rng):
         pi1_reached=missed,
         pi2_reached=missed | True,
         num_updates=np.full(num_seeds, 12),
-        metrics=_metrics(reinforce.Metrics, rng, num_seeds),
+        metrics=_metrics(experts.Metrics, rng, num_seeds),
         divergence=divergence(num_seeds),
     )
     labels = Labels(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(Labels)))
-    return Outcome(experts, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None, None)
+    return Outcome(trained, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None, None)
 
 
 TIMING = {

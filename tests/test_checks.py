@@ -24,6 +24,7 @@ from jaxpref.divergence import LIMIT, WHAT, find_divergence
 from jaxpref.networks import init_policy, init_reward
 from jaxpref.preferences import sample_preferences
 from jaxpref.rollout import evaluate
+from jaxpref.tasks import offline
 from jaxpref.types import Scalar
 
 KEY = jax.random.key(0)
@@ -52,6 +53,10 @@ def train_dpo(pairs=PAIRS, init=POLICY, **changes):
     return dpo.train(LEVER, DPO.replace(**changes), KEY, pairs, init, POLICY)
 
 
+def of_actions(action):
+    return PAIRS.replace(chosen=PAIRS.chosen.replace(action=action))
+
+
 def train_ppo(**changes):
     return ppo.train(LEVER, PPO.replace(**changes), KEY, POLICY, POLICY, REWARD)
 
@@ -62,6 +67,10 @@ def fit(**changes):
 
 def train_reinforce(**changes):
     return reinforce.train(LEVER, reinforce.Config(**changes), KEY)
+
+
+def experts_by_ppo(task=LEVER, config=PPO, init_params=None):
+    return ppo.train_experts(task, config, KEY, init_params)
 
 
 def online_dpo(num_pairs=12, segment=None, **changes):
@@ -92,6 +101,10 @@ REFUSED = [
     (lambda: ppo.train(LEVER, PPO, KEY, POLICY, POLICY, init_reward(KEY, THREE)), "is of 3 actions"),
     # preferences and trajectories
     (lambda: train_dpo(random_preferences(RNG, 4, 10)), "preferences must have observations of 1 numbers, as task"),
+    (
+        lambda: train_dpo(of_actions(jnp.zeros((4, 10)))),
+        r"chosen.action must have the shape \[4, 10, 1\], got \[4, 10\]",
+    ),
     (lambda: train_dpo(preferences.take(PAIRS, 0)), r"preferences.chosen.mask must have the shape \[N, T\], got"),
     (lambda: train_dpo(preferences.take(PAIRS, slice(0))), "the number of preferences must be at least 1"),
     (lambda: train_dpo(PAIRS.replace(rejected=LONGER)), "must have the same shape"),
@@ -127,6 +140,10 @@ REFUSED = [
     (lambda: train_reinforce(shape_reward=True), "the task's potential, and task lever has none"),
     (lambda: train_reinforce(baseline="handmade"), "the task's baseline, and task lever has none"),
     (lambda: label(functools.partial(annotators.myopic, discount=-0.5)), r"annotators\.Config: discount .* got -0.5"),
+    (lambda: experts_by_ppo(init_params=CARTPOLE), "init_params, of module ActorCritic, does not fit task lever"),
+    (lambda: experts_by_ppo(config={}), r"config must be a ppo\.Config, got a dict"),
+    (lambda: experts_by_ppo(LEVER.replace(shape_reward=True)), "the task's potential, and task lever has none"),
+    (lambda: offline(3, 2, 10, ((-1.0, 1.0),)), "action_range must have 2 pairs, as many as num_actions, got 1"),
     # rounds
     (lambda: online_dpo(10, num_rounds=3), "num_rounds must divide num_pairs, got 3 and 10"),
     (lambda: online_dpo(num_rounds=4), "num_updates must be a multiple of eval_every, got 3 and 2"),
@@ -148,15 +165,16 @@ def test_a_wrong_argument_is_named_in_one_sentence(call, message):
 @settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(["obs", "action", "reward", "next_obs", "mask"]),
-    st.lists(st.integers(0, 4), max_size=4).map(tuple),
+    st.one_of(st.lists(st.integers(0, 4), max_size=4).map(tuple), st.just((2, 3)), st.just((2, 3, 4))),
     st.sampled_from([np.float32, np.int32, np.bool_]),
 )
 def test_a_trajectory_is_accepted_if_and_only_if_its_fields_fit(field, shape, dtype):
-    """One field of a trajectory [2, 3] of 2 features is replaced by any array."""
+    """One field of a trajectory [2, 3] of 2 features is replaced by any array. An action may also be some numbers."""
     good = random_trajectories(np.random.default_rng(1), [1, 3], 3, obs_size=2)
     kind = {"action": np.int32, "mask": np.bool_}.get(field, np.float32)
     changed = good.replace(**{field: np.zeros(shape, dtype)})
-    if shape == getattr(good, field).shape and dtype == kind:
+    is_continuous = field == "action" and dtype == np.float32 and shape[:2] == (2, 3) and len(shape) == 3 and shape[2]
+    if (shape == getattr(good, field).shape and dtype == kind) or is_continuous:
         checks.check_trajectory(changed, num_axes=1)
     else:
         with pytest.raises((TypeError, ValueError), match=r"trajectory\."):

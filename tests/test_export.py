@@ -62,7 +62,85 @@ def test_the_file_holds_flat_names_and_says_what_it_is(tmp_path, policy):
     assert set(tensors) == {f"{layer}.{part}" for layer in ("torso", "policy", "value") for part in ("kernel", "bias")}
     np.testing.assert_array_equal(tensors["policy.kernel"], policy.params["policy"]["kernel"])
     expected = {"kind": "policy", "format": 1, "task": "acrobot", "observe": None, "activation": "relu"}
-    assert description(tmp_path / "policy") == expected | {"input_size": 6, "hidden_size": 32, "num_actions": 3}
+    sizes = {"input_size": 6, "hidden_size": 32, "num_actions": 3, "action_range": None}
+    assert description(tmp_path / "policy") == expected | sizes
+
+
+BOXED = jaxpref.tasks.offline(6, 2, horizon=10, action_range=((-2.0, 1 / 3), (0.1, 4.0)))
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """A policy whose deviations are exp(0.1) and exp(1.1) halves of the range."""
+    network = jaxpref.init_policy(jax.random.key(2), BOXED)
+    return network.replace(params=network.params | {"log_std": jnp.array([0.1, 1.1])})
+
+
+@pytest.fixture(scope="module")
+def reward_of_numbers():
+    return jax.tree.map(lambda leaf: leaf + 0.1, jaxpref.init_reward(jax.random.key(3), BOXED))
+
+
+def test_networks_of_continuous_actions_come_back_bit_for_bit(tmp_path, gaussian, reward_of_numbers):
+    """With the range of the actions, also where no task says it: so the same distribution and the same rewards."""
+    for save, load, network in (
+        (export.save_policy, export.load_policy, gaussian),
+        (export.save_reward_model, export.load_reward_model, reward_of_numbers),
+    ):
+        save(tmp_path / "network", network, BOXED)
+        for task in (BOXED, None):
+            loaded = load(tmp_path / "network", task)
+            assert_same_bytes(loaded, network)
+            assert loaded.module == network.module
+        assert description(tmp_path / "network")["action_range"] == [[-2, 1 / 3], [0.1, 4]]
+    export.save_policy(tmp_path / "policy", gaussian)
+    names = {f"{layer}.{part}" for layer in ("torso", "policy", "value") for part in ("kernel", "bias")}
+    assert set(load_file(tmp_path / "policy")) == names | {"log_std"}
+
+
+def test_a_network_of_other_actions_is_refused_in_one_sentence(tmp_path, policy, gaussian, reward, reward_of_numbers):
+    """Another range would give other actions, silently. Of a file without a description, the tensors say the kind."""
+    continuous = jaxpref.tasks.offline(6, 3, horizon=10, action_range=((-1.0, 1.0),) * 3)
+    wider = BOXED.replace(action_range=((-2.0, 1.0), (0.1, 4.0)))
+    of_policies, of_rewards = (
+        (export.save_policy, export.load_policy),
+        (export.save_reward_model, export.load_reward_model),
+    )
+    stated = r"in the range \(\(-2.0, 0.333.*\), \(0.1, 4.0\)\)"
+    for (save, load), network, task, message, without_description in (
+        (of_policies, gaussian, ACROBOT, f"{stated}, those of task acrobot are discrete", "an unexpected log_std"),
+        (of_policies, gaussian, wider, f"{stated}, those of task offline are in the range", None),
+        (of_policies, policy, continuous, "discrete, those of task offline are in the range", "it lacks log_std"),
+        (of_rewards, reward, continuous, "discrete, those of task offline are in the range", None),
+        (of_rewards, reward_of_numbers, wider, f"{stated}, those of task offline are in the range", None),
+    ):
+        save(tmp_path / "network", network)
+        with pytest.raises(ValueError, match=rf"network: its actions are {message}") as caught:
+            load(tmp_path / "network", task)
+        assert "\n" not in str(caught.value)
+        if without_description:
+            save_file(load_file(tmp_path / "network"), tmp_path / "network")
+            with pytest.raises(ValueError, match=f"is not a policy with these names: .*{without_description}"):
+                load(tmp_path / "network", task)
+
+
+def test_log_std_is_there_for_continuous_actions_only(tmp_path, policy, gaussian, reward):
+    """And has the shape of an action."""
+    log_std = gaussian.params["log_std"]
+    without = gaussian.replace(params={name: leaf for name, leaf in gaussian.params.items() if name != "log_std"})
+    for save, network, message in (
+        (export.save_policy, without, "this policy is not a policy with these names: it lacks log_std"),
+        (export.save_policy, policy.replace(params=policy.params | {"log_std": log_std}), "has an unexpected log_std"),
+        (export.save_reward_model, reward.replace(params=reward.params | {"log_std": log_std}), "unexpected log_std"),
+        (
+            export.save_policy,
+            gaussian.replace(params=gaussian.params | {"log_std": jnp.zeros(3)}),
+            r"this policy: log_std is float32\[3\], expected float32\[2\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(tmp_path / "network", network)
+    assert not (tmp_path / "network").exists()
 
 
 def program(kind):
@@ -80,6 +158,19 @@ def test_the_page_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch, policy):
     expected = jax.nn.softmax(jaxpref.apply_policy(policy, jnp.asarray(OBS))[0].logits)
     np.testing.assert_allclose(names["action_probabilities"](OBS), expected, rtol=1e-5)
     np.testing.assert_allclose(names["action_probabilities"](OBS[0]), expected[0], rtol=1e-5)
+
+
+def test_the_page_draws_a_continuous_action_with_numpy_alone(tmp_path, monkeypatch, gaussian):
+    """Its mean and deviation are the library's own."""
+    monkeypatch.chdir(tmp_path)
+    export.save_policy("policy.safetensors", gaussian)
+    names = {}
+    exec(program("numpy-only"), names)
+    exec(program("numpy-gaussian"), names)
+    expected, _ = jaxpref.apply_policy(gaussian, jnp.asarray(OBS))
+    mean, std = names["action_mean_and_std"](OBS)
+    np.testing.assert_allclose(mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.broadcast_to(std, mean.shape), np.exp(expected.log_std), rtol=1e-5)
 
 
 def pushing_with_its_velocity():

@@ -460,7 +460,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     [
         (Logged(None, np.array([[[1.0, 5.0]], [[2.0, 7.0]]])), 6.0),
         (Logged(None, np.array([[1.0, np.nan], [2.0, 7.0]])), None),
-        (jaxpref.reinforce.Metrics(None, np.array([[1.0, 4.0, np.nan], [2.0, 3.0, 8.0]]), None), 6.0),
+        (jaxpref.experts.Metrics(None, np.array([[1.0, 4.0, np.nan], [2.0, 3.0, 8.0]]), None), 6.0),
         (None, None),
     ],
 )

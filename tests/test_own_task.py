@@ -10,7 +10,7 @@ from gymnax.environments import spaces
 from helpers import LEVER, constant_policy, play, rewarded
 
 import jaxpref
-from jaxpref import annotators, dpo, gymnax_tasks, ppo, reinforce, reward_model
+from jaxpref import annotators, dpo, experts, gymnax_tasks, ppo, reinforce, reward_model
 from jaxpref.tasks import from_gymnax
 
 
@@ -65,12 +65,28 @@ def test_gymnax_ids_are_tasks_whatever_they_show():
     assert jaxpref.task("FrozenLake-misc").obs_size == 1  # one integer, of no axis at all
 
 
-def test_the_list_of_ids_leaves_out_continuous_actions_only():
-    others = set(gymnax.registered_envs) - set(jaxpref.tasks.GYMNAX)
-    assert set(gymnax_tasks.KNOWN) <= set(jaxpref.tasks.GYMNAX) < set(gymnax.registered_envs)
-    for name in others:
-        env, env_params = gymnax.make(name)
-        assert isinstance(env.action_space(env_params), spaces.Box)
+def test_the_list_of_ids_is_gymnaxs():
+    assert set(gymnax_tasks.KNOWN) <= set(gymnax_tasks.GYMNAX) == set(gymnax.registered_envs)
+
+
+class Box(Board):
+    """The same with an action space of its own."""
+
+    def __init__(self, *space):
+        self.space = spaces.Box(*space)
+
+    def action_space(self, params):
+        return self.space
+
+
+def test_a_range_of_actions_is_that_of_every_number():
+    """One number stands for all of them, as in gymnax's own environments."""
+    task = from_gymnax(Box(-2.0, jnp.array([1.0, 3.0]), (2,)))
+    assert (task.num_actions, task.action_range) == (2, ((-2, 1), (-2, 3)))
+    pendulum, reacher = (jaxpref.task(name) for name in ("Pendulum-v1", "Reacher-misc"))
+    assert (pendulum.num_actions, pendulum.action_range, pendulum.horizon) == (1, ((-2, 2),), 200)
+    assert (reacher.num_actions, reacher.action_range) == (2, ((-1, 1), (-1, 1)))
+    assert jaxpref.cartpole().action_range is None
 
 
 def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
@@ -90,7 +106,11 @@ def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
     [
         (lambda: jaxpref.task("breakout-minatari"), r"unknown task 'breakout-minatari'.*perhaps Breakout-MinAtar"),
         (lambda: jaxpref.task("CartPole-v0"), r"unknown task 'CartPole-v0'.*perhaps cartpole is meant"),
-        (lambda: jaxpref.task("Pendulum-v1"), "Pendulum-v1 has continuous actions.*which jaxpref does not play"),
+        (lambda: from_gymnax(Box(-1.0, 1.0, (2, 3))), r"Box has actions of Box \(2, 3\); they must be Discrete or a"),
+        (
+            lambda: from_gymnax(Box(-np.inf, 1.0, (1,))),
+            r"Box has actions from \[-inf\] to \[1.0\]; the range must be",
+        ),
         (lambda: from_gymnax(Board(), pi1_target=5, pi2_target=5), "pi1_target must be above pi2_target, got 5 and 5"),
         (lambda: from_gymnax(Board(), BoardParams(None)), "horizon must be a whole number, got None"),
         (lambda: jaxpref.cartpole(horizon=0), "horizon must be at least 1, got 0"),
@@ -118,11 +138,10 @@ def test_mountain_cars_potential_is_its_energy():
 
 
 def test_targets_lie_between_the_first_window_and_the_best():
-    """Windows of 4 episodes, 2 per update: the first two scores are the beginning. 2 + 0.9 * (12 - 2) = 11, and 7."""
-    config = reinforce.Config(episodes_per_update=2, score_window=4)
-    pi1, pi2 = reinforce.targets_of_curve(config, jnp.array([2.0, 1.0, 5.0, 12.0, 8.0, jnp.nan]))
+    """The first two scores are the beginning. 2 + 0.9 * (12 - 2) = 11, and 7."""
+    pi1, pi2 = experts.targets_of_curve(jnp.array([2.0, 1.0, 5.0, 12.0, 8.0, jnp.nan]), first_window=2)
     np.testing.assert_allclose([pi1, pi2], [11, 7], rtol=1e-6)
-    assert np.isinf(reinforce.targets_of_curve(config, jnp.array([2.0, 1.0, 1.5, 2.0]))).all()
+    assert np.isinf(experts.targets_of_curve(jnp.array([2.0, 1.0, 1.5, 2.0]), first_window=2)).all()
 
 
 def test_reinforce_finds_the_targets_that_a_task_lacks():
@@ -131,7 +150,7 @@ def test_reinforce_finds_the_targets_that_a_task_lacks():
     train = jax.jit(reinforce.train)
     found = train(LEVER.replace(pi1_target=None, pi2_target=None), config, key)
     whole = train(LEVER.replace(pi1_target=jnp.inf, pi2_target=jnp.inf), config, key).metrics.score
-    assert (found.pi1_target, found.pi2_target) == reinforce.targets_of_curve(config, whole)
+    assert (found.pi1_target, found.pi2_target) == experts.targets_of_curve(whole, first_window=2)
     first, second = (np.argmax(np.asarray(whole) >= target) + 1 for target in (found.pi1_target, found.pi2_target))
     assert 1 < second < first == found.num_updates
     np.testing.assert_allclose(found.metrics.score[:first], whole[:first], rtol=1e-5)

@@ -114,6 +114,25 @@ def test_preferences_come_back_bit_for_bit(tmp_path, pairs):
     assert sorted(member.dtype.kind for member in members) == sorted("f" * 8 + "i" * 2 + "b" * 2)
 
 
+BOXED = jaxpref.tasks.offline(4, 3, horizon=7, action_range=((-1.0, 1.0),) * 3)
+
+
+@pytest.fixture(scope="module")
+def continuous():
+    """Pairs whose actions are three numbers."""
+    return random_preferences(np.random.default_rng(2), 5, 7, num_actions=3, continuous=True)
+
+
+def test_continuous_actions_come_back_bit_for_bit(tmp_path, continuous):
+    """With a task and without one; and as pairs for a person."""
+    store.save_preferences(tmp_path / "pairs.npz", continuous)
+    first, second = continuous.chosen, continuous.rejected
+    store.save_pairs(tmp_path / "shown.npz", first, second)
+    for task in (None, BOXED):
+        assert_same_bytes(store.load_preferences(tmp_path / "pairs.npz", task), continuous)
+        assert_same_bytes(store.load_pairs(tmp_path / "shown.npz", task), (first, second))
+
+
 def test_preferences_of_another_program_need_only_what_is_trained_on(tmp_path, pairs):
     """Weights and probabilities are one, rewards and next observations unknown, where the file has none."""
     kept = {name: leaf for name, leaf in store.named_leaves(pairs).items() if name.endswith(("/obs", "action", "mask"))}
@@ -185,6 +204,49 @@ def test_an_array_that_does_not_follow_the_format_is_named(tmp_path, pairs, name
     np.savez(tmp_path / "pairs.npz", **arrays, allow_pickle=False)
     with pytest.raises(ValueError, match=rf"pairs\.npz does not hold preferences: {message}"):
         store.load_preferences(tmp_path / "pairs.npz", jaxpref.cartpole())
+
+
+def whole_numbers(action):
+    return np.int32(action[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "change", "message"),
+    [
+        (
+            "chosen/action",
+            BOXED,
+            lambda x: x[..., :2],
+            r"chosen/action is float32\[5, 7, 2\], expected float32\[5, 7, 3\]",
+        ),
+        ("rejected/action", None, lambda x: x[..., :2], r"rejected/.* float32\[5, 7, 2\], expected float32\[5, 7, 3\]"),
+        ("chosen/action", None, lambda x: x[..., 0], r"chosen/action is float32\[5, 7\], expected float32\[5, 7, 1\]"),
+        ("chosen/action", None, lambda x: x[..., :0], r"chosen/.* float32\[5, 7, 0\], expected float32\[5, 7, 1\]"),
+        ("chosen/action", None, np.float64, r"chosen/action is float64\[5, 7, 3\], expected float32\[5, 7, 3\]"),
+        (
+            "rejected/action",
+            None,
+            lambda x: np.int32(x[..., 0]),
+            r"rejected/.* int32\[5, 7\], expected float32\[5, 7, 3\]",
+        ),
+        (
+            "chosen/action",
+            BOXED,
+            lambda x: np.int32(x[..., 0]),
+            r"chosen/.* int32\[5, 7\], expected float32\[5, 7, 3\]",
+        ),
+        (None, jaxpref.cartpole(), None, r"chosen/action is float32\[5, 7, 3\], expected int32\[5, 7\]"),
+        ("chosen/action", BOXED, at((1, 0, 2), np.inf), "chosen/action is not finite at pair 1, step 0"),
+        ("rejected/action", None, at((3, 0, 0), np.nan), "rejected/action is not finite at pair 3, step 0"),
+    ],
+)
+def test_an_array_of_continuous_actions_that_does_not_fit_is_named(tmp_path, continuous, name, task, change, message):
+    arrays = store.named_leaves(continuous)
+    if name is not None:
+        arrays[name] = change(arrays[name])
+    np.savez(tmp_path / "pairs.npz", **arrays, allow_pickle=False)
+    with pytest.raises(ValueError, match=rf"pairs\.npz does not hold preferences: {message}"):
+        store.load_preferences(tmp_path / "pairs.npz", task)
 
 
 def test_json_comes_back_and_has_no_nan_and_no_infinity(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Tasks: their environments against gymnasium, one step at a time, and what the study knows of them."""
 
+import pickle
 import warnings
 
 import gymnasium
@@ -7,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
+from helpers import assert_close, assert_same_bytes, clock, constant_policy, lane, linear_policy, play
 
 import jaxpref
-from jaxpref.rollout import EnvStep, step
+from jaxpref.gymnax_tasks import KNOWN, Absorbing
+from jaxpref.rollout import EnvStep, reset, start_stream, step, stream
+from jaxpref.tasks import from_gymnax
 
 
 def cartpole_states(rng, num_states):
@@ -133,7 +138,120 @@ def test_targets_and_horizons_are_the_studys():
             assert jaxpref.task(name).horizon == gymnasium.spec(gym_name).max_episode_steps
 
 
-def test_a_task_made_again_compiles_nothing_again():
-    one, other = (jax.tree.structure(jaxpref.cartpole()) for _ in range(2))
-    assert (one, hash(one)) == (other, hash(other))
+@pytest.mark.parametrize("fixed_horizon", [False, True])
+def test_a_task_made_again_compiles_nothing_again(fixed_horizon):
+    """Also one that comes back from another process."""
+    for name in ("cartpole", "Pendulum-v1"):
+        one, other = (jax.tree.structure(jaxpref.task(name, fixed_horizon=fixed_horizon)) for _ in range(2))
+        assert (one, hash(one)) == (other, hash(other))
+        assert one != jax.tree.structure(jaxpref.task(name, fixed_horizon=not fixed_horizon))
     assert jaxpref.cartpole().env is jaxpref.cartpole(horizon=500).env
+    assert pickle.loads(pickle.dumps(Absorbing("env"))) == Absorbing("env")
+
+
+# --- continuous actions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known().get("stochastic") is False])
+def test_a_task_that_says_so_does_not_use_the_key_of_a_step(name):
+    task = jaxpref.task(name)
+    _, state = task.env.reset_env(jax.random.key(0), task.env_params)
+    take_step = jax.jit(lambda key: step(task, key, EnvStep(None, state), jnp.full(task.num_actions, 0.3)))
+    assert_same_bytes(*(take_step(jax.random.key(seed)) for seed in (1, 2)))
+
+
+class Push:
+    """Shows what it was paid: the sum of two numbers, one from -1 to 1 and one from 0 to 4."""
+
+    def action_space(self, params):
+        return spaces.Box(jnp.array([-1.0, 0.0]), jnp.array([1.0, 4.0]), (2,))
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), jnp.float32(0)
+
+    def step_env(self, key, state, action, params):
+        paid = action.sum()
+        return paid[None], paid, paid, jnp.bool_(False), {}
+
+
+def test_an_action_is_clipped_for_the_environment_and_recorded_as_it_was_drawn():
+    """In episodes and in the stream that PPO learns from. The policy draws around the middle, (0, 2), with deviations
+    of three halves of the range: 3 and 6."""
+    task = from_gymnax(Push(), horizon=40)
+    assert (task.num_actions, task.action_range) == (2, ((-1, 1), (0, 4)))
+    policy = jaxpref.init_policy(jax.random.key(0), task, policy_scale=0.0)
+    policy.params["log_std"] = jnp.log(jnp.array([3.0, 3.0]))
+    played = play(task, policy, jax.random.key(1), 20)
+    start = start_stream(task, jax.random.key(2))
+    _, streamed = jax.jit(stream, static_argnums=4)(task, policy, start, jax.random.key(3), 800)
+    for steps in (played, streamed):
+        actions = np.asarray(steps.action, np.float64).reshape(-1, 2)
+        paid = np.clip(actions, [-1, 0], [1, 4]).sum(-1)
+        np.testing.assert_allclose(np.ravel(steps.reward), paid, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(np.ravel(steps.next_obs), np.ravel(steps.reward))
+        # 800 draws of each number: the standard error of a deviation is 1/40 of it, that of a mean 1/28.
+        np.testing.assert_allclose(actions.std(axis=0), [3, 6], rtol=5 / 40)
+        np.testing.assert_allclose((actions.mean(axis=0) - [0, 2]) / [3, 6], [0, 0], atol=5 / 28)
+    assert played.action.shape == (20, 40, 2)
+
+
+# --- episodes of one length -------------------------------------------------------------------------------------------
+
+
+def swinging(task):
+    """A policy of Acrobot that pushes with the second link's velocity, and so gets over the bar soon."""
+    weights = np.zeros((6, 3))
+    weights[5] = -5, 0, 5
+    return linear_policy(task, weights, [0, 0, 0])
+
+
+def as_absorbing(task):
+    return task.replace(env=Absorbing(task.env))
+
+
+CLOCK = clock(shortest=1, longest=90, horizon=60)
+ORDINARY_AND_FIXED = {
+    "cartpole": (jaxpref.cartpole(), jaxpref.cartpole(fixed_horizon=True), constant_policy),
+    "acrobot": (jaxpref.acrobot(), jaxpref.acrobot(fixed_horizon=True), swinging),
+    "clock": (CLOCK, as_absorbing(CLOCK), constant_policy),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY_AND_FIXED)
+def test_episodes_of_one_length_go_on_where_the_others_end(name):
+    """The same policy and key: the same steps up to the end, and so the same return. Then the last observation and a
+    reward of zero, up to the horizon. Two programs round differently, and Acrobot magnifies that."""
+    task, fixed, make_policy = ORDINARY_AND_FIXED[name]
+    policy = make_policy(task) if make_policy is swinging else make_policy(task, [0.5, 0.5])
+    ordinary, longer = (jax.tree.map(np.asarray, play(each, policy, jax.random.key(6), 20)) for each in (task, fixed))
+    lengths = ordinary.mask.sum(-1)
+    assert len(set(lengths[lengths < task.horizon])) > 5
+    assert longer.mask.all()
+    np.testing.assert_array_equal(longer.reward.sum(-1), ordinary.reward.sum(-1))
+    for i, n in enumerate(lengths):
+        one, other = lane(ordinary, i), lane(longer, i)
+        assert_close(*(jax.tree.map(lambda leaf, n=n: leaf[:n], each) for each in (other, one)), atol=0.02)
+        assert not other.reward[n:].any()
+        for after in (other.obs[n:], other.next_obs[n:]):
+            np.testing.assert_array_equal(after, np.broadcast_to(other.next_obs[n - 1], after.shape))
+
+
+def test_after_the_end_the_state_stands_still():
+    """Every number of it, whatever the action; and no step terminates, neither the last one nor those after it."""
+    task = as_absorbing(clock(shortest=3, longest=3, horizon=10))
+    states, current = [], reset(task, jax.random.key(0))
+    for t in range(6):
+        current, reward, terminated = step(task, jax.random.key(t), current, jnp.int32(t % 2))
+        assert (float(reward), bool(terminated)) == (t + 1 if t < 3 else 0, False)
+        states.append(current)
+    assert states[2].state[0].time == 3
+    for after in states[3:]:
+        assert_same_bytes(after, states[2])
+
+
+def test_the_task_of_a_name_may_have_episodes_of_one_length():
+    """Its other fields are the same."""
+    for name, horizon in (("acrobot", 100), ("Catch-bsuite", None), ("Pendulum-v1", 50)):
+        fixed = jaxpref.task(name, horizon, fixed_horizon=True)
+        assert fixed.env == Absorbing(jaxpref.task(name).env)
+        assert_same_bytes(fixed.replace(env=None), jaxpref.task(name, horizon).replace(env=None))

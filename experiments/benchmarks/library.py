@@ -53,11 +53,11 @@ def own_rollout(task: Task, expert: Network, num_envs: int, num_devices: int) ->
 
 
 def gymnax_returns(task: Task, policy: Network, keys: jax.Array) -> jax.Array:
-    """Play an episode for each key with gymnax's own loop: a new key and a categorical sample at each step."""
+    """Play an episode for each key with gymnax's own loop: a new key and a sample at each step."""
     from gymnax.experimental.rollout import RolloutWrapper  # gymnax uses JAX when it is imported
 
     def act(policy: Network, obs: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.random.categorical(key, jaxpref.apply_policy(policy, obs)[0].logits)
+        return jaxpref.apply_policy(policy, obs)[0].sample(key)
 
     rollout = RolloutWrapper(act, num_env_steps=task.horizon, env=task.env, env_params=task.env_params)
     return rollout.batch_rollout(keys, policy)[-1]

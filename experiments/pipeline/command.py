@@ -53,7 +53,7 @@ def check(settings: Settings) -> None:
 
 def check_unused(settings: Settings) -> None:
     """Raise UsageError for a flag that the method or the experts do not read."""
-    unused = dict.fromkeys(set.union(*USED.values()) - USED[settings.method], settings.method)
+    unused: dict[str, str] = dict.fromkeys(set.union(*USED.values()) - USED[settings.method], settings.method)
     unused |= dict.fromkeys(set(EXPERTS.values()) - {EXPERTS[settings.experts]}, f"--experts {settings.experts}")
     for name in changes(settings, settings.defaults):
         if (group := name.partition(".")[0]) in unused:

@@ -7,7 +7,7 @@ modules are written by `store.save_pytree`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxpref.files.schema import check_array
 from jaxpref.files.store import atomic_write, named_leaves
 from jaxpref.networks import ActorCritic, Ensemble, Network, RewardModel, check_policy, check_reward
 from jaxpref.tasks import Task
+from jaxpref.types import ActionRange
 
 FORMAT = 1
 POLICY, REWARD_MODEL = "policy", "reward model"
@@ -60,8 +61,9 @@ def load_reward_model(path: str | os.PathLike, task: Task | None = None) -> Netw
 def load_torch_policy(path: str | os.PathLike, names: Names, task: Task | None = None) -> Network:
     """Read a PyTorch state dict, written by `safetensors.torch.save_file`, as a policy.
 
-    The PyTorch module has a linear torso, ReLU, and linear heads for logits and value. `names` says which is which,
-    such as {"torso": "net.0", "policy": "net.2", "value": None}. Errors are those of `load_policy`.
+    The actions are discrete. The PyTorch module has a linear torso, ReLU, and linear heads for logits and value.
+    `names` says which is which, such as {"torso": "net.0", "policy": "net.2", "value": None}. Errors are those of
+    `load_policy`.
     """
     return _load(path, POLICY, task, names)
 
@@ -69,7 +71,8 @@ def load_torch_policy(path: str | os.PathLike, names: Names, task: Task | None =
 def load_torch_reward_model(path: str | os.PathLike, names: Names, task: Task) -> Network:
     """Read a PyTorch state dict as a reward model, as `load_torch_policy` reads a policy.
 
-    The PyTorch module's input is the observation followed by the one-hot action. `names` has "torso" and "reward".
+    The PyTorch module's input is the observation followed by the one-hot action, or by a continuous action in units of
+    half its range. `names` has "torso" and "reward".
     """
     return _load(path, REWARD_MODEL, task, names)
 
@@ -85,7 +88,7 @@ def _save(path: str | os.PathLike, kind: str, network: Network, task: Task | Non
         raise ValueError(f"a {kind} must be of module {module_type.__name__}, got {got}: {text}")
     leaves = named_leaves(network.params)
     tensors = {name.replace("/", "."): np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-    _check(f"this {kind}", kind, tensors, num_axes=(2 + is_ensemble,))
+    _check(f"this {kind}", kind, tensors, module.action_range, num_axes=(2 + is_ensemble,))
     input_size, hidden_size = tensors["torso.kernel"].shape[-2:]
     observe = task and task.observe
     description = {
@@ -108,12 +111,9 @@ def _load(path: str | os.PathLike, kind: str, task: Task | None, names: Names | 
     tensors, description = _read(path)
     if names is not None:
         tensors = _from_torch(path, kind, tensors, names)
-    _check(path, kind, tensors, num_axes=(2,) if kind == POLICY else (2, 3))
+    action_range = _action_range(path, description, task)
+    _check(path, kind, tensors, action_range, num_axes=(2,) if kind == POLICY else (2, 3))
     num_actions = description.get("num_actions") if task is None else task.num_actions
-    stored_range = description.get("action_range")
-    action_range = (stored_range and tuple(map(tuple, stored_range))) if task is None else task.action_range
-    if (LOG_STD in tensors) != (action_range is not None and kind == POLICY):
-        raise ValueError(f"{path} has {LOG_STD} only where its actions are continuous, with a range: pass the task")
     if kind == POLICY:
         num_actions = len(tensors["policy.bias"])
     elif num_actions is None:
@@ -125,6 +125,17 @@ def _load(path: str | os.PathLike, kind: str, task: Task | None, names: Names | 
     if task is not None:
         check_network(task, network, str(path))
     return network
+
+
+def _action_range(path: str | os.PathLike, description: Mapping[str, Any], task: Task | None) -> ActionRange | None:
+    """Return the range of the network's actions; None: they are discrete."""
+    stored = description.get("action_range") and tuple(map(tuple, description["action_range"]))
+    if task is None:
+        return stored
+    if description and stored != task.action_range:
+        of_file, of_task = (f"in the range {each}" if each else "discrete" for each in (stored, task.action_range))
+        raise ValueError(f"{path}: its actions are {of_file}, those of task {task.name} are {of_task}")
+    return task.action_range
 
 
 def _read(path: str | os.PathLike) -> tuple[Tensors, dict[str, Any]]:
@@ -159,19 +170,23 @@ def _from_torch(path: str | os.PathLike, kind: str, stored: Tensors, names: Name
     return tensors
 
 
-def _check_names(where: Any, kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    differences = (("lacks", expected.keys() - found.keys()), ("has an unexpected", found.keys() - expected.keys()))
+def _check_names(where: Any, kind: str, found: Mapping[str, Any], expected: Iterable[str]) -> None:
+    differences = (("lacks", set(expected) - found.keys()), ("has an unexpected", found.keys() - set(expected)))
     text = " and ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in differences if names)
     if text:
         raise ValueError(f"{where} is not a {kind} with these names: it {text}")
 
 
-def _check(where: Any, kind: str, tensors: Tensors, num_axes: tuple[int, ...]) -> None:
+def _check(
+    where: Any, kind: str, tensors: Tensors, action_range: ActionRange | None, num_axes: tuple[int, ...]
+) -> None:
     """Check the names, dtypes and shapes of all layers. `num_axes` are those that a kernel may have."""
     names = {f"{layer}.{part}": layer for layer in LAYERS[kind] for part in ("kernel", "bias")}
-    if LOG_STD in tensors and kind == POLICY:
+    if action_range is None or kind != POLICY:
+        _check_names(where, kind, tensors, names)
+    else:
+        _check_names(where, kind, tensors, {*names, LOG_STD})
         check_array(f"{where}: {LOG_STD}", tensors[LOG_STD], "float32", tensors["policy.bias"].shape)
-    _check_names(where, kind, {name: tensor for name, tensor in tensors.items() if name != LOG_STD}, names)
     torso = tensors["torso.kernel"].shape
     if len(torso) not in num_axes:
         raise ValueError(f"{where}: torso.kernel is {list(torso)}, expected {min(num_axes)} axes: save one {kind}")

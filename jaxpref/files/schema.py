@@ -50,9 +50,9 @@ def read_pairs(
     if task is not None and obs.shape[-1] != task.obs_size:
         raise ValueError(f"observations have {obs.shape[-1]} features, those of task {task.name} {task.obs_size}")
     action, sizes = arrays[f"{sides[0]}/action"], dict(zip("NTO", obs.shape, strict=True))
-    if action.dtype == np.float32 if task is None else task.action_range is not None:
+    if np.issubdtype(action.dtype, np.floating) if task is None else task.action_range is not None:
         expected |= {f"{side}/action": CONTINUOUS for side in sides}
-        sizes["D"] = action.shape[-1] if task is None else task.num_actions
+        sizes["D"] = max((1, *action.shape[2:])) if task is None else task.num_actions
     for name, array in arrays.items():
         dtype, axes = expected[name]
         check_array(name, array, dtype, tuple(sizes[axis] for axis in axes))
