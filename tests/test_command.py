@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,7 @@ from experiments.harness.errors import UsageError
 from experiments.pipeline.command import check_unused
 from experiments.pipeline.command import parse as parse_words
 from experiments.pipeline.pipeline import task_of
-from experiments.pipeline.settings import default_settings, from_config, to_flags
+from experiments.pipeline.settings import Method, default_settings, from_config, to_flags
 
 
 def parse(line, task="cartpole", method="dpo"):
@@ -35,6 +36,7 @@ def test_the_defaults_are_the_contracts():
         # The library's own settings, one set for both tasks.
         for name in ("reinforce", "dpo", "reward_model", "ppo"):
             assert getattr(settings, name) == getattr(jaxpref, name).Config()
+        assert (settings.experts, settings.expert_config) == ("reinforce", settings.reinforce)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,10 @@ def test_the_defaults_are_the_contracts():
         ("--reinforce.baseline handmade", "reinforce.baseline", "handmade"),
         ("--ppo.no-reset-value", "ppo.reset_value", False),
         ("--return-range 0 5", "return_range", (0.0, 5.0)),
+        ("--experts ppo", "experts", "ppo"),
+        ("--expert-ppo.learning-rate 0.01", "expert_ppo.learning_rate", 0.01),
+        ("--fixed-horizon", "fixed_horizon", True),
+        ("--segment 25", "segment", 25),
     ],
 )
 def test_a_flag_changes_what_it_names_and_nothing_else(flags, path, value):
@@ -102,17 +108,29 @@ def test_task_and_method_choose_the_defaults_of_the_script_that_names_neither():
     assert settings == parse("--seeds 3 --preset original", "acrobot", "rlhf")
 
 
-def test_a_task_of_gymnax_has_what_it_needs():
-    settings = parse("", "MountainCar-v0", "dpo")
-    assert settings.dpo.beta == 0.5
-    assert task_of(settings).config(jaxpref.dpo.Config) == settings.dpo
-    assert parse("", "Catch-bsuite", "rlhf").reward_model.weight_decay == 1
+@pytest.mark.parametrize("task", ["MountainCar-v0", "Pendulum-v1"])
+def test_a_task_of_gymnax_has_the_same_numbers_and_experts_by_ppo(task):
+    settings = parse("", task)
+    assert settings == dataclasses.replace(parse(""), task=task, out=Path("results") / f"{task}-dpo", experts="ppo")
+    assert settings.expert_config == jaxpref.ppo.EXPERTS
+    assert parse("--experts reinforce", task).expert_config == jaxpref.reinforce.Config()
+
+
+def test_episodes_of_one_length_are_a_property_of_the_task():
+    fixed = task_of(parse("--horizon 50 --fixed-horizon", "Pendulum-v1"))
+    assert fixed == jaxpref.task("Pendulum-v1", 50, fixed_horizon=True)
+    assert fixed != task_of(parse("--horizon 50", "Pendulum-v1"))
 
 
 def test_flags_and_config_give_the_same_settings_again():
-    settings = parse("--seeds 1 2 --dpo.beta 0.3 --save-preferences --ppo.no-reset-value --preset original")
-    assert parse_words(to_flags(settings), "run") == settings
-    assert from_config(dataclasses.asdict(settings)) == settings
+    for line, task in (
+        ("--seeds 1 2 --dpo.beta 0.3 --save-preferences --ppo.no-reset-value --preset original", "cartpole"),
+        ("--experts ppo --expert-ppo.num-updates 30 --fixed-horizon --segment 25", "acrobot"),
+        ("--experts reinforce --reinforce.gamma 0.9", "Pendulum-v1"),
+    ):
+        settings = parse(line, task)
+        assert parse_words(to_flags(settings), "run") == settings
+        assert from_config(dataclasses.asdict(settings)) == settings
 
 
 def test_the_studys_folder_is_the_parent_of_its_experiments():
@@ -150,6 +168,8 @@ def test_targets_and_range_are_those_of_the_horizon(task, horizon, targets, retu
         ("--seeds -1", "--seeds must be between 0 and 4294967295, got -1"),
         ("--eval-episodes 0", "--eval-episodes must be between 1 and 1e\\+06, got 0"),
         ("--horizon 0", "--horizon must be at least 1, got 0"),
+        ("--segment 0", "--segment must be at least 1, got 0"),
+        ("--expert-ppo.num-envs 0", "--expert-ppo.num-envs must be at least 1, got 0"),
         ("--annotator.temperature -1", "--annotator.temperature must be at least 0, got -1"),
         ("--dpo.beta nan", "--dpo.beta must be"),
         ("--dpo.label-smoothing 0.7", "--dpo.label-smoothing must be .*0.5.*0.7"),
@@ -184,7 +204,6 @@ def test_settings_out_of_range_are_one_sentence_with_the_flag(line, message):
         ("--pi1-target 1 --pi2-target 2", "--pi1-target must be above --pi2-target"),
         ("--task pong", "unknown task 'pong'"),
         ("--task CartPole-v0", "cartpole"),
-        ("--task Pendulum-v1", "continuous actions"),
     ],
 )
 def test_what_only_the_task_can_refuse_is_one_sentence(line, message):
@@ -193,19 +212,28 @@ def test_what_only_the_task_can_refuse_is_one_sentence(line, message):
 
 
 @pytest.mark.parametrize(
-    ("line", "method", "flag"),
+    ("line", "method", "message"),
     [
-        ("--ppo.kl-coef 1", "dpo", "--ppo.kl-coef"),
-        ("--dpo.beta 1", "rlhf", "--dpo.beta"),
-        ("--online.num-rounds 10", "rlhf", "--online.num-rounds"),
-        ("--reward zero", "dpo", "--reward"),
-        ("--num-members 3", "online-rlhf", "--num-members"),
+        ("--ppo.kl-coef 1", "dpo", "--ppo.kl-coef has no effect on dpo"),
+        ("--dpo.beta 1", "rlhf", "--dpo.beta has no effect on rlhf"),
+        ("--online.num-rounds 10", "rlhf", "--online.num-rounds has no effect on rlhf"),
+        ("--reward zero", "dpo", "--reward has no effect on dpo"),
+        ("--num-members 3", "online-rlhf", "--num-members has no effect on online-rlhf"),
+        ("--expert-ppo.gamma 0.9", "dpo", "--expert-ppo.gamma has no effect on --experts reinforce"),
+        ("--experts ppo --reinforce.gamma 0.9", "rlhf", "--reinforce.gamma has no effect on --experts ppo"),
+        ("--task Pendulum-v1 --reinforce.gamma 0.9", "dpo", "--reinforce.gamma has no effect on --experts ppo"),
     ],
 )
-def test_a_flag_without_effect_is_refused(line, method, flag):
-    with pytest.raises(UsageError, match=f"{flag} has no effect on {method}"):
+def test_a_flag_without_effect_is_refused(line, method, message):
+    with pytest.raises(UsageError, match=f"^{message}$"):
         check_unused(parse(line, "cartpole", method))
-    check_unused(default_settings("cartpole", method))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_default_settings_have_no_flag_without_effect(method):
+    for task in ("cartpole", "Pendulum-v1"):
+        check_unused(default_settings(task, method))
+    check_unused(parse("--experts ppo --expert-ppo.gamma 0.9", "cartpole", method))
 
 
 @pytest.mark.parametrize(

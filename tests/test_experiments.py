@@ -462,6 +462,42 @@ def test_what_the_task_refuses_leaves_no_folder(cache, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+EXPERT_FLAGS = shlex.split(
+    "--expert-ppo.num-updates 3 --expert-ppo.num-envs 4 --expert-ppo.num-steps 20 --expert-ppo.num-epochs 2 "
+    "--expert-ppo.num-minibatches 2 --expert-ppo.eval-episodes 4 --expert-ppo.learning-rate 0.01"
+)
+
+
+def test_a_task_of_continuous_actions_runs_by_its_name(cache, tmp_path):
+    """Pendulum, cut off after 20 steps, from experts by PPO to the evaluation of policies trained by DPO."""
+    sizes = f"--seeds 3 8 --horizon 20 --num-pairs 4 --num-heldout {NUM_HELDOUT} --eval-episodes {EVAL_EPISODES}"
+    words = shlex.split(f"{sizes} --devices 2 --save-preferences --reference pi2") + EXPERT_FLAGS + DPO_FLAGS
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        experiment.main("run", "Pendulum-v1", "dpo", [*words, "--out", str(tmp_path)])
+    done = Run(tmp_path, json.loads((tmp_path / "summary.json").read_text()), printed.getvalue())
+    assert set(done.summary["timing"]["stages"]) == {"expert ppo", "preferences", "dpo", "evaluate"}
+    assert done.load("metrics.npz")["expert_ppo"]["score"].shape == (2, 3)
+    arrays, task = done.load("policies.npz"), jaxpref.task("Pendulum-v1", 20)
+    module = jaxpref.init_policy(jax.random.key(0), task).module
+    for place, seed in enumerate((3, 8)):
+        pairs = done.pairs(seed)
+        assert (pairs.chosen.action.dtype, pairs.chosen.action.shape) == (np.float32, (4 + NUM_HELDOUT, 20, 1))
+        assert pairs.chosen.mask.all()
+        for name, score in (
+            ("pi2", done.summary["policies"]["pi2"]),
+            ("trained_pi2", done.summary["rows"][0]["policy"]),
+        ):
+            at = (place, 0) if name == "trained_pi2" else (place,)
+            policy = Network(module, jax.tree.map(lambda leaf, at=at: leaf[at], arrays[name]["params"]))
+            played = evaluate(task, policy, keys_of(seed).evaluate, EVAL_EPISODES).mean()
+            np.testing.assert_allclose(played, score["per_seed"][place], rtol=1e-3)
+    # Before the first update the policy is the reference: the smoothed loss is ln 2.
+    metrics = done.load("metrics.npz")["trained_pi2"]
+    np.testing.assert_allclose(metrics["loss"][:, 0, 0], np.log(2), rtol=1e-4)
+    assert len(np.unique(arrays["trained_pi2"]["params"]["log_std"])) == 2  # it is trained, too
+
+
 @pytest.fixture(scope="module")
 def inputs(dpo_run):
     """One seed's keys, experts and pairs."""
