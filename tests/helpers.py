@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from flax import struct
 
 from jaxpref.networks import ActorCritic, Network, RewardModel, init_policy, init_reward
@@ -220,6 +221,32 @@ def rewarded(reward):
     reward = jnp.asarray(reward, jnp.float32)
     obs = jnp.zeros((*reward.shape, 1))
     return Trajectory(obs, jnp.zeros(reward.shape, jnp.int32), reward, obs, jnp.ones(reward.shape, bool))
+
+
+class Aim:
+    """Pays -(a - 0.3)^2 for an action a, for as long as the task's horizon allows; shows nothing."""
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step_env(self, key, state, action, params):
+        return state, state, -((action[0] - 0.3) ** 2), jnp.bool_(False), {}
+
+
+AIM = Task("aim", Aim(), None, horizon=10, obs_size=1, num_actions=1, action_range=((-1.0, 1.0),))
+
+
+def gaussian_policy(task, mean, std):
+    """ActorCritic with the same mean and deviation everywhere, of actions between -1 and 1. Its value is zero."""
+    policy = jax.tree.map(jnp.zeros_like, init_policy(jax.random.key(0), task))
+    size = task.num_actions
+    policy.params["policy"]["bias"], policy.params["log_std"] = jnp.full(size, mean), jnp.full(size, jnp.log(std))
+    return policy
+
+
+def normal_quantiles(mean, std, num=20_000):
+    """Numbers whose plain mean stands for the expectation over N(mean, std^2)."""
+    return mean + std * scipy.stats.norm.ppf((np.arange(num) + 0.5) / num)
 
 
 def pairs_of_returns(chosen_returns, rejected_returns):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import struct
 from gymnax.environments import spaces
-from helpers import LEVER, constant_policy, play, rewarded
+from helpers import constant_policy, play, rewarded
 
 import jaxpref
-from jaxpref import annotators, dpo, experts, gymnax_tasks, ppo, reinforce, reward_model
+from jaxpref import annotators, dpo, gymnax_tasks, ppo, reinforce, reward_model
 from jaxpref.tasks import from_gymnax
 
 
@@ -135,25 +135,6 @@ def test_mountain_cars_potential_is_its_energy():
         position += velocity
     energy = np.asarray(task.potential(task.observe(jnp.array(states))))
     assert np.ptp(energy) < 0.1 * 100  # of a range of 100; height alone swings through most of it
-
-
-def test_targets_lie_between_the_first_window_and_the_best():
-    """The first two scores are the beginning. 2 + 0.9 * (12 - 2) = 11, and 7."""
-    pi1, pi2 = experts.targets_of_curve(jnp.array([2.0, 1.0, 5.0, 12.0, 8.0, jnp.nan]), first_window=2)
-    np.testing.assert_allclose([pi1, pi2], [11, 7], rtol=1e-6)
-    assert np.isinf(experts.targets_of_curve(jnp.array([2.0, 1.0, 1.5, 2.0]), first_window=2)).all()
-
-
-def test_reinforce_finds_the_targets_that_a_task_lacks():
-    """As if they had been known: the second run is the first again, up to the snapshots."""
-    config, key = reinforce.Config(num_updates=30, episodes_per_update=4, score_window=8), jax.random.key(0)
-    train = jax.jit(reinforce.train)
-    found = train(LEVER.replace(pi1_target=None, pi2_target=None), config, key)
-    whole = train(LEVER.replace(pi1_target=jnp.inf, pi2_target=jnp.inf), config, key).metrics.score
-    assert (found.pi1_target, found.pi2_target) == experts.targets_of_curve(whole, first_window=2)
-    first, second = (np.argmax(np.asarray(whole) >= target) + 1 for target in (found.pi1_target, found.pi2_target))
-    assert 1 < second < first == found.num_updates
-    np.testing.assert_allclose(found.metrics.score[:first], whole[:first], rtol=1e-5)
 
 
 def test_thresholds_of_an_annotator_need_the_range_of_returns():

@@ -11,11 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SIGN, assert_same_bytes, clock, constant_policy, linear_policy, numpy_policy, policy, sign_reward
+import scipy.stats
+from helpers import (
+    AIM,
+    SIGN,
+    assert_same_bytes,
+    clock,
+    constant_policy,
+    gaussian_policy,
+    linear_policy,
+    normal_quantiles,
+    numpy_policy,
+    policy,
+    sign_reward,
+)
 
 import jaxpref
 from jaxpref import networks, ppo
-from jaxpref.distributions import Categorical
+from jaxpref.distributions import Categorical, Gaussian
 from jaxpref.networks import Network, RewardModel
 from jaxpref.rollout import Transition
 from jaxpref.tasks import Task
@@ -168,6 +181,40 @@ def test_the_gradient_of_the_penalty_in_the_reward():
     deviation = np.sqrt((POLICY * (log_ratio - kl(POLICY, REFERENCE)) ** 2).sum())
     expected = POLICY * (log_ratio - kl(POLICY, REFERENCE)) / deviation
     np.testing.assert_allclose(grads.params["policy"]["bias"], expected, rtol=1e-4)
+
+
+def gaussian_batch(mean, std):
+    """(steps, log_prob, action): a batch for each of 20,000 quantiles of the actions of such a policy."""
+    action = normal_quantiles(mean, std)
+    nothing, last = jnp.zeros((len(action), 1)), jnp.ones(len(action), bool)
+    steps = Transition(nothing, jnp.float32(action[:, None]), nothing[:, 0], nothing, last, last)
+    return steps, jnp.float32(scipy.stats.norm(mean, std).logpdf(action)), action
+
+
+def test_the_gradient_of_a_gaussian_is_that_of_the_expected_return():
+    """`AIM` pays -(a - 0.3)^2, so E[r] = -(m - 0.3)^2 - s^2: its gradients in m and log s are -2 (m - 0.3) and -2 s^2.
+    The entropy's gradient in log s is 1."""
+    m, s = -0.2, 0.25
+    steps, log_prob, action = gaussian_batch(m, s)
+    config = ppo.Config(normalise_advantage=False, vf_coef=0.0, ent_coef=0.07)
+    reference, advantage = Gaussian(steps.action, steps.action), jnp.float32(-((action - 0.3) ** 2))
+    batch = ppo.Batch(steps, log_prob, reference, advantage, advantage)
+    grads = loss_grad(gaussian_policy(AIM, m, s), config, batch).params
+    np.testing.assert_allclose(grads["policy"]["bias"], [2 * (m - 0.3)], rtol=1e-2)
+    np.testing.assert_allclose(grads["log_std"], [2 * s**2 - 0.07], rtol=1e-2)
+
+
+def test_the_gradient_of_a_gaussians_penalty_in_the_loss():
+    """Of KL(N(n, r^2) || N(m, s^2)) = log(s / r) + (r^2 + (m - n)^2) / (2 s^2) - 1/2: (m - n) / s^2 in m, and
+    1 - (r^2 + (m - n)^2) / s^2 in log s."""
+    m, s, n, r = -0.2, 0.25, 0.1, 0.5
+    steps, log_prob, _ = gaussian_batch(m, s)
+    ones = jnp.ones_like(steps.action)
+    config = ppo.Config(kl_penalty="loss", kl_coef=0.3, vf_coef=0.0)
+    reference, zero = Gaussian(n * ones, jnp.log(r) * ones), jnp.zeros(len(ones))
+    grads = loss_grad(gaussian_policy(AIM, m, s), config, ppo.Batch(steps, log_prob, reference, zero, zero)).params
+    np.testing.assert_allclose(grads["policy"]["bias"], [0.3 * (m - n) / s**2], rtol=1e-4)
+    np.testing.assert_allclose(grads["log_std"], [0.3 * (1 - (r**2 + (m - n) ** 2) / s**2)], rtol=1e-4)
 
 
 def test_gradients_are_clipped_to_their_global_norm():
@@ -413,3 +460,34 @@ def test_a_value_head_that_is_not_forgotten_teaches_what_it_knows():
     config = dataclasses.replace(PENALISED, reset_value=False, vf_coef=0.0)
     result = echo_run(35, pays=0.0, config=config, train_on=train_once)
     assert of_action_1(result.params) > 0.9 > 0.7 > of_action_1(knowing(35))
+
+
+# --- experts ----------------------------------------------------------------------------------------------------------
+
+train_experts = jax.jit(ppo.train_experts)
+
+
+def test_an_expert_of_continuous_actions_finds_the_best_one():
+    """`AIM` pays most for 0.3. An episode loses the variance and the square of the mean's distance, ten times. So the
+    targets say what is left of both."""
+    config = CONFIG.replace(num_updates=60, eval_every=1, eval_episodes=16, num_steps=20, learning_rate=0.02)
+    result = train_experts(AIM.replace(pi1_target=-0.15, pi2_target=-1.0), config, jax.random.key(40))
+    assert result.pi1_reached
+    assert result.metrics.score[0] < -2
+    for expert, target in ((result.pi1, -0.15), (result.pi2, -1.0)):
+        distribution, _ = networks.apply_policy(expert, jnp.zeros(1))
+        loss = (distribution.mean - 0.3) ** 2 + jnp.exp(2 * distribution.log_std)
+        np.testing.assert_allclose(-10 * loss, [target], rtol=0.3)
+
+
+@pytest.mark.parametrize("shape_reward", [True, False])
+def test_experts_learn_from_the_shaped_reward_where_the_task_says_so(shape_reward):
+    """`COUNTING` pays 1, 2, .. 10. With the time as a potential and gamma 0, a step's reward is (t + 1) - t = 1. At a
+    value of 0 and vf_coef 2 the loss is the mean square of the rewards, in units of their mean size from the second
+    update on: 1 and 1, or 385 / 10 and 38.5 / 5.5^2. The score is the true return."""
+    task = COUNTING.replace(potential=lambda obs: obs[..., 0], shape_reward=shape_reward)
+    config = ppo.Config(num_updates=3, num_envs=1, num_steps=10, num_epochs=1, num_minibatches=1, eval_every=1)
+    config = config.replace(eval_episodes=2, learning_rate=0.0, gamma=0.0, kl_coef=0.0, vf_coef=2.0)
+    metrics = train_experts(task, config, jax.random.key(41), ppo.without_value(policy(41, COUNTING))).metrics
+    np.testing.assert_allclose(metrics.loss, [1, 1, 1] if shape_reward else [38.5, *[38.5 / 5.5**2] * 2], rtol=1e-5)
+    np.testing.assert_array_equal(metrics.score, [55, 55, 55])

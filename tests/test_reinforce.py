@@ -1,4 +1,4 @@
-"""REINFORCE: its loss and its snapshots.
+"""REINFORCE: its loss, what it learns, and its score.
 
 `LEVER` pays for one of two actions, ten times: a policy's return rises from 5 to 10 within a few updates.
 """
@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LEVER, assert_close, assert_same_bytes, clock, constant_policy, numpy_policy, random_trajectories
+from helpers import (
+    AIM,
+    LEVER,
+    clock,
+    constant_policy,
+    gaussian_policy,
+    normal_quantiles,
+    numpy_policy,
+    random_trajectories,
+)
 
 import jaxpref
 from jaxpref import reinforce
@@ -112,36 +121,22 @@ def test_the_entropy_bonus_pulls_towards_the_uniform_policy():
     np.testing.assert_allclose(grads.params["policy"]["bias"], 0.1 * p * (np.log(p) + entropy), rtol=1e-5)
 
 
-# --- snapshots --------------------------------------------------------------------------------------------------------
+def test_the_gradient_of_a_gaussian_is_that_of_the_expected_return():
+    """`AIM` pays -(a - 0.3)^2, so E[r] = -(m - 0.3)^2 - s^2: its gradients in m and log s are -2 (m - 0.3) and -2 s^2.
+    One episode for each of 20,000 quantiles of the policy's actions. The entropy's gradient in log s is 1."""
+    m, s = -0.2, 0.25
+    action = normal_quantiles(m, s)
+    reward, nothing = -((action - 0.3) ** 2), jnp.zeros((len(action), 1, 1))
+    played = Trajectory(
+        nothing, jnp.float32(action[:, None, None]), jnp.float32(reward[:, None]), nothing, nothing[..., 0] == 0
+    )
+    config = reinforce.Config(baseline="handmade", normalise_advantage=False, gamma=0.0, ent_coef=0.07)
+    grads = loss_grad(gaussian_policy(AIM, m, s), AIM.replace(baseline=ZERO_BASELINE.baseline), config, played).params
+    np.testing.assert_allclose(grads["policy"]["bias"], [2 * (m - 0.3)], rtol=1e-2)
+    np.testing.assert_allclose(grads["log_std"], [2 * s**2 - 0.07], rtol=1e-2)
 
 
-@pytest.fixture(scope="module")
-def whole_run():
-    """All updates, because no target is ever reached."""
-    return train(LEVER.replace(**NEVER), CONFIG, jax.random.key(3))
-
-
-def first_update_reaching(scores, target):
-    """Number of updates made when the score first reached the target."""
-    return 1 + int(np.flatnonzero(np.asarray(scores) >= target)[0])
-
-
-def params_after(num_updates):
-    """Parameters after that many updates, of a run that makes no more."""
-    config = dataclasses.replace(CONFIG, num_updates=num_updates)
-    return train(LEVER.replace(**NEVER), config, jax.random.key(3)).pi1
-
-
-def test_an_unreached_target_gives_the_last_parameters_and_says_so(whole_run):
-    assert not whole_run.pi1_reached
-    assert not whole_run.pi2_reached
-    assert whole_run.num_updates == 12
-    assert_same_bytes(whole_run.pi1, whole_run.pi2)
-    assert np.isfinite(whole_run.metrics.score).all()
-    assert np.isfinite(whole_run.metrics.loss).all()
-    # They are the last and not the first: what they play has improved, from 5 of 10.
-    assert whole_run.metrics.score[0] < 7
-    assert whole_run.metrics.score[-1] > 8
+# --- what it learns, and its score ------------------------------------------------------------------------------------
 
 
 def test_without_discount_it_learns_as_well():
@@ -149,32 +144,6 @@ def test_without_discount_it_learns_as_well():
     score = train(LEVER.replace(**NEVER), dataclasses.replace(CONFIG, gamma=1.0), jax.random.key(3)).metrics.score
     assert score[0] < 7
     assert score[-1] > 8
-
-
-def test_a_snapshot_is_taken_right_after_the_first_update_that_reaches_its_target(whole_run):
-    """pi2 stays what it was while training goes on to pi1, and then training ends."""
-    scores = whole_run.metrics.score
-    at_pi2, at_pi1 = first_update_reaching(scores, 7.0), first_update_reaching(scores, 8.5)
-    assert 1 < at_pi2 < at_pi1 < 12
-    result = train(LEVER.replace(pi1_target=8.5, pi2_target=7.0), CONFIG, jax.random.key(3))
-    assert result.pi1_reached
-    assert result.pi2_reached
-    assert result.num_updates == at_pi1
-    assert_close(result.pi2, params_after(at_pi2), rtol=1e-5, atol=1e-6)
-    assert_close(result.pi1, params_after(at_pi1), rtol=1e-5, atol=1e-6)
-    for metric, whole in ((result.metrics.score, scores), (result.metrics.loss, whole_run.metrics.loss)):
-        np.testing.assert_array_equal(metric[:at_pi1], whole[:at_pi1])
-        assert np.isnan(metric[at_pi1:]).all()
-
-
-def test_one_target_reached_and_the_other_not(whole_run):
-    """Training goes on to the last update; pi2 keeps its snapshot, pi1 has the last parameters."""
-    result = train(LEVER.replace(pi1_target=1e9, pi2_target=-1e9), CONFIG, jax.random.key(3))
-    assert result.pi2_reached
-    assert not result.pi1_reached
-    assert result.num_updates == 12
-    assert_same_bytes(result.pi1, whole_run.pi1)
-    assert_close(result.pi2, params_after(1), rtol=1e-5, atol=1e-6)
 
 
 def test_the_score_is_the_mean_return_of_the_last_episodes():

@@ -24,14 +24,23 @@ DPO = dpo.Config(num_updates=6, batch_size=8, eval_every=2, eval_episodes=0, lea
 REWARD = reward_model.Config(num_updates=6, batch_size=8, learning_rate=0.02, weight_decay=0.1)
 PPO = ppo.Config(num_updates=6, num_envs=4, num_steps=16, num_epochs=2, eval_every=3, learning_rate=0.02, kl_coef=0.0)
 REINFORCE = reinforce.Config(num_updates=12, episodes_per_update=4, score_window=8, learning_rate=0.1)
+EXPERT_PPO = PPO.replace(num_updates=12, num_steps=20, eval_every=1, eval_episodes=8)
 TRAINERS = {
-    dpo: (LEVER, DPO, {"beta": 1.0}, lambda seed: (pairs(seed), policy(seed), policy(100 + seed))),
-    reward_model: (LEVER, REWARD, {"learning_rate": 0.05, "weight_decay": 0.0}, lambda seed: (pairs(seed),)),
-    ppo: (SIGN, PPO, {"kl_coef": 1.0, "gamma": 0.5}, policies_and_reward),
-    reinforce: (LEVER, REINFORCE, {"learning_rate": 5e-3, "ent_coef": 0.01}, lambda seed: ()),
+    dpo.train: (LEVER, DPO, {"beta": 1.0}, lambda seed: (pairs(seed), policy(seed), policy(100 + seed))),
+    reward_model.train: (LEVER, REWARD, {"learning_rate": 0.05, "weight_decay": 0.0}, lambda seed: (pairs(seed),)),
+    ppo.train: (SIGN, PPO, {"kl_coef": 1.0, "gamma": 0.5}, policies_and_reward),
+    reinforce.train: (LEVER, REINFORCE, {"learning_rate": 5e-3, "ent_coef": 0.01}, lambda seed: ()),
+    ppo.train_experts: (LEVER, EXPERT_PPO, {"learning_rate": 3e-3, "ent_coef": 0.01}, lambda seed: ()),
 }
 """{trainer: (task, config, changes of another config, what follows the key for each seed)}."""
-every_trainer = pytest.mark.parametrize("trainer", TRAINERS, ids=lambda trainer: trainer.__name__)
+EXPERTS = reinforce.train, ppo.train_experts
+
+
+def name_of(trainer):
+    return f"{trainer.__module__.rpartition('.')[2]}.{trainer.__name__}"
+
+
+every_trainer = pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
 
 
 @functools.cache
@@ -39,7 +48,7 @@ def programs(trainer):
     """(of one run, of two configs and two seeds)."""
 
     def train(config, key, data):
-        return trainer.train(TRAINERS[trainer][0], config, key, *data)
+        return trainer(TRAINERS[trainer][0], config, key, *data)
 
     return jax.jit(train), jax.jit(jax.vmap(jax.vmap(train, in_axes=(None, 0, 0)), in_axes=(0, None, None)))
 
@@ -63,14 +72,14 @@ def test_the_same_seeds_give_the_same_bytes(trainer):
 
 @every_trainer
 def test_vmap_over_configs_and_seeds_is_one_run_after_the_other(trainer):
-    """Also where REINFORCE stops after different numbers of updates."""
+    """Also where experts are found after different numbers of updates."""
     configs, *of_seeds = inputs(trainer, TRAINERS[trainer][2], (20, 21))
     together = two_by_two(trainer)
     for c, s in itertools.product(range(2), range(2)):
         alone = programs(trainer)[0](lane(configs, c), *lane(of_seeds, s))
         assert_close(lane(lane(together, c), s), alone, rtol=1e-3, atol=1e-3)
     assert np.nanmax(abs(together.metrics.loss[0] - together.metrics.loss[1])) > 1e-2
-    assert trainer is not reinforce or len(np.unique(together.num_updates)) > 1
+    assert trainer not in EXPERTS or len(np.unique(together.num_updates)) > 1
 
 
 @every_trainer
@@ -86,7 +95,7 @@ def test_a_run_does_not_depend_on_its_neighbours_and_divergence_is_found(trainer
 
 
 @pytest.mark.parametrize("batch_size", [8, 0])
-@pytest.mark.parametrize("trainer", [dpo, reward_model], ids=["dpo", "reward_model"])
+@pytest.mark.parametrize("trainer", [dpo.train, reward_model.train], ids=name_of)
 def test_only_steps_that_were_played_and_pairs_of_some_weight_are_learned_from(trainer, batch_size):
     """Garbage beyond the masks changes not a bit. Seven pairs of twelve, the others with weight zero, are a dataset of
     seven, whatever the others contain."""
