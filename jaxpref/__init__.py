@@ -15,6 +15,8 @@ from jaxpref import (
     distributions,
     divergence,
     dpo,
+    expert_ppo,
+    experts,
     gymnax_tasks,
     losses,
     networks,

@@ -18,24 +18,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from jaxpref import experts, losses, training
-from jaxpref.checks import check_config, check_key, check_kind, setting
+from jaxpref import losses, training
+from jaxpref.checks import check_config, check_key, setting
 from jaxpref.distributions import Distribution
 from jaxpref.divergence import find_divergence, param_size
-from jaxpref.experts import shaped_reward, train_to_targets
 from jaxpref.fast.keys import fast_key
 from jaxpref.fast.shuffle import shuffled
-from jaxpref.networks import (
-    Network,
-    apply_policy,
-    apply_reward,
-    check_policy,
-    check_reward,
-    init_policy,
-    replace_layer,
-)
+from jaxpref.networks import Network, apply_policy, apply_reward, check_policy, check_reward, replace_layer
 from jaxpref.returns import gae, reward_scale
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
@@ -292,53 +283,3 @@ def train(
     state, metrics, (learned, true) = scan_updates(step, returns, start, key_train, config)
     divergence = find_divergence(metrics, state.params, config.num_updates)
     return Result(state.params, metrics.replace(learned_return=learned, true_return=true), divergence)
-
-
-# --- experts ----------------------------------------------------------------------------------------------------------
-
-EXPERTS = Config(
-    num_updates=300, num_epochs=8, num_minibatches=16, eval_every=1, eval_episodes=32, learning_rate=1e-3, kl_coef=0.0
-)
-"""The default config of `train_experts`."""
-
-
-@struct.dataclass
-class ExpertState(TrainState):
-    """What one update passes to the next. `reward_size`: mean |reward| per step, over all evaluations so far."""
-
-    reward_size: Float[Array, ""]
-
-
-def train_experts(
-    task: Task, config: Config, key: Key[Array, ""], init_params: Network | None = None
-) -> experts.Result:
-    """Train on the true reward until pi1 and pi2 are found, or until `config.num_updates` updates are made.
-
-    The score is the mean return of `config.eval_episodes` episodes after each update. Where the task says so, training
-    has the shaped reward. The KL penalty holds the policy to the first one; `EXPERTS` has none.
-
-    init_params:  the first policy; None: a fresh, almost uniform one.
-    """
-    check_kind(task, Task, "task")
-    check_config(config, Config)
-    check_key(key)
-    key_init, key_stream, key_train = jax.random.split(fast_key(key), 3)
-    if init_params is None:
-        init_params = init_policy(key_init, task, policy_scale=0.01)
-    check_policy(task, init_params, "init_params")
-
-    def reward_of(steps: Transition | Trajectory) -> Float[Array, "*batch"]:
-        return shaped_reward(task, config.gamma, steps) if task.shape_reward else steps.reward
-
-    def step(state: ExpertState, number: Int[Array, ""]) -> tuple[ExpertState, Float[Array, ""], Float[Array, ""]]:
-        key_update, key_eval = jax.random.split(jax.random.fold_in(key_train, number))
-        size = jnp.where(state.reward_size > 0, state.reward_size, 1.0)
-        following, metrics = update(task, config, init_params, reward_of, size, state, key_update)
-        played = episodes(task, following.params, key_eval, config.eval_episodes)
-        size = jnp.mean(jnp.abs(reward_of(played)), where=played.mask)
-        size = state.reward_size + (size - state.reward_size) / (number + 1)
-        return ExpertState(**vars(following), reward_size=size), metrics.loss, true_return(played).mean()
-
-    streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))
-    start = ExpertState(init_params, optimiser(config).init(init_params), streams, jnp.float32(0))
-    return train_to_targets(task, config.num_updates, start, step, first_window=1)

@@ -18,7 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxpref
-from jaxpref import annotators, checks, dpo, online, ppo, preferences, ranking, reinforce, returns, reward_model
+from jaxpref import (
+    annotators,
+    checks,
+    dpo,
+    expert_ppo,
+    online,
+    ppo,
+    preferences,
+    ranking,
+    reinforce,
+    returns,
+    reward_model,
+)
 from jaxpref.annotators import Label
 from jaxpref.divergence import LIMIT, WHAT, find_divergence
 from jaxpref.networks import init_policy, init_reward
@@ -70,7 +82,7 @@ def train_reinforce(**changes):
 
 
 def experts_by_ppo(task=LEVER, config=PPO, init_params=None):
-    return ppo.train_experts(task, config, KEY, init_params)
+    return expert_ppo.train(task, config, KEY, init_params)
 
 
 def online_dpo(num_pairs=12, segment=None, **changes):
@@ -121,7 +133,7 @@ REFUSED = [
     # configs
     (lambda: reinforce.train(LEVER, {}, KEY), r"config must be a reinforce\.Config, got a dict"),
     (lambda: train_dpo(beta=-1), r"^dpo\.Config: beta must be at least 0, got -1"),
-    (lambda: train_dpo(loss="slic"), r"^dpo\.Config: loss must be one of conservative, .*, got 'slic'"),
+    (lambda: train_dpo(loss="slic"), r"^dpo\.Config: loss must be one of rpo, .*, got 'slic'"),
     (lambda: train_dpo(loss=lambda pairs, beta: beta), r"^dpo\.Config: loss .*per pair, \[64\], got \[\]"),
     (lambda: train_dpo(num_updates=10, eval_every=3), "num_updates must be a multiple of eval_every, got 10 and 3"),
     (lambda: train_dpo(beta=0.0, loss="ipo"), "beta must be at least 1e-06 for loss ipo"),

@@ -112,7 +112,7 @@ def test_task_and_method_choose_the_defaults_of_the_script_that_names_neither():
 def test_a_task_of_gymnax_has_the_same_numbers_and_experts_by_ppo(task):
     settings = parse("", task)
     assert settings == dataclasses.replace(parse(""), task=task, out=Path("results") / f"{task}-dpo", experts="ppo")
-    assert settings.expert_config == jaxpref.ppo.EXPERTS
+    assert settings.expert_config == jaxpref.expert_ppo.DEFAULTS
     assert parse("--experts reinforce", task).expert_config == jaxpref.reinforce.Config()
 
 

@@ -73,9 +73,10 @@ def test_the_reference_is_prepared_once_for_chosen_and_rejected():
 
 
 def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
-    """Weights that differ, a pair of weight zero, a pair named twice; beta 0.7 and labels wrong one time in five."""
+    """Weights that differ, a pair of weight zero, a pair named twice; beta 0.7, labels wrong one time in five, and 0.4
+    of minus the chosen trajectory's mean log-ratio, mixed with the other order like the rest."""
     task = jaxpref.cartpole()
-    config = dpo.Config(beta=0.7, label_smoothing=0.2)
+    config = dpo.Config(beta=0.7, label_smoothing=0.2, nll_coef=0.4)
     data, params, ref_params = pairs(5, obs_size=4), policy(2, task), policy(3, task)
     index, weight = [4, 0, 7, 7, 11], [1.0, 0.5, 2.0, 0.25, 0.0]
     total = dict.fromkeys(["loss", "chosen_reward", "rejected_reward", "margin", "accuracy"], 0.0)
@@ -86,6 +87,8 @@ def test_the_loss_and_its_metrics_are_a_plain_loop_over_pairs_and_steps():
         )
         right = 1 / (1 + np.exp(-(chosen - rejected)))
         total["loss"] -= w * (0.8 * np.log(right) + 0.2 * np.log(1 - right))
+        per_step = chosen / data.chosen.mask[i].sum(), rejected / data.rejected.mask[i].sum()
+        total["loss"] -= w * 0.4 / 0.7 * (0.8 * per_step[0] + 0.2 * per_step[1])
         total["chosen_reward"] += w * chosen
         total["rejected_reward"] += w * rejected
         total["margin"] += w * (chosen - rejected)
@@ -115,10 +118,13 @@ def test_a_name_means_a_function_of_the_margin():
     def cpl(chosen, rejected):
         return -np.log(np.exp(chosen / 2) / (np.exp(chosen / 2) + np.exp(0.75 * rejected / 2)))
 
-    chosen, rejected = np.float64(logps[0]), np.float64(logps[1])
+    chosen, rejected, *reference = np.float64(logps)
+    ratios, smoothed = (chosen - reference[0], rejected - reference[1]), 0.8 * target + 0.2 * (1 - target)
     expected = {
         "sigmoid": of(sigmoid),
-        "conservative": of(sigmoid, 0.8 * target + 0.2 * (1 - target)),
+        "conservative": of(sigmoid, smoothed),
+        # 2, 4 steps: minus the mean log-ratio of a step, times 0.3, of the chosen and of the rejected one.
+        "rpo": of(sigmoid, smoothed) - 0.3 * (smoothed * ratios[0] / 2 + (1 - smoothed) * ratios[1] / 4),
         # Robust: [(1 - eps) loss - eps swapped loss] / (1 - 2 eps), by target.
         "robust": (0.8 * of(sigmoid) - 0.2 * of(sigmoid, 1 - target)) / 0.6,
         "hinge": of(lambda margin: np.maximum(0, 1 - 0.5 * margin)),
@@ -130,8 +136,9 @@ def test_a_name_means_a_function_of_the_margin():
     expected |= {"sigmoid_per_step": expected["sigmoid"], "ipo_per_step": expected["ipo"]}
     assert expected.keys() == set(dpo.LOSSES)
     for name, values in expected.items():
-        config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2, contrastive_bias=0.75)
-        found = dpo.pair_loss(config, dpo.PairLogProbs(*logps, jnp.ones(2), jnp.ones(2), jnp.float32(target)))
+        config = dpo.Config(loss=name, beta=0.5, label_smoothing=0.2, nll_coef=0.3, contrastive_bias=0.75)
+        steps = jnp.full(2, 2.0), jnp.full(2, 4.0)
+        found = dpo.pair_loss(config, dpo.PairLogProbs(*logps, *steps, jnp.float32(target)))
         np.testing.assert_allclose(found, values, rtol=1e-5, err_msg=name)
 
 
@@ -196,7 +203,7 @@ def squared_hinge(pairs, beta):
 
 
 def smoothed_by_hand(pairs, beta):
-    """The default loss, with the target and labels wrong one time in twenty, whichever trajectory comes first."""
+    """The conservative loss, with the target and labels wrong one time in twenty, whichever trajectory comes first."""
     target = 0.95 * pairs.target + 0.05 * (1 - pairs.target)
     return target * losses.sigmoid(pairs.margin(), beta) + (1 - target) * losses.sigmoid(-pairs.margin(), beta)
 
@@ -205,7 +212,7 @@ def test_a_loss_that_uses_the_target_itself_is_not_changed_by_the_rule():
     """It is the same for the swapped pairs, so any mixture of both is the loss."""
     params, data = policy(35), prepare(LEVER, pairs(35), policy(36))
     data = data.replace(target=jnp.array([1.0, 0.5, 0.25, 0.0] * 3))
-    config = dpo.Config(beta=0.5)
+    config = dpo.Config(loss="conservative", beta=0.5)
     by_hand, _ = loss(params, config.replace(loss=smoothed_by_hand), data, EVERYTHING, ALIKE)
     np.testing.assert_allclose(by_hand, loss(params, config, data, EVERYTHING, ALIKE)[0], rtol=1e-6)
 
@@ -252,7 +259,8 @@ def test_each_pair_has_a_target_of_its_own():
     right, wrong = np.log1p(np.exp(-0.5 * (chosen - rejected))), np.log1p(np.exp(0.5 * (chosen - rejected)))
     per_pair = target * (0.9 * right + 0.1 * wrong) + (1 - target) * (0.9 * wrong + 0.1 * right)
     labelled = prepare(LEVER, data, ref_params).replace(target=jnp.array(target, jnp.float32))
-    value, _ = loss(params, dpo.Config(beta=0.5, label_smoothing=0.1), labelled, jnp.array(order), ALIKE)
+    config = dpo.Config(loss="conservative", beta=0.5, label_smoothing=0.1)
+    value, _ = loss(params, config, labelled, jnp.array(order), ALIKE)
     np.testing.assert_allclose(value, per_pair[order].mean(), rtol=1e-4)
     assert abs(per_pair[order].mean() - per_pair.mean()) > 1e-2
 
@@ -302,6 +310,10 @@ def test_full_batch_training_is_an_adam_loop_over_all_pairs():
 
         chosen, rejected = reward(data.chosen), reward(data.rejected)
         right, wrong = jax.nn.log_sigmoid(chosen - rejected), jax.nn.log_sigmoid(rejected - chosen)
+        per_step = [
+            each / CONFIG.beta / side.mask.sum(-1) for each, side in ((chosen, data.chosen), (rejected, data.rejected))
+        ]
+        right, wrong = right + CONFIG.nll_coef * per_step[0], wrong + CONFIG.nll_coef * per_step[1]
         per_pair = -(1 - CONFIG.label_smoothing) * right - CONFIG.label_smoothing * wrong
         mean = [(weight * leaf).sum() / weight.sum() for leaf in (per_pair, chosen, rejected, chosen > rejected)]
         return mean[0], jnp.stack(mean)

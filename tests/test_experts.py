@@ -12,13 +12,15 @@ import pytest
 from helpers import LEVER, assert_close, assert_same_bytes, policy
 
 import jaxpref
-from jaxpref import experts, ppo, reinforce
+from jaxpref import expert_ppo, experts, reinforce
 
 REINFORCE = reinforce.Config(num_updates=12, episodes_per_update=4, score_window=8, learning_rate=0.1)
-PPO = ppo.EXPERTS.replace(num_updates=12, num_envs=4, num_steps=20, num_epochs=2, num_minibatches=2, eval_episodes=8)
+PPO = expert_ppo.DEFAULTS.replace(
+    num_updates=12, num_envs=4, num_steps=20, num_epochs=2, num_minibatches=2, eval_episodes=8
+)
 TRAINERS = {
     "reinforce": (jax.jit(reinforce.train), REINFORCE, 2),
-    "ppo": (jax.jit(ppo.train_experts), PPO.replace(learning_rate=0.01), 1),
+    "ppo": (jax.jit(expert_ppo.train), PPO.replace(learning_rate=0.01), 1),
 }
 """{name: (train, config, updates whose scores are means of few episodes)}."""
 every_trainer = pytest.mark.parametrize("name", TRAINERS)

@@ -17,7 +17,7 @@ import jaxpref
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "files.export > files.store > files.labels files.schema > analysis.render > analysis.plots > "
-    "analysis.ranking analysis.statistics > online rlhf > reinforce dpo reward_model ppo > experts training > "
+    "analysis.ranking analysis.statistics > expert_ppo online rlhf > reinforce dpo reward_model ppo > experts training > "
     "preferences > annotators > losses returns > fast.packed rollout > networks > tasks > gymnax_tasks > "
     "checks distributions divergence fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > fast.dense types"
 )

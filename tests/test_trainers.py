@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import LEVER, SIGN, assert_close, assert_same_bytes, keys, lane, pairs, policy, stack
 
-from jaxpref import dpo, ppo, preferences, reinforce, reward_model
+from jaxpref import dpo, expert_ppo, ppo, preferences, reinforce, reward_model
 
 
 def policies_and_reward(seed):
@@ -30,10 +30,10 @@ TRAINERS = {
     reward_model.train: (LEVER, REWARD, {"learning_rate": 0.05, "weight_decay": 0.0}, lambda seed: (pairs(seed),)),
     ppo.train: (SIGN, PPO, {"kl_coef": 1.0, "gamma": 0.5}, policies_and_reward),
     reinforce.train: (LEVER, REINFORCE, {"learning_rate": 5e-3, "ent_coef": 0.01}, lambda seed: ()),
-    ppo.train_experts: (LEVER, EXPERT_PPO, {"learning_rate": 3e-3, "ent_coef": 0.01}, lambda seed: ()),
+    expert_ppo.train: (LEVER, EXPERT_PPO, {"learning_rate": 3e-3, "ent_coef": 0.01}, lambda seed: ()),
 }
 """{trainer: (task, config, changes of another config, what follows the key for each seed)}."""
-EXPERTS = reinforce.train, ppo.train_experts
+EXPERTS = reinforce.train, expert_ppo.train
 
 
 def name_of(trainer):

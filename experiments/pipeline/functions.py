@@ -119,7 +119,7 @@ class Evaluation:
 def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys) -> Result:
     """Train pi1 and pi2."""
     if isinstance(config, ppo.Config):
-        return ppo.train_experts(task, config, keys.reinforce)
+        return expert_ppo.train(task, config, keys.reinforce)
     return reinforce.train(task, config, keys.reinforce)
 
 

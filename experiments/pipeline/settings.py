@@ -85,7 +85,7 @@ class Settings:
     """HOST:PORT of the first process; with --processes."""
     annotator: annotators.Config = dataclasses.field(default_factory=annotators.Config)
     reinforce: reinforce.Config = dataclasses.field(default_factory=reinforce.Config)
-    expert_ppo: ppo.Config = ppo.EXPERTS
+    expert_ppo: ppo.Config = expert_ppo.DEFAULTS
     dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
     reward_model_epochs: int = setting(0, low=0, high=MOST)
