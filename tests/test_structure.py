@@ -17,9 +17,10 @@ import jaxpref
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "files.export > files.store > files.labels files.schema > analysis.render > analysis.plots > "
-    "analysis.ranking analysis.statistics > expert_ppo online rlhf > reinforce dpo reward_model ppo > experts training > "
-    "preferences > annotators > losses returns > fast.packed rollout > networks > tasks > gymnax_tasks > "
-    "checks distributions divergence fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > fast.dense types"
+    "analysis.ranking analysis.statistics > expert_ppo online rlhf > reinforce dpo reward_model ppo > "
+    "experts training > preferences > annotators > losses returns > fast.packed rollout > networks > tasks > "
+    "gymnax_tasks > checks distributions divergence fast.keys fast.loops fast.perceptron fast.physics fast.shuffle > "
+    "fast.dense types"
 )
 """The house of jaxpref, top floor first: a module imports modules of lower floors only."""
 ROOMS = "scripts > claims benchmarks > reporting > pipeline > harness"
