@@ -81,8 +81,8 @@ def offline(obs_size: int, num_actions: int, horizon: int, action_range: ActionR
         check_count(size, name)
     if action_range is not None and len(action_range) != num_actions:
         raise ValueError(f"action_range must have {num_actions} pairs, as many as num_actions, got {len(action_range)}")
-    targets = {"pi1_target": math.inf, "pi2_target": math.inf}
-    return Task("offline", _NoEnvironment, None, horizon, obs_size, num_actions, **targets, action_range=action_range)
+    sizes = horizon, obs_size, num_actions
+    return Task("offline", _NoEnvironment, None, *sizes, math.inf, math.inf, action_range=action_range)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"cartpole": cartpole, "acrobot": acrobot}
