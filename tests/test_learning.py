@@ -16,7 +16,7 @@ import pytest
 from helpers import keys, stack
 
 import jaxpref
-from jaxpref import dpo, ppo, preferences, ranking, reinforce, reward_model
+from jaxpref import dpo, expert_ppo, ppo, preferences, ranking, reinforce, reward_model
 from jaxpref.tasks import Task
 
 SEEDS = (1, 2)
@@ -44,8 +44,10 @@ STUDY = {
 # Actions are numbers, and all episodes have 200 steps. The returns of pi1 and pi2 are so far apart that all labels are
 # right, and DPO drifts away: at its defaults 3 seeds of 16 end below pi2. So the chosen trajectory has more weight.
 PENDULUM = {
-    "train_experts": ppo.train_experts,
-    "experts": ppo.EXPERTS.replace(num_updates=60, num_epochs=4, num_minibatches=8, learning_rate=3e-3, gamma=0.95),
+    "train_experts": expert_ppo.train,
+    "experts": expert_ppo.DEFAULTS.replace(
+        num_updates=60, num_epochs=4, num_minibatches=8, learning_rate=3e-3, gamma=0.95
+    ),
     "dpo": dpo.Config(eval_every=150, eval_episodes=1, nll_coef=5.0),
     "reward_model": reward_model.Config(),
     "ppo": ppo.Config(eval_every=60, eval_episodes=8),

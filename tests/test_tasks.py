@@ -156,7 +156,8 @@ def test_a_task_made_again_compiles_nothing_again(fixed_horizon):
 def test_a_task_that_says_so_does_not_use_the_key_of_a_step(name):
     task = jaxpref.task(name)
     _, state = task.env.reset_env(jax.random.key(0), task.env_params)
-    take_step = jax.jit(lambda key: step(task, key, EnvStep(None, state), jnp.full(task.num_actions, 0.3)))
+    action = jnp.int32(1) if task.action_range is None else jnp.full(task.num_actions, 0.3)
+    take_step = jax.jit(lambda key: step(task, key, EnvStep(None, state), action))
     assert_same_bytes(*(take_step(jax.random.key(seed)) for seed in (1, 2)))
 
 

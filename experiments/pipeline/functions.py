@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxpref import annotators, dpo, losses, online, ppo, preferences, reinforce, reward_model
+from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
 from jaxpref.experts import Result

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxpref import annotators, dpo, online, ppo, reinforce, reward_model
+from jaxpref import annotators, dpo, expert_ppo, online, ppo, reinforce, reward_model
 from jaxpref.checks import setting
 
 StudyTask = Literal["cartpole", "acrobot"]
