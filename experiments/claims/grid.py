@@ -34,7 +34,7 @@ class Sweep:
     temperatures: tuple[float, ...] = (0.005, 0.1, 0.5)
     """Temperatures of the Bradley-Terry annotator, as shares of the task's range of returns."""
     beta: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)  # DPO's pull to the reference.
-    kl_coef: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+    kl_coef: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
     """PPO's pull, in units of the learned reward's mean magnitude per step. Below 1 it is weak."""
     out: Path = Path("results/sweep")  # Folder; each grid has its own folder in it.
     devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
