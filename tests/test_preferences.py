@@ -206,7 +206,7 @@ def test_both_clips_of_a_pair_start_where_they_like():
 def test_clips_of_a_lever_teach_to_press_it():
     """Five of ten steps say enough: both methods learn from 100 clips of a coin's episodes that action 1 is better."""
     coin = constant_policy(LEVER, [0.5, 0.5])
-    config = dpo.Config(num_updates=40, learning_rate=0.1, eval_every=40, eval_episodes=0)
+    config = dpo.Config(loss="sigmoid", num_updates=40, learning_rate=0.1, eval_every=40, eval_episodes=0)
 
     @jax.jit
     def learn(key_pairs, key_dpo, key_reward):

@@ -79,9 +79,9 @@ def test_a_weighted_mean_is_numpys():
 @pytest.mark.parametrize("trainer", [dpo, reward_model])
 def test_an_optimiser_that_is_no_function_is_named_in_one_sentence(trainer):
     """Also the easy mistake, an optimiser that has its learning rate already."""
-    config, words = trainer.Config(), "must be a function of the learning rate, or None, got a "
+    config, words = trainer.Config(), "must be a function of the learning rate, or None, got "
     assert checks.problems(config.replace(optimiser=optax.sgd)) == []
-    for wrong, kind in ((optax.sgd(0.1), "GradientTransformationExtraArgs"), ("adam", "str")):
+    for wrong, kind in ((optax.sgd(0.1), "a GradientTransformationExtraArgs"), ("adam", "'adam'")):
         assert checks.problems(config.replace(optimiser=wrong)) == [("optimiser", words + kind)]
 
 
