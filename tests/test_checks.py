@@ -13,7 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import struct
-from helpers import LEVER, keys, random_preferences, random_trajectories
+from helpers import AIM, LEVER, keys, random_preferences, random_trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +109,7 @@ REFUSED = [
     (lambda: evaluate(LEVER, SEVERAL, KEY, 2), "params, of module ActorCritic, does not fit task lever"),
     (lambda: sample_preferences(LEVER, POLICY, CARTPOLE, KEY, 2), "pi2_params, of module ActorCritic, does not fit"),
     (lambda: evaluate(THREE, POLICY, KEY, 2), r"must give outputs of shapes \[\(3,\), \(\)\].*got \[\(2,\), \(\)\]"),
+    (lambda: evaluate(AIM, POLICY, KEY, 2), r"of shapes \[\(1,\), \(1,\), \(\)\] for task aim, got \[\(2,\), \(\)\]"),
     (lambda: train_dpo(init=REWARD), "init_params, of module RewardModel, does not fit"),
     (lambda: ppo.train(LEVER, PPO, KEY, POLICY, POLICY, init_reward(KEY, THREE)), "is of 3 actions"),
     # preferences and trajectories

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_same_bytes, random_preferences
+import scipy.stats
+from helpers import AIM, assert_close, assert_same_bytes, random_preferences
 
 import jaxpref
-from jaxpref import dpo, networks, packed, ppo, reinforce, reward_model, store
+from jaxpref import dpo, expert_ppo, networks, packed, ppo, reinforce, reward_model, store
+from jaxpref.distributions import Gaussian
 from jaxpref.networks import Ensemble, Network
+from jaxpref.rollout import episodes
 
 
 class Policy(nn.Module):
@@ -94,6 +97,30 @@ def test_every_trainer_takes_a_custom_network_and_returns_it():
     for trained in policies:
         assert trained.module == Policy()
         assert jax.tree.map(jnp.shape, trained.params) == jax.tree.map(jnp.shape, policy.params)
+
+
+class Cautious(nn.Module):
+    """A policy of continuous actions whose deviation depends on the observation."""
+
+    @nn.compact
+    def __call__(self, obs):
+        features = nn.relu(nn.Dense(8, name="torso")(obs))
+        mean, log_std = jnp.split(nn.Dense(2, name="policy")(features), 2, axis=-1)
+        return Gaussian(mean, log_std), nn.Dense(1, name="value")(features).squeeze(-1)
+
+
+def test_a_custom_policy_of_continuous_actions_is_played_and_trained():
+    """Its density of a drawn action is that of its own mean and deviation, also in packed sums."""
+    task = dataclasses.replace(AIM, policy_network=Cautious())
+    policy = networks.init_policy(KEY, task)
+    played = jax.jit(episodes, static_argnums=3)(task, policy, KEY, 5)
+    distribution, _ = networks.apply_policy(policy, played.obs)
+    expected = scipy.stats.norm(distribution.mean, np.exp(distribution.log_std)).logpdf(played.action).sum((1, 2))
+    rows = packed.pack(played, task.num_actions)
+    np.testing.assert_allclose(packed.log_prob(policy, rows, jnp.arange(5)), expected, rtol=1e-4)
+    config = ppo.Config(num_updates=1, eval_every=1, num_envs=2, num_steps=16, num_minibatches=2)
+    experts = jax.eval_shape(lambda key: expert_ppo.train(task, config, key), KEY)
+    assert experts.pi1.module == Cautious()
 
 
 def test_the_convolution_is_that_of_its_definition():
