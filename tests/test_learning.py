@@ -1,8 +1,8 @@
-"""The whole chain, small: experts by REINFORCE, on Pendulum by PPO, a hundred labelled pairs, then DPO and PPO-RLHF from
-pi2 with pi2 as the reference. Preferences alone must carry the policy past pi2.
+"""The whole chain, small: experts by REINFORCE, or by PPO on Pendulum, a hundred labelled pairs, then DPO and PPO-RLHF
+from pi2 with pi2 as the reference. Preferences alone must carry the policy past pi2.
 
-Over 24 other seeds the smallest gains were 48 (CartPole), 40 (Acrobot) and 334 (Pendulum) for DPO, and 52, 79 and 340 for
-PPO; the smallest accuracy was 0.94.
+Over 24 other seeds the smallest gains were 48 (CartPole), 40 (Acrobot) and 334 (Pendulum) for DPO, and 52, 79 and 340
+for PPO; the smallest accuracy was 0.94.
 """
 
 import functools
