@@ -1,7 +1,7 @@
 """The whole chain, small: experts by REINFORCE, or by PPO on Pendulum, a hundred labelled pairs, then DPO and PPO-RLHF
 from pi2 with pi2 as the reference. Preferences alone must carry the policy past pi2.
 
-Over 24 other seeds the smallest gains were 48 (CartPole), 40 (Acrobot) and 334 (Pendulum) for DPO, and 52, 79 and 340
+Over 24 other seeds the smallest gains were 48 (CartPole), 40 (Acrobot) and 330 (Pendulum) for DPO, and 52, 79 and 416
 for PPO; the smallest accuracy was 0.94.
 """
 
@@ -48,8 +48,8 @@ PENDULUM = {
     "experts": expert_ppo.DEFAULTS.replace(
         num_updates=60, num_epochs=4, num_minibatches=8, learning_rate=3e-3, gamma=0.95
     ),
-    "dpo": dpo.Config(eval_every=150, eval_episodes=1, beta=0.03, nll_coef=5.0),
-    "reward_model": reward_model.Config(),
+    "dpo": STUDY["dpo"].replace(learning_rate=0.01, beta=0.03, nll_coef=5.0),
+    "reward_model": reward_model.Config(num_updates=60),
     "ppo": ppo.Config(eval_every=60, eval_episodes=8),
 }
 CHAINS = {
