@@ -169,8 +169,8 @@ def check_pairs(task: Task, preferences: Any) -> None:
             f"preferences must have observations of {task.obs_size} numbers, as task {task.name} has, got {obs_size}"
         )
     action = preferences.chosen.action
-    size = () if jnp.issubdtype(action.dtype, jnp.integer) else action.shape[-1:]
-    expected = () if task.action_range is None else (task.num_actions,)
+    size: tuple[int, ...] = () if jnp.issubdtype(action.dtype, jnp.integer) else action.shape[-1:]
+    expected: tuple[int, ...] = () if task.action_range is None else (task.num_actions,)
     if size != expected:
         kinds = ["discrete actions" if each == () else f"actions of {each[0]} numbers" for each in (expected, size)]
         raise ValueError(f"preferences must have {kinds[0]}, as task {task.name} has, got {kinds[1]}")
