@@ -5,9 +5,9 @@
 (Rafailov et al., 2023). log pi of a trajectory is the sum over its steps. The environment's transition probabilities
 are the same for policy and reference, so they cancel.
 
-With this loss alone the policy drifts away. It widens the margins of pairs that are already ranked right. So labels are
-smoothed a little by default. And it may make both trajectories of a pair less likely. So the chosen trajectory's
-log-probability has a small weight in the default loss.
+With this loss alone the policy drifts away, for two reasons. It widens the margins of pairs that are already ranked
+right: by default, labels are smoothed a little. It may make both trajectories of a pair less likely: the default loss
+also has the mean log-probability of the chosen steps.
 """
 
 import functools
@@ -36,7 +36,7 @@ PerPair = Float[Array, " B"]
 
 @struct.dataclass
 class PairLogProbs:
-    """What a loss of B pairs looks at: log-probabilities of whole trajectories, in nats.
+    """What a loss of B pairs looks at: log-probabilities of whole trajectories, in nats; of a mean step for `PER_STEP`.
 
     chosen_steps, rejected_steps:  how many steps were played.
     target:  the probability that the label is right.

@@ -93,20 +93,18 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
     return 50 * (jnp.sin(3 * position) + 600 * velocity**2)
 
 
-def _mountain_car(horizon: int = 200) -> dict[str, Any]:
-    # A random policy's episodes all return the same: experts need the potential.
-    shaping = {"observe": mountain_car_observe, "potential": mountain_car_energy, "shape_reward": True}
-    return {"horizon": horizon, "return_range": (-float(horizon), 0.0), "stochastic": False} | shaping
+def _deterministic(horizon: int | None = None) -> dict[str, Any]:
+    return {"horizon": horizon, "stochastic": False}
 
 
 def _mountain_car_continuous(horizon: int = 999) -> dict[str, Any]:
-    # Until the flag is found, all that an agent learns from the reward is not to move.
+    # A car that never finds the flag learns nothing from the reward, or not to move: experts need the potential.
     shaping = {"observe": mountain_car_observe, "potential": mountain_car_energy, "shape_reward": True}
-    return {"horizon": horizon, "stochastic": False} | shaping
+    return _deterministic(horizon) | shaping
 
 
-def _deterministic(horizon: int | None = None) -> dict[str, Any]:
-    return {"horizon": horizon, "stochastic": False}
+def _mountain_car(horizon: int = 200) -> dict[str, Any]:
+    return _mountain_car_continuous(horizon) | {"return_range": (-float(horizon), 0.0)}
 
 
 def _catch(horizon: int = 9) -> dict[str, Any]:

@@ -6,8 +6,9 @@
 kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original study.
 
 A reward model of preferences has a unit: a difference of two returns is the log-odds of an answer. So `kl_coef` is in
-log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibrated`), and
-then the policy stays near the reference. For the networks, all of this is divided by the reward's mean magnitude.
+log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibration`), and
+then the policy stays near the reference. PPO learns from this sum, divided by the reward's mean magnitude. The division
+changes only the scale of what the value head predicts.
 """
 
 import functools
@@ -93,7 +94,7 @@ class Config:
     ent_coef: Scalar = setting(0.0, low=0)
     """Weight of the entropy bonus."""
     kl_coef: Scalar = setting(0.03, low=0)
-    """Weight of the KL penalty: of the reward's unit per nat, or in the loss, by `kl_penalty`."""
+    """Weight of the KL penalty. In the reward its unit is that of the reward, per nat."""
     max_grad_norm: Scalar = setting(0.5, low=0)
     """Gradients are clipped to this global norm."""
 

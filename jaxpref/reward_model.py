@@ -154,19 +154,20 @@ def _fit(config: Config, key: Key[Array, ""], params: Network, data: Pairs) -> t
 def _fit_calibrated(config: Config, key: Key[Array, ""], params: Network, data: Pairs) -> tuple[Network, Metrics]:
     """Fit a model without each fold of the pairs, then one to all pairs, and scale it by what the folds say."""
     num_pairs = data.weight.shape[0]
-    # Fold k is every K-th pair from the k-th one on. The last fold is empty: its model is fitted to all pairs.
+    # Fold k is every K-th pair from the k-th one on. Index `num_pairs` stands for no pair. The last fold has none: its
+    # model is fitted to all pairs.
     fold_size = -(-num_pairs // config.num_folds)
-    folds = jnp.arange(config.num_folds + 1)[:, None] + config.num_folds * jnp.arange(fold_size)
-    folds = jnp.where((folds < num_pairs) & (jnp.arange(config.num_folds + 1) < config.num_folds)[:, None], folds, -1)
+    folds = jnp.minimum(jnp.arange(fold_size * config.num_folds).reshape(fold_size, -1).T, num_pairs)
+    folds = jnp.concatenate([folds, jnp.full((1, fold_size), num_pairs)])
 
     def fit(fold: Int[Array, " F"]) -> tuple[Network, Metrics, Float[Array, " F"]]:
-        weight = data.weight.at[jnp.where(fold < 0, num_pairs, fold)].set(0.0, mode="drop")
+        weight = data.weight.at[fold].set(0.0, mode="drop")
         fitted, metrics = _fit(config, key, params, dataclasses.replace(data, weight=weight))
         chosen_return, rejected_return = _returns(fitted, data, fold)
         return fitted, metrics, chosen_return - rejected_return
 
     models, metrics, margin = jax.lax.map(fit, folds)  # one program fits all of them
-    weight = jnp.where(folds < 0, 0.0, data.weight[folds])
+    weight = data.weight.at[folds].get(mode="fill", fill_value=0.0)
     scale = calibration(margin.reshape(-1), data.target[folds].reshape(-1), weight.reshape(-1))
     last = functools.partial(jax.tree.map, lambda leaf: leaf[-1])
     return scaled(last(models), scale), last(metrics)

@@ -28,7 +28,7 @@ class Task:
     horizon:     steps after which an episode is cut off (truncated, not terminated).
     obs_size:    numbers in an observation, on one flat axis.
     num_actions: discrete actions A, or the numbers D of a continuous action.
-    pi1_target:  mean return at which REINFORCE keeps the good policy; None: `reinforce.train` finds one.
+    pi1_target:  mean return at which experts' training keeps the good policy; None: it finds one, see `experts`.
     pi2_target:  lower mean return, at which it keeps the less good policy; None likewise.
     return_range: (lowest, highest) return of an episode, the unit of an annotator's thresholds; None: unknown.
     action_range: (lowest, highest) of each number of a continuous action; None: the actions are discrete.
