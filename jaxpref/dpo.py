@@ -128,7 +128,7 @@ class Config:
     """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(5e-3, low=0)
     """Step size of the optimiser."""
-    beta: Scalar = setting(0.1, low=0)
+    beta: Scalar = setting(0.03, low=0)
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
     """Assumed probability of a wrong label, for "conservative", "rpo" and "robust"."""

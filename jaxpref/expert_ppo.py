@@ -17,7 +17,14 @@ from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, true_return
 
 DEFAULTS = ppo.Config(
-    num_updates=300, num_epochs=8, num_minibatches=16, eval_every=1, eval_episodes=32, learning_rate=1e-3, kl_coef=0.0
+    num_updates=300,
+    num_epochs=8,
+    eval_every=1,
+    eval_episodes=128,
+    learning_rate=1e-3,
+    gamma=0.97,
+    clip_eps=0.1,
+    kl_coef=0.0,
 )
 """The default config."""
 

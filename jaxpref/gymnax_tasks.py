@@ -117,10 +117,18 @@ def _minatar(horizon: int = 200) -> dict[str, Any]:
     return {"horizon": horizon}
 
 
+def _with_targets(pi1_target: float, pi2_target: float, **fields: Any) -> Callable[..., dict[str, Any]]:
+    # Found once, so that all seeds have the same ones. At another horizon they would mean something else.
+    targets = {"pi1_target": pi1_target, "pi2_target": pi2_target}
+    return lambda horizon=100: {"horizon": horizon} | fields | (targets if horizon == 100 else {})
+
+
 KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "MountainCar-v0": _mountain_car,
     "MountainCarContinuous-v0": _mountain_car_continuous,
-    **dict.fromkeys(("Pendulum-v1", "Reacher-misc", "Swimmer-misc"), _deterministic),
+    **dict.fromkeys(("Pendulum-v1", "Swimmer-misc"), _deterministic),
+    "Reacher-misc": _with_targets(48.0, 30.0, stochastic=False),
+    "PointRobot-misc": _with_targets(3.5, 2.0),
     "Catch-bsuite": _catch,
     **{name: _minatar for name in GYMNAX if name.endswith("-MinAtar")},
 }

@@ -195,6 +195,15 @@ def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) 
     return dataclasses.replace(policy, params={**policy.params, name: jax.tree.map(change, policy.params[name])})
 
 
+def fold_normalisation(reward: Network, mean: Float[Array, " O"], deviation: Float[Array, " O"]) -> Network:
+    """Return the `RewardModel` that makes of an observation what `reward` makes of (obs - mean) / deviation."""
+    torso = reward.params["torso"]
+    of_obs, of_action = jnp.split(torso["kernel"], mean.shape)
+    of_obs = of_obs / deviation[:, None]
+    torso = {"kernel": jnp.concatenate([of_obs, of_action]), "bias": torso["bias"] - mean @ of_obs}
+    return dataclasses.replace(reward, params={**reward.params, "torso": torso})
+
+
 def apply_policy(policy: Network, obs: Float[Array, "*batch O"]) -> tuple[Distribution, Float[Array, "*batch"]]:
     """Return the distribution over actions, or that of a module's logits, and the state value at each observation."""
     check_kind(policy, Network, "policy")

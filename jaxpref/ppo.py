@@ -65,7 +65,7 @@ class Config:
     """Steps of each environment per update."""
     num_epochs: int = setting(4, low=1)
     """Passes over the steps of an update."""
-    num_minibatches: int = setting(4, low=1)
+    num_minibatches: int = setting(16, low=1)
     """Gradient steps per pass. Each pass drops the remainder of num_envs * num_steps, at random."""
     eval_every: int = setting(6, low=1)
     """Updates between two evaluations of the true and the learned return."""

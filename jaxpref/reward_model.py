@@ -34,7 +34,7 @@ from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.fast.keys import fast_key
-from jaxpref.networks import Ensemble, Network, check_reward, init_reward
+from jaxpref.networks import Ensemble, Network, RewardModel, check_reward, fold_normalisation, init_reward
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
@@ -52,6 +52,9 @@ class Config:
     """Gradient steps."""
     num_folds: int = setting(3, low=0)
     """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
+    normalise_obs: bool = setting(True)
+    """Scale observations to mean 0 and deviation 1 over the steps of the pairs, so that the decay is the same for all
+    units. Only a `networks.RewardModel` does it. The result takes observations as they are."""
     batch_size: int = setting(32, low=0)
     """Pairs per update; 0: all pairs in every update."""
     holdout_every: int = setting(0, low=0)
@@ -136,10 +139,15 @@ def train(
     key_init, key_train = jax.random.split(fast_key(key))
     params = init_reward(key_init, task) if init_params is None else init_params
     data = prepare(task, preferences)
-    if config.num_folds == 0:
-        params, metrics = _fit(config, key_train, params, data)
-    else:
-        params, metrics = _fit_calibrated(config, key_train, params, data)
+    normalise = config.normalise_obs and type(params.module) is RewardModel
+    if normalise:
+        rows, mean, deviation = packed.normalise(data.rows, jnp.tile(data.weight > 0, 2))
+        data = dataclasses.replace(data, rows=rows)
+        if init_params is not None:
+            params = fold_normalisation(params, -mean / deviation, 1 / deviation)
+    fit = _fit if config.num_folds == 0 else _fit_calibrated
+    params, metrics = fit(config, key_train, params, data)
+    params = fold_normalisation(params, mean, deviation) if normalise else params
     return Result(params, metrics, find_divergence(metrics, params, config.num_updates))
 
 

@@ -26,7 +26,9 @@ from jaxpref.types import Preferences
 
 LN2 = np.log(2)
 NUM_PAIRS, HORIZON = 12, 30
-CONFIG = reward_model.Config(num_updates=6, num_folds=0, batch_size=8, learning_rate=0.02, weight_decay=0.1)
+CONFIG = reward_model.Config(
+    num_updates=6, num_folds=0, normalise_obs=False, batch_size=8, learning_rate=0.02, weight_decay=0.1
+)
 FULL_BATCH = dataclasses.replace(CONFIG, batch_size=0)
 
 train = jax.jit(reward_model.train)
@@ -244,10 +246,59 @@ def test_the_result_is_the_model_of_all_pairs_times_what_the_folds_say():
     assert_close(result.metrics, uncalibrated.metrics, rtol=1e-4, atol=1e-6)
 
 
+# --- normalised observations ------------------------------------------------------------------------------------------
+
+
+def with_obs(data, change):
+    """The same pairs with other observations."""
+    sides = [side.replace(obs=jnp.float32(change(side.obs))) for side in (data.chosen, data.rejected)]
+    return data.replace(chosen=sides[0], rejected=sides[1])
+
+
+def test_normalised_training_is_training_on_normalised_observations():
+    """Mean and deviation are of the played steps of the pairs that have weight. The result takes raw observations."""
+    data, key = preferences.prefix(pairs(20), 7), jax.random.key(20)
+    seen = np.concatenate([np.float64(side.obs[:7][side.mask[:7]]) for side in (data.chosen, data.rejected)])
+    unit = with_obs(data, lambda obs: (obs - seen.mean(0)) / seen.std(0))
+    expected = train(LEVER, CONFIG, key, unit)
+    result = train(LEVER, CONFIG.replace(normalise_obs=True), key, data)
+    assert_close(result.metrics, expected.metrics, rtol=1e-4, atol=1e-5)
+    returns = trajectory_reward(expected.params, unit.chosen)
+    np.testing.assert_allclose(trajectory_reward(result.params, data.chosen), returns, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.1), (40.0, -1e3)])
+def test_units_of_observations_do_not_matter(scale, offset):
+    """A second model starts from the first one, which has units of its own."""
+    config = CONFIG.replace(normalise_obs=True)
+    data = pairs(21)
+    in_units = with_obs(data, lambda obs: scale * obs + offset)
+    params = in_params = None
+    for seed in (21, 22):
+        params = train(LEVER, config, jax.random.key(seed), data, params).params
+        in_params = train(LEVER, config, jax.random.key(seed), in_units, in_params).params
+        learned = trajectory_reward(params, data.chosen)
+        assert np.std(learned) > 0.05
+        np.testing.assert_allclose(trajectory_reward(in_params, in_units.chosen), learned, rtol=0.02, atol=0.02)
+
+
+def test_an_observation_that_never_changes_is_harmless():
+    """It has no deviation to be divided by."""
+    data = with_obs(pairs(23), lambda obs: 0 * obs + 1e3)
+    params = train(LEVER, CONFIG.replace(normalise_obs=True), jax.random.key(23), data).params
+    assert np.isfinite(trajectory_reward(params, data.chosen)).all()
+
+
 # --- early stopping ---------------------------------------------------------------------------------------------------
 
 STOPPING = reward_model.Config(
-    num_updates=25, num_folds=0, batch_size=0, holdout_every=3, learning_rate=0.02, weight_decay=0.1
+    num_updates=25,
+    num_folds=0,
+    normalise_obs=False,
+    batch_size=0,
+    holdout_every=3,
+    learning_rate=0.02,
+    weight_decay=0.1,
 )
 """Of twelve pairs numbers 2, 5, 8 and 11 are held out; looks after 5, 15 and 25 updates."""
 HELD_OUT = np.array([2, 5, 8, 11])

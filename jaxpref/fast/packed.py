@@ -5,13 +5,14 @@ minibatch do not fit a cache. Here episodes are cut into short rows once. Each s
 that hold steps, a few hundred steps at a time, features first. Values and gradients are those of the plain functions.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpref.fast import perceptron
 from jaxpref.fast.loops import any_lane
@@ -56,6 +57,26 @@ def pack(trajectory: Trajectory, num_actions: int) -> Rows:
     steps = jnp.pad(steps, [(0, 0), (0, most * ROW - horizon), (0, 0)]).reshape(num, most, ROW, -1).swapaxes(-1, -2)
     num_rows = jnp.where(steps[:, :, 0].any(-1), jnp.arange(1, most + 1), 0).max(-1)
     return Rows(steps, num_rows, obs_size, discrete)
+
+
+def normalise(rows: Rows, counts: Bool[Array, " N"]) -> tuple[Rows, Float[Array, " O"], Float[Array, " O"]]:
+    """Return (the rows of (obs - mean) / deviation, mean, deviation).
+
+    Mean and deviation are over the steps of the trajectories that count. A feature that does not vary has deviation 1.
+    """
+    played = rows.steps[:, :, :1] > 0
+    obs = rows.steps[:, :, 1 : 1 + rows.obs_size]
+    weight = played * counts[:, None, None, None]
+
+    def mean_of(values: Float[Array, "N K O L"]) -> Float[Array, " O"]:
+        return (weight * values).sum((0, 1, 3)) / jnp.maximum(weight.sum(), 1)
+
+    mean = mean_of(obs)
+    deviation = jnp.sqrt(mean_of((obs - mean[:, None]) ** 2))
+    deviation = jnp.where(deviation > 1e-4 * jnp.abs(mean), deviation, 1.0)  # below this it is rounding
+    unit = jnp.where(played, (obs - mean[:, None]) / deviation[:, None], 0.0)
+    steps = rows.steps.at[:, :, 1 : 1 + rows.obs_size].set(unit)
+    return dataclasses.replace(rows, steps=steps), mean, deviation
 
 
 @struct.dataclass
