@@ -17,7 +17,7 @@ from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, true_return
 
 DEFAULTS = ppo.Config(
-    num_updates=300,
+    num_updates=400,
     num_epochs=8,
     eval_every=1,
     eval_episodes=128,

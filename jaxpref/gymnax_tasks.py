@@ -128,7 +128,7 @@ KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "MountainCarContinuous-v0": _mountain_car_continuous,
     **dict.fromkeys(("Pendulum-v1", "Swimmer-misc"), _deterministic),
     "Reacher-misc": _with_targets(48.0, 30.0, stochastic=False),
-    "PointRobot-misc": _with_targets(3.5, 2.0),
+    "PointRobot-misc": _with_targets(4.0, 2.5),
     "Catch-bsuite": _catch,
     **{name: _minatar for name in GYMNAX if name.endswith("-MinAtar")},
 }
