@@ -114,7 +114,14 @@ SLOW = dataclasses.replace(REWARD, learning_rate=5e-3)  # fast steps make a diff
 SIZES = {"num_updates": 12, "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "eval_every": 2, "eval_episodes": 32}
 PPO = ppo.Config(**SIZES, learning_rate=0.05, gamma=0.9, vf_coef=4.0, kl_coef=0.0)
 DPO = dpo.Config(
-    nll_coef=0.0, num_updates=12, batch_size=0, eval_every=2, eval_episodes=32, learning_rate=0.3, label_smoothing=0.0
+    beta=0.1,
+    nll_coef=0.0,
+    num_updates=12,
+    batch_size=0,
+    eval_every=2,
+    eval_episodes=32,
+    learning_rate=0.3,
+    label_smoothing=0.0,
 )
 COIN = constant_policy(SHOW, [0.5, 0.5])
 STILL = {"learning_rate": 0.0}
