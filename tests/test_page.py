@@ -201,7 +201,7 @@ def test_all_settings_are_listed_and_the_changed_ones_twice(folder, results):
         for label in ("Changed settings", "All settings")
     )
     assert set(differing) == {"seeds", "num-pairs", "dpo.beta", "eval-episodes", "out"}
-    assert differing["dpo.beta"] == ["0.3", "0.1"]
+    assert differing["dpo.beta"] == ["0.3", "0.03"]
     assert set(everything) == set(page.flat(SETTINGS))
     assert everything["dpo.beta"] == ["0.3"]
     assert tree.find(".//pre").text.startswith(f"{python()} -m experiments.run --task=cartpole")

@@ -22,7 +22,16 @@ def policies_and_reward(seed):
 
 DPO = dpo.Config(num_updates=6, batch_size=8, eval_every=2, eval_episodes=0, learning_rate=0.05, beta=0.3)
 REWARD = reward_model.Config(num_updates=6, batch_size=8, learning_rate=0.02, weight_decay=0.1)
-PPO = ppo.Config(num_updates=6, num_envs=4, num_steps=16, num_epochs=2, eval_every=3, learning_rate=0.02, kl_coef=0.0)
+PPO = ppo.Config(
+    num_updates=6,
+    num_envs=4,
+    num_steps=16,
+    num_epochs=2,
+    num_minibatches=4,
+    eval_every=3,
+    learning_rate=0.02,
+    kl_coef=0.0,
+)
 REINFORCE = reinforce.Config(num_updates=12, episodes_per_update=4, score_window=8, learning_rate=0.1)
 EXPERT_PPO = PPO.replace(num_updates=12, num_steps=20, eval_every=1, eval_episodes=8)
 TRAINERS = {
