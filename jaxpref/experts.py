@@ -4,7 +4,6 @@ A trainer says how one update is made. What is here decides when the snapshots a
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxpref.divergence import Divergence, find_divergence, param_size
 from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
-from jaxpref.types import Scalar, Trajectory
+from jaxpref.types import Scalar, Trajectory, select
 
 
 @struct.dataclass
@@ -104,13 +103,6 @@ def targets_of_curve(score: Float[Array, " U"], first_window: int) -> tuple[Floa
     return pi1_target, pi2_target
 
 
-@struct.dataclass
-class _Progress:
-    update: Int[Array, ""]
-    state: Any
-    result: Result
-
-
 def _run(pi1_target: Scalar, pi2_target: Scalar, num_updates: int, start: Any, update: Update) -> Result:
     nothing = jnp.full(num_updates, jnp.nan)
     result = Result(
@@ -128,40 +120,32 @@ def _run(pi1_target: Scalar, pi2_target: Scalar, num_updates: int, start: Any, u
     def training(result: Result) -> Bool[Array, ""]:
         return ~(result.pi1_reached & result.pi2_reached)
 
-    def guarded_update(progress: _Progress) -> _Progress:
-        state, loss, score = update(progress.state, progress.update)
-        result = _record(progress.result, progress.update, progress.state.params, state.params, loss, score)
-        following = _Progress(progress.update + 1, state, result)
-        advanced = _select(training(progress.result), following, progress)
-        return dataclasses.replace(advanced, update=following.update)
+    def guarded_update(carry):
+        number, state, result = carry
+        following, loss, score = update(state, number)
+        recorded = _record(result, number, state.params, following.params, loss, score)
+        return number + 1, *select(training(result), (following, recorded), (state, result))
 
-    def running(progress: _Progress) -> Bool[Array, ""]:
-        return any_lane(training(progress.result)) & (progress.update < num_updates)
+    def running(carry):
+        number, _, result = carry
+        return any_lane(training(result)) & (number < num_updates)
 
-    result = jax.lax.while_loop(running, guarded_update, _Progress(jnp.int32(0), start, result)).result
+    *_, result = jax.lax.while_loop(running, guarded_update, (jnp.int32(0), start, result))
     last = result.pi1, result.pi2  # the last update made one of them
     return dataclasses.replace(result, divergence=find_divergence(result.metrics, last, result.num_updates))
 
 
 def _record(
-    result: Result, update: Int[Array, ""], before: Network, params: Network, loss: Array, score: Array
+    result: Result, number: Int[Array, ""], before: Network, params: Network, loss: Array, score: Array
 ) -> Result:
-    """Take the snapshots that are due after an update."""
-    metrics = result.metrics
+    """Take the snapshots that are due after an update, and write its metrics."""
+    entry = Metrics(loss, score, param_size(before))
     return dataclasses.replace(
         result,
-        pi1=_select(result.pi1_reached, result.pi1, params),
-        pi2=_select(result.pi2_reached, result.pi2, params),
+        pi1=select(result.pi1_reached, result.pi1, params),
+        pi2=select(result.pi2_reached, result.pi2, params),
         pi1_reached=result.pi1_reached | (score >= result.pi1_target),
         pi2_reached=result.pi2_reached | (score >= result.pi2_target),
-        num_updates=update + 1,
-        metrics=Metrics(
-            loss=metrics.loss.at[update].set(loss),
-            score=metrics.score.at[update].set(score),
-            param_size=metrics.param_size.at[update].set(param_size(before)),
-        ),
+        num_updates=number + 1,
+        metrics=jax.tree.map(lambda values, value: values.at[number].set(value), result.metrics, entry),
     )
-
-
-def _select(condition: Bool[Array, ""], one: Any, other: Any) -> Any:
-    return jax.tree.map(functools.partial(jnp.where, condition), one, other)

@@ -17,7 +17,7 @@ from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network, check_policy
 from jaxpref.rollout import episodes, reset
 from jaxpref.tasks import Task
-from jaxpref.types import Preferences, Trajectory
+from jaxpref.types import Preferences, Trajectory, select
 
 
 def sample_preferences(
@@ -150,12 +150,8 @@ def _ask(annotator: Annotator, key: Key[Array, ""], first: Trajectory, second: T
 
 def apply_labels(first: Trajectory, second: Trajectory, label: Label) -> Preferences:
     """Put each pair (first[i], second[i]) in the order that label[i] gives; all have a leading axis [N]."""
-
-    def choose(preferred, one, other):
-        return jnp.where(preferred.reshape(preferred.shape + (1,) * (one.ndim - 1)), one, other)
-
-    chosen = jax.tree.map(functools.partial(choose, label.first_preferred), first, second)
-    rejected = jax.tree.map(functools.partial(choose, ~label.first_preferred), first, second)
+    chosen = select(label.first_preferred, first, second)
+    rejected = select(label.first_preferred, second, first)
     return Preferences(chosen, rejected, label.weight, label.prob, jnp.asarray(label.target))
 
 

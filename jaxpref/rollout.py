@@ -18,7 +18,7 @@ from jaxpref.fast.keys import fast_key
 from jaxpref.fast.loops import any_lane
 from jaxpref.networks import Network, apply_policy, check_policy
 from jaxpref.tasks import Task
-from jaxpref.types import Trajectory, zero_beyond_mask
+from jaxpref.types import Trajectory, select, zero_beyond_mask
 
 CHUNK = 50
 """Steps between two looks at whether any episode is still running."""
@@ -169,8 +169,7 @@ def _play_step(task: Task, policy: Network, carry, inputs):
     following, reward, terminated = step(task, key_step, current, action)
     alive = alive & in_time
     # The environment of an ended episode stands still. Its observations lie beyond the mask and may change.
-    state = jax.tree.map(functools.partial(jnp.where, alive), following.state, current.state)
-    following = EnvStep(following.obs, state)
+    following = EnvStep(following.obs, select(alive, following.state, current.state))
     return (following, alive & ~terminated), (current.obs, action, reward, alive)
 
 
@@ -215,7 +214,7 @@ def stream(
         following, reward, terminated = step(task, key_step, current, action)
         done = terminated | (time + 1 >= task.horizon)
         transition = Transition(current.obs, action, reward, following.obs, terminated, done)
-        following = jax.tree.map(functools.partial(jnp.where, done), fresh, following)
+        following = select(done, fresh, following)
         return (following, jnp.where(done, 0, time + 1)), transition
 
     inputs = distribution_shape.noise(key_noise, num_steps), _step_keys(task, key_step, num_steps), resets

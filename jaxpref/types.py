@@ -86,12 +86,16 @@ def zero_beyond_mask(trajectory: Trajectory) -> Trajectory:
 
     NaN there must not enter a network: where a later `where` does not select it, the gradient is still NaN.
     """
+    return select(trajectory.mask, trajectory, jax.tree.map(jnp.zeros_like, trajectory))
 
-    def select(leaf):
-        mask = trajectory.mask.reshape(trajectory.mask.shape + (1,) * (leaf.ndim - trajectory.mask.ndim))
-        return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
-    return jax.tree.map(select, trajectory)
+def select(condition: Bool[Array, "*batch"], one: Any, other: Any) -> Any:
+    """Return `one` where the condition holds, else `other`: two pytrees whose leaves have its axes first."""
+
+    def of_leaf(one, other):
+        return jnp.where(condition.reshape(condition.shape + (1,) * (one.ndim - condition.ndim)), one, other)
+
+    return jax.tree.map(of_leaf, one, other)
 
 
 def true_return(trajectory: Trajectory) -> Float[Array, "*batch"]:
