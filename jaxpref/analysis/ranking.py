@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jax.scipy.stats import rankdata
+from jaxtyping import Array, Float
 
 from jaxpref import losses
 from jaxpref.checks import check_count, check_preferences, check_same_shape, check_sequence
@@ -30,11 +31,10 @@ class Quality:
 
 def quality(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Quality:
     """Compute all measures; the rank correlation is that of scores and true returns over all 2N trajectories."""
-    _check_scores(chosen_score, rejected_score, preferences)
-    score = jnp.concatenate([chosen_score, rejected_score])
-    returns = jnp.concatenate([true_return(preferences.chosen), true_return(preferences.rejected)])
     measures = (return_accuracy, label_accuracy, negative_log_likelihood, calibration_error)
     found = {each.__name__: each(chosen_score, rejected_score, preferences) for each in measures}
+    score = jnp.concatenate([chosen_score, rejected_score])
+    returns = jnp.concatenate([true_return(preferences.chosen), true_return(preferences.rejected)])
     return Quality(**found, rank_correlation=rank_correlation(score, returns))
 
 
@@ -45,7 +45,7 @@ def return_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: P
     """
     _check_scores(chosen_score, rejected_score, preferences)
     gap = true_return(preferences.chosen) - true_return(preferences.rejected)
-    return _accuracy(chosen_score, rejected_score, gap > 0, jnp.float32((gap != 0) & ~jnp.isnan(gap)))
+    return _accuracy(chosen_score - rejected_score, gap, jnp.float32((gap != 0) & ~jnp.isnan(gap)))
 
 
 def label_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: Preferences) -> Float[Array, ""]:
@@ -54,8 +54,7 @@ def label_accuracy(chosen_score: Scores, rejected_score: Scores, preferences: Pr
     Equal scores count half. Ties are left out. NaN if no pair has an answer.
     """
     _check_scores(chosen_score, rejected_score, preferences)
-    weight = answered(preferences)
-    return _accuracy(chosen_score, rejected_score, jnp.ones(weight.shape, bool), weight)
+    return _accuracy(chosen_score - rejected_score, 1.0, answered(preferences))
 
 
 def length_accuracy(preferences: Preferences) -> Float[Array, ""]:
@@ -96,13 +95,7 @@ def calibration_error(
 def rank_correlation(score: Scores, value: Scores) -> Float[Array, ""]:
     """Compute Spearman's rank correlation. Equal numbers share their mean rank. NaN for a constant and with a NaN."""
     check_sequence(score=score, value=value)
-    return jnp.corrcoef(_ranks(score), _ranks(value))[0, 1]
-
-
-def _ranks(values: Scores) -> Scores:
-    below = (values < values[:, None]).sum(-1)
-    equal = (values == values[:, None]).sum(-1)
-    return jnp.where(jnp.isnan(values), jnp.nan, below + (equal + 1) / 2)
+    return jnp.corrcoef(rankdata(score), rankdata(value))[0, 1]
 
 
 def label_entropy(preferences: Preferences) -> Float[Array, ""]:
@@ -132,11 +125,9 @@ def answered(preferences: Preferences) -> Float[Array, " N"]:
     return jnp.where(preferences.target == 0.5, 0.0, preferences.weight)
 
 
-def _accuracy(
-    chosen_score: Scores, rejected_score: Scores, chosen_is_better: Bool[Array, " N"], weight: Float[Array, " N"]
-) -> Float[Array, ""]:
-    sign = jnp.sign(chosen_score - rejected_score)
-    return _average(jnp.where(sign == 0, 0.5, sign == jnp.where(chosen_is_better, 1, -1)), weight)
+def _accuracy(gap: Scores, true_gap: Scores | float, weight: Float[Array, " N"]) -> Float[Array, ""]:
+    """Average 1 where the gap has the sign of the true gap, 1/2 where it is 0, and 0 elsewhere."""
+    return _average(jnp.where(gap == 0, 0.5, jnp.sign(gap) == jnp.sign(true_gap)), weight)
 
 
 def _average(values: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:
