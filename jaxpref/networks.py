@@ -163,8 +163,7 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     check_key(key)
     check_kind(task, Task, "task")
     hidden_size = 32 if task.action_range is None else 64
-    default = ActorCritic(task.num_actions, hidden_size, action_range=task.action_range)
-    module = default if task.policy_network is None else task.policy_network
+    module = task.policy_network or ActorCritic(task.num_actions, hidden_size, action_range=task.action_range)
     obs = jnp.zeros(task.obs_size)
     if type(module) is ActorCritic:
         # The scale may be traced, and a static module holds no tracers: only the first weights depend on it.
@@ -180,8 +179,7 @@ def init_reward(key: Key[Array, ""], task: Task) -> Network:
     """Draw a fresh reward model."""
     check_key(key)
     check_kind(task, Task, "task")
-    default = RewardModel(task.num_actions, action_range=task.action_range)
-    module = default if task.reward_network is None else task.reward_network
+    module = task.reward_network or RewardModel(task.num_actions, action_range=task.action_range)
     return Network(module, module.init(key, jnp.zeros(task.obs_size), _no_action(task))["params"])
 
 

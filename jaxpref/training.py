@@ -83,8 +83,7 @@ def schedule_problems(config: Any) -> Iterator[tuple[str, str]]:
 
 def make_optimiser(config: Any) -> optax.GradientTransformation:
     """Make the config's optimiser of its learning rate; Adam, if it has none."""
-    make = optax.adam if config.optimiser is None else config.optimiser
-    return make(config.learning_rate)
+    return (config.optimiser or optax.adam)(config.learning_rate)
 
 
 def draw_minibatch(
