@@ -96,6 +96,13 @@ class _Canvas:
     def polygon(self, corners: Sequence[Point], colour: str) -> None:
         self.draw.polygon([self._place(*corner) for corner in corners], fill=colour)
 
+    def links(self, pivot: Point, joint: Point, tip: Point) -> None:
+        """Draw two links of one metre."""
+        self.line(pivot, joint, COLOURS[0], 0.17)
+        self.line(joint, tip, COLOURS[1], 0.17)
+        self.disc(pivot, 0.1, "black")
+        self.disc(joint, 0.1, "black")
+
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         return np.asarray(self.image.reduce(SUPERSAMPLING))
 
@@ -122,10 +129,7 @@ def _acrobot(obs: Float[np.ndarray, " O"]) -> _Canvas:
     tip = (joint[0] + np.sin(sum_of_angles), joint[1] - np.cos(sum_of_angles))
     canvas = _Canvas(240, middle=0.0, unit=240 / 4.4)
     canvas.box(-3.0, 0.98, 3.0, 1.02, LINE)
-    canvas.line(pivot, joint, COLOURS[0], 0.17)
-    canvas.line(joint, tip, COLOURS[1], 0.17)
-    canvas.disc(pivot, 0.1, "black")
-    canvas.disc(joint, 0.1, "black")
+    canvas.links(pivot, joint, tip)
     return canvas
 
 
@@ -174,10 +178,7 @@ def _reacher(obs: Float[np.ndarray, " O"]) -> _Canvas:
     tip, goal = (obs[0] + obs[1], obs[2] + obs[3]), (obs[6], obs[7])
     canvas = _Canvas(240, middle=0.0, unit=240 / 4.6)
     canvas.disc(goal, 0.2, COLOURS[2])
-    canvas.line(pivot, joint, COLOURS[0], 0.17)
-    canvas.line(joint, tip, COLOURS[1], 0.17)
-    canvas.disc(pivot, 0.1, "black")
-    canvas.disc(joint, 0.1, "black")
+    canvas.links(pivot, joint, tip)
     return canvas
 
 
