@@ -180,10 +180,10 @@ def init_reward(key: Key[Array, ""], task: Task) -> Network:
     check_key(key)
     check_kind(task, Task, "task")
     module = task.reward_network or RewardModel(task.num_actions, action_range=task.action_range)
-    return Network(module, module.init(key, jnp.zeros(task.obs_size), _no_action(task))["params"])
+    return Network(module, module.init(key, jnp.zeros(task.obs_size), no_action(task))["params"])
 
 
-def _no_action(task: Task) -> Array:
+def no_action(task: Task) -> Array:
     """Return an action's zeros: one whole number, or D numbers."""
     return jnp.int32(0) if task.action_range is None else jnp.zeros(task.num_actions)
 
@@ -250,7 +250,7 @@ def check_policy(task: Task, params: Any, name: str = "params") -> None:
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Check that `params` give one reward for each of the task's steps."""
     check_kind(task, Task, "task")
-    _check_outputs(task, params, name, [()], apply_reward, _no_action(task))
+    _check_outputs(task, params, name, [()], apply_reward, no_action(task))
     num_actions = getattr(getattr(params.module, "member", params.module), "num_actions", task.num_actions)
     if num_actions != task.num_actions:
         raise ValueError(f"{name} is of {num_actions} actions, and task {task.name} has {task.num_actions}")

@@ -16,7 +16,7 @@ from jaxpref.checks import check_count, check_key, check_kind
 from jaxpref.distributions import Distribution
 from jaxpref.fast.keys import fast_key
 from jaxpref.fast.loops import any_lane
-from jaxpref.networks import Network, apply_policy, check_policy
+from jaxpref.networks import Network, apply_policy, check_policy, no_action
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, select, zero_beyond_mask
 
@@ -64,11 +64,9 @@ def _step_keys(task: Task, key: Key[Array, ""], num_steps: int) -> Key[Array, " 
     return jnp.broadcast_to(jax.random.key(0), (num_steps,))
 
 
-def _shapes(task: Task, policy: Network) -> tuple[Distribution, jax.ShapeDtypeStruct]:
-    """Return what the policy's distribution and one of its actions look like, as shapes."""
-    obs = jax.ShapeDtypeStruct((task.obs_size,), jnp.float32)
-    distribution, _ = jax.eval_shape(apply_policy, policy, obs)
-    return distribution, jax.eval_shape(lambda each: each.sample(jax.random.key(0)), distribution)
+def _distribution_shape(task: Task, policy: Network) -> Distribution:
+    """Return the policy's distribution at an observation, as shapes. They are all that `noise` needs."""
+    return jax.eval_shape(apply_policy, policy, jnp.zeros(task.obs_size))[0]
 
 
 def episode(
@@ -83,12 +81,12 @@ def episode(
     check_key(key)
     _check_start(task, start)
     key_reset, key_play = jax.random.split(fast_key(key))
-    distribution_shape, action = _shapes(task, params)
+    distribution_shape = _distribution_shape(task, params)
     num_chunks = -(-task.horizon // CHUNK)
     first = reset(task, key_reset) if start is None else start
     # (obs, action, reward, mask): a `Trajectory` without next_obs, which is obs shifted by one.
-    shapes = ((task.obs_size,), jnp.float32), (action.shape, action.dtype), ((), jnp.float32), ((), bool)
-    record = tuple(jnp.zeros((num_chunks * CHUNK, *shape), dtype) for shape, dtype in shapes)
+    one_step = jnp.zeros(task.obs_size), no_action(task), jnp.float32(0), jnp.bool_(False)
+    record = jax.tree.map(lambda leaf: jnp.zeros((num_chunks * CHUNK, *leaf.shape), leaf.dtype), one_step)
     play_step = functools.partial(_play_step, task, params)
 
     def play_chunk(carry):
@@ -204,7 +202,6 @@ def stream(
 ) -> tuple[StreamState, Transition]:
     """Play `num_steps` steps [T] of one environment. A new episode starts whenever one ends."""
     key_noise, key_step, key_reset = jax.random.split(fast_key(key), 3)
-    distribution_shape, _ = _shapes(task, policy)
     resets = jax.vmap(functools.partial(reset, task))(jax.random.split(key_reset, num_steps))
 
     def stream_step(carry: StreamState, inputs):
@@ -217,5 +214,6 @@ def stream(
         following = select(done, fresh, following)
         return (following, jnp.where(done, 0, time + 1)), transition
 
-    inputs = distribution_shape.noise(key_noise, num_steps), _step_keys(task, key_step, num_steps), resets
+    noise = _distribution_shape(task, policy).noise(key_noise, num_steps)
+    inputs = noise, _step_keys(task, key_step, num_steps), resets
     return jax.lax.scan(stream_step, start, inputs)
