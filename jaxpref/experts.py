@@ -123,7 +123,8 @@ def _run(pi1_target: Scalar, pi2_target: Scalar, num_updates: int, start: Any, u
     def guarded_update(carry):
         number, state, result = carry
         following, loss, score = update(state, number)
-        recorded = _record(result, number, state.params, following.params, loss, score)
+        metrics = Metrics(loss, score, param_size(state.params))
+        recorded = _record(result, number, following.params, metrics)
         return number + 1, *select(training(result), (following, recorded), (state, result))
 
     def running(carry):
@@ -135,17 +136,14 @@ def _run(pi1_target: Scalar, pi2_target: Scalar, num_updates: int, start: Any, u
     return dataclasses.replace(result, divergence=find_divergence(result.metrics, last, result.num_updates))
 
 
-def _record(
-    result: Result, number: Int[Array, ""], before: Network, params: Network, loss: Array, score: Array
-) -> Result:
+def _record(result: Result, number: Int[Array, ""], params: Network, metrics: Metrics) -> Result:
     """Take the snapshots that are due after an update, and write its metrics."""
-    entry = Metrics(loss, score, param_size(before))
     return dataclasses.replace(
         result,
         pi1=select(result.pi1_reached, result.pi1, params),
         pi2=select(result.pi2_reached, result.pi2, params),
-        pi1_reached=result.pi1_reached | (score >= result.pi1_target),
-        pi2_reached=result.pi2_reached | (score >= result.pi2_target),
+        pi1_reached=result.pi1_reached | (metrics.score >= result.pi1_target),
+        pi2_reached=result.pi2_reached | (metrics.score >= result.pi2_target),
         num_updates=number + 1,
-        metrics=jax.tree.map(lambda values, value: values.at[number].set(value), result.metrics, entry),
+        metrics=jax.tree.map(lambda values, value: values.at[number].set(value), result.metrics, metrics),
     )

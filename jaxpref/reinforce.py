@@ -17,15 +17,14 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import losses
-from jaxpref.checks import check_config, check_key, check_kind, setting
+from jaxpref import losses, training
+from jaxpref.checks import check_config, check_key, setting
 from jaxpref.experts import Result, function_of, shaped_reward, train_to_targets
 from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network, apply_policy, check_policy, init_policy
 from jaxpref.returns import discounted_returns, reward_scale
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.training import make_optimiser
 from jaxpref.types import Optimiser, Scalar, Trajectory
 
 BASELINES = ("value", "handmade")
@@ -64,14 +63,9 @@ class Config:
 
 
 @struct.dataclass
-class TrainState:
-    """What one update passes to the next.
+class TrainState(training.TrainState):
+    """What one update passes to the next. `scores`: returns of the last episodes; NaN before there are enough."""
 
-    scores:  returns of the last episodes; NaN before there are enough.
-    """
-
-    params: Network
-    opt_state: optax.OptState
     scores: Float[Array, " window"]
 
 
@@ -95,23 +89,18 @@ def loss_fn(params: Network, task: Task, config: Config, played: Trajectory) -> 
     return jnp.where(played.mask, per_step, 0.0).sum(-1).mean()
 
 
-def _shaped(task: Task, config: Config, played: Trajectory) -> Trajectory:
-    """Return the episodes with the rewards that are learned from."""
-    shape_reward = task.shape_reward if config.shape_reward is None else config.shape_reward
-    if not shape_reward:
-        return played
-    reward = shaped_reward(task, config.gamma, played)
-    return dataclasses.replace(played, reward=jnp.where(played.mask, reward, 0.0))
-
-
 def update(
     task: Task, config: Config, key: Key[Array, ""], state: TrainState, number: Int[Array, ""]
 ) -> tuple[TrainState, Float[Array, ""], Float[Array, ""]]:
     """Make one gradient step on fresh episodes: (next state, loss, score)."""
     played = episodes(task, state.params, jax.random.fold_in(key, number), config.episodes_per_update)
-    shaped = _shaped(task, config, played)
+    shaped = played
+    shape_reward = task.shape_reward if config.shape_reward is None else config.shape_reward
+    if shape_reward:
+        reward = jnp.where(played.mask, shaped_reward(task, config.gamma, played), 0.0)
+        shaped = dataclasses.replace(played, reward=reward)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
-    updates, opt_state = make_optimiser(config).update(grads, state.opt_state)
+    updates, opt_state = training.make_optimiser(config).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     scored = shaped if config.score_shaping else played
     scores = jnp.concatenate([state.scores, scored.reward.sum(-1)])[-config.score_window :]
@@ -123,14 +112,13 @@ def train(task: Task, config: Config, key: Key[Array, ""], init_params: Network 
 
     init_params:  the first policy; None: a fresh one.
     """
-    check_kind(task, Task, "task")
     check_config(config, Config)
     check_key(key)
     key_init, key_train = jax.random.split(fast_key(key))
     if init_params is None:
         init_params = init_policy(key_init, task, config.policy_scale)
     check_policy(task, init_params, "init_params")
-    opt_state = make_optimiser(config).init(init_params)
+    opt_state = training.make_optimiser(config).init(init_params)
     start = TrainState(init_params, opt_state, jnp.full(config.score_window, jnp.nan))
     first_window = math.ceil(config.score_window / config.episodes_per_update)
     step = functools.partial(update, task, config, key_train)
