@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from jaxpref import dpo, ppo, reward_model
+from jaxpref import dpo, ppo, reward_model, training
 from jaxpref.annotators import Annotator
 from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import Divergence
@@ -47,22 +47,17 @@ class Config:
 
 
 @struct.dataclass
-class Result:
-    """The trained policy, with its metrics.
+class Result(training.Result):
+    """The trainer's result, whose metrics and divergence have a leading axis [rounds].
 
     preferences:        all labelled pairs, [N], in the order of the rounds.
     pair_return:        mean true return of each round's pairs, of what was compared, [rounds].
-    metrics:            the trainer's, [rounds, ...].
-    divergence:         the trainer's, [rounds].
     reward_params:      the last round's ensemble; None for DPO.
     reward_divergence:  the ensemble's, [rounds, M]; None for DPO.
     """
 
-    params: Network
     preferences: Preferences
     pair_return: Float[Array, "*batch rounds"]
-    metrics: ppo.Metrics | dpo.Metrics
-    divergence: Divergence
     reward_params: Network | None = None
     reward_divergence: Divergence | None = None
 
@@ -212,4 +207,4 @@ def _rounds(
     rounds = jax.random.split(key, num_rounds), jnp.arange(num_rounds) * (num_pairs // num_rounds)
     (networks, pairs), (pair_return, learned) = jax.lax.scan(play_round, (networks, nothing), rounds)
     (params, ensemble), (metrics, divergence, reward_divergence) = networks, learned
-    return Result(params, pairs, pair_return, metrics, divergence, ensemble, reward_divergence)
+    return Result(params, metrics, divergence, pairs, pair_return, ensemble, reward_divergence)
