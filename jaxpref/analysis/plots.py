@@ -62,9 +62,8 @@ def policies(
     axes: Axes, names: Words, per_seed: Float[np.ndarray, "P S"], intervals: Intervals, centres: Numbers, colours: Words
 ) -> None:
     """Draw policies side by side: a point for every seed, and beside the points the centre with its interval."""
-    for position, (points, interval, centre, colour) in enumerate(
-        zip(per_seed, intervals, centres, colours, strict=True)
-    ):
+    rows = zip(per_seed, intervals, centres, colours, strict=True)
+    for position, (points, interval, centre, colour) in enumerate(rows):
         # The seeds are spread evenly, without random jitter: the same data give the same figure.
         spread = np.linspace(-0.17, 0.17, len(points)) if len(points) > 1 else np.zeros(1)
         axes.scatter(position - 0.16 + spread, points, s=16, color=colour, alpha=0.55, linewidths=0, zorder=2)
