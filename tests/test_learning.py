@@ -37,19 +37,14 @@ class Chain(NamedTuple):
 STUDY = {
     "train_experts": reinforce.train,
     "experts": reinforce.Config(),
-    "dpo": dpo.Config(num_updates=60, eval_every=60, eval_episodes=1, beta=0.3),
+    "dpo": dpo.Config(num_updates=60, eval_every=60, eval_episodes=1),
     "reward_model": reward_model.Config(num_updates=100),
     "ppo": ppo.Config(num_updates=30, eval_every=30, eval_episodes=8),
 }
-# Actions are numbers, all episodes have 200 steps, and the returns of pi1 and pi2 are hundreds apart. At DPO's default
-# settings two seeds of 16 end below pi2. These hold it less to the reference, and more to the chosen trajectories.
-PENDULUM = {
+# Actions are numbers, all episodes have 200 steps, and the returns of pi1 and pi2 are hundreds apart.
+PENDULUM = STUDY | {
     "train_experts": expert_ppo.train,
-    "experts": expert_ppo.DEFAULTS.replace(
-        num_updates=60, num_epochs=4, num_minibatches=8, learning_rate=3e-3, gamma=0.95
-    ),
-    "dpo": STUDY["dpo"].replace(learning_rate=0.01, beta=0.03, nll_coef=5.0),
-    "reward_model": reward_model.Config(num_updates=60),
+    "experts": expert_ppo.DEFAULTS.replace(num_updates=60, num_epochs=4, num_minibatches=8, eval_episodes=32),
     "ppo": ppo.Config(eval_every=60, eval_episodes=8),
 }
 CHAINS = {
