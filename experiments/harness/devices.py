@@ -75,12 +75,9 @@ def over_runs(function: Callable, num_runs: int, lanes: int, most_devices: int |
     num_groups = math.ceil(per_device / lanes)
 
     def on_device(config, args):
-        side_by_side = jax.vmap(functools.partial(function, config))
         if num_groups == 1:
-            return side_by_side(*args)
-        grouped = jax.tree.map(lambda leaf: leaf.reshape(num_groups, -1, *leaf.shape[1:]), args)
-        result = jax.lax.map(lambda group: side_by_side(*group), grouped)
-        return jax.tree.map(lambda leaf: leaf.reshape(per_device, *leaf.shape[2:]), result)
+            return jax.vmap(functools.partial(function, config))(*args)
+        return jax.lax.map(lambda run: function(config, *run), args, batch_size=per_device // num_groups)
 
     mesh, runs, everywhere = sharding.mesh, sharding.spec, PartitionSpec()
     # check_vma would ask the library to mark what varies between devices. Nothing is sent between them.

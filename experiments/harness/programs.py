@@ -121,15 +121,16 @@ class Programs:
     ) -> Program:
         """Return the program of `function(config, *inputs)` mapped over `num_runs` runs."""
         quick = not (optimise or jax.config.read("jax_disable_most_optimizations")) and jax.default_backend() == "cpu"
+        options = QUICK if quick else None
         # The values of config's floats are arguments of the program.
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (config, shapes))
-        identity, lasting = fingerprint(function, abstract, num_runs, lanes, quick, self.most_devices)
+        config = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), config)
+        args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_runs, *leaf.shape[1:]), leaf.dtype), shapes)
+        identity, lasting = fingerprint(function, config, args, lanes, options, self.most_devices)
         if identity not in self._found:
-            options = QUICK if quick else None
             mapped = over_runs(function, num_runs, lanes, self.most_devices)
             # Without a sharding of its own, an argument that the function ignores would go to all devices.
             mapped = jax.jit(mapped, in_shardings=(None, runs_sharding(num_runs, self.most_devices)))
-            trace = functools.cache(functools.partial(_trace, mapped, config, shapes, num_runs, options))
+            trace = functools.cache(functools.partial(_trace, mapped, config, args, options))
             traced = self.memo.read(name, identity, pickle.loads, "trace") if lasting else None
             if traced is None:
                 traced = trace()[:2]
@@ -158,8 +159,7 @@ class Programs:
         return compiled
 
 
-def _trace(mapped: Any, config: Any, shapes: Any, num_runs: int, options: Any) -> tuple[str, Any, Lowered]:
-    args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_runs, *leaf.shape[1:]), leaf.dtype), shapes)
+def _trace(mapped: Any, config: Any, args: Any, options: Any) -> tuple[str, Any, Lowered]:
     traced = mapped.trace(config, args)
     lowered = traced.lower()
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), traced.out_info)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.harness.devices import padded_size, runs_sharding
+from experiments.harness.devices import padded_size
 from experiments.harness.memo import LARGEST, Memo, digest, num_bytes
 from experiments.harness.programs import Program, Programs
 from experiments.harness.progress import Done, Progress, bar_on, mean_return
@@ -90,12 +90,11 @@ class Lazy:
             program.compiled = program.compiled or stages.compiler.submit(program.compile)
             compiled = program.compiled.result()
             compile_s = time.perf_counter() - start
-            placed = _placed(given, variants, axes, program.num_runs, stages.programs.most_devices)
-            self._runs = jax.block_until_ready(compiled(config, placed))
+            self._runs = jax.block_until_ready(compiled(config, _by_run(given, variants, axes, program.num_runs)))
             run_s = time.perf_counter() - start - compile_s
             if num_bytes(self.like) <= LARGEST or hasattr(self.like, "metrics"):  # a dataset stays on the devices
                 self._value = _by_seed(self._runs, axes)
-                stages.write(self.name, self.key, self._value)
+                stages.writes.append(stages.writer.submit(stages.memo.save, self.name, self.key, self._value))
         times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
         score, num_runs = mean_return(self._value), math.prod(axes)
         stages.progress.done(Done(self.name, num_runs, num_updates, score, compile_s, run_s, kept))
@@ -110,17 +109,17 @@ class Stages:
         self.progress, self.times = Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
         self.compiler = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._recent: dict[str, Lazy] = {}
-        self._runner, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writes: list[Future] = []
+        self._runner, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.writes: list[Future] = []
 
     def __enter__(self) -> "Stages":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for pool in (self._runner, self.compiler, self._writer):
+        for pool in (self._runner, self.compiler, self.writer):
             pool.shutdown(cancel_futures=kind is not None)
         if kind is None:
-            for write in self._writes:
+            for write in self.writes:
                 write.result()
             self.memo.prune()
 
@@ -149,7 +148,7 @@ class Stages:
         `optimise`, it takes longer to compile, and runs faster if most of its time goes into large sums.
         """
         start, config = time.perf_counter(), jax.tree.map(np.float32, config)
-        shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy) else _shape(each), inputs)
+        shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy) else jax.typeof(each), inputs)
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
@@ -172,10 +171,6 @@ class Stages:
             self._runner.submit(lazy.compute)
         return lazy
 
-    def write(self, name: str, key: str, result: Any) -> None:
-        """Keep a result in the memo, in the background."""
-        self._writes.append(self._writer.submit(self.memo.save, name, key, result))
-
     def forget(self) -> None:
         """Drop the oldest results beyond what may stay in memory. Whoever uses one still holds it."""
         sizes = {key: num_bytes(lazy.like) for key, lazy in list(self._recent.items())}  # run() adds to it meanwhile
@@ -184,24 +179,14 @@ class Stages:
                 del sizes[key], self._recent[key]
 
 
-def _placed(
-    inputs: Any, variants: Any, axes: tuple[int, ...], num_padded: int, most_devices: int | None
-) -> tuple[Any, ...]:
-    """Put the inputs of each run on its device: [V * S, ...], padded with copies of the first runs.
+def _by_run(inputs: Any, variants: Any, axes: tuple[int, ...], num_runs: int) -> tuple[Any, ...]:
+    """Return the inputs of each run [V * S, ...], padded with those of the first runs.
 
-    What is there already, as another stage's result, stays as it is.
+    What is on the devices already, as another stage's result, stays as it is.
     """
-    sharding, run = runs_sharding(num_padded, most_devices), np.arange(num_padded) % math.prod(axes)
-
-    def place(leaf: np.ndarray, index: np.ndarray) -> jax.Array:
-        def of_device(where: Any) -> np.ndarray:
-            return leaf[index[where[0]]]
-
-        return jax.make_array_from_callback((num_padded, *leaf.shape[1:]), sharding, of_device)
-
-    of_seed = run % axes[0]
-    placed = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else place(leaf, of_seed), inputs)
-    return placed if variants is None else (*placed, place(variants, run // axes[0]))
+    run = np.arange(num_runs) % math.prod(axes)
+    by_run = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else leaf[run % axes[0]], inputs)
+    return by_run if variants is None else (*by_run, variants[run // axes[0]])
 
 
 def _by_seed(runs: Any, axes: tuple[int, ...]) -> Any:
@@ -212,7 +197,3 @@ def _by_seed(runs: Any, axes: tuple[int, ...]) -> Any:
         return own if len(axes) == 1 else own.reshape(*axes[::-1], *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(unpad, runs)
-
-
-def _shape(array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(array), np.asarray(array).dtype)
