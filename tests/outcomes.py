@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 import jaxpref
-from experiments.pipeline.functions import Fitted, Labels
+from experiments.pipeline.functions import Labels
 from experiments.pipeline.pipeline import Outcome, Row
 from experiments.pipeline.settings import default_settings
-from jaxpref import dpo, experts, ppo, ranking, reward_model
+from jaxpref import dpo, experts, ppo, ranking, reward_model, training
 from jaxpref.divergence import Divergence
 
 SEEDS, SIZES = (7, 3, 11), (4, 8)
@@ -47,17 +47,17 @@ def outcome_of(settings, rng):
     def returns():
         return rng.normal(scale=100, size=num_seeds).astype(np.float32)
 
-    fitted = {
-        size: Fitted({"scale": returns()}, _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds))
-        for size in settings.num_pairs
+    reward_models = [
+        training.Result({"scale": returns()}, _metrics(reward_model.Metrics, rng, num_seeds), divergence(num_seeds))
+        for _ in settings.num_pairs
         if settings.method == "rlhf"
-    }
+    ]
     rows = []
     for reference in settings.reference:
         for size in settings.num_pairs:
             metrics = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds)
             score = returns(), returns(), rng.random(num_seeds), quality(), rng.random(num_seeds, np.float32)
-            of_run = policy(), metrics, divergence(num_seeds), fitted.get(size)
+            of_run = policy(), metrics, divergence(num_seeds)
             rows.append(Row(*score, reference, size, *of_run))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
@@ -73,7 +73,8 @@ def outcome_of(settings, rng):
         divergence=divergence(num_seeds),
     )
     labels = Labels(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(Labels)))
-    return Outcome(trained, {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds), rows, labels, None, None)
+    expert_returns, pi1_kl = {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds)
+    return Outcome(trained, expert_returns, pi1_kl, rows, reward_models, labels, None, None)
 
 
 TIMING = {

@@ -20,7 +20,7 @@ ALL_ROWS = [("pi1", 4), ("pi1", 8), ("pi2", 4), ("pi2", 8)]
 
 
 def changed(tree, path, value):
-    """The same tree with another value at a path, as in `rows.0.reward.divergence`."""
+    """The same tree with another value at a path, as in `rows.0.quality.label_accuracy`."""
     name, _, rest = path.partition(".")
     if isinstance(tree, list):
         return [changed(part, rest, value) if place == int(name) else part for place, part in enumerate(tree)]
@@ -83,7 +83,7 @@ def test_what_is_not_known_is_null():
     [
         ("rows.1.divergence", divergence(3, s1=(3, 2)), ("ppo", "pi1", 8, 3, "parameters"), ALL_ROWS[1:2]),
         ("rows.2.true_return", np.array([1, NAN, 2]), ("evaluate", "pi2", 4, None, "return"), ALL_ROWS[2:3]),
-        ("rows.0.reward.divergence", divergence(3, s1=(2, 1)), ("reward model", None, 4, 2, "loss"), ALL_ROWS[::2]),
+        ("reward_models.0.divergence", divergence(3, s1=(2, 1)), ("reward model", None, 4, 2, "loss"), ALL_ROWS[::2]),
         ("experts.divergence", divergence(3, s1=(7, 1)), ("reinforce", None, None, 7, "loss"), ALL_ROWS),
     ],
 )
@@ -234,6 +234,6 @@ def test_arrays_have_seeds_then_sizes_in_front(tmp_path):
     loss = saved["trained_pi1"]["loss"]
     np.testing.assert_array_equal(loss[:, 0], np.concatenate([short, np.full((3, 5), NAN)], axis=1))
     np.testing.assert_array_equal(loss[:, 1], outcome.rows[1].metrics.loss)
-    np.testing.assert_array_equal(saved["reward_model"]["loss"][:, 1], outcome.rows[1].reward.metrics.loss)
+    np.testing.assert_array_equal(saved["reward_model"]["loss"][:, 1], outcome.reward_models[1].metrics.loss)
     models = store.load_params(tmp_path / "reward_models.npz")["scale"]
-    np.testing.assert_array_equal(models[:, 1], outcome.rows[1].reward.params["scale"])
+    np.testing.assert_array_equal(models[:, 1], outcome.reward_models[1].params["scale"])

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model
+from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model, training
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
 from jaxpref.experts import Result
@@ -54,22 +54,10 @@ class Setup(NamedTuple):
 
 
 @struct.dataclass
-class Trained:
+class Trained(training.Result):
     """A trained policy, and the reward model that it was trained on; None for DPO."""
 
-    params: Network
-    metrics: Any
-    divergence: Divergence
     reward_params: Network | None = None
-
-
-@struct.dataclass
-class Fitted:
-    """A reward model. A control was not fitted: it has no metrics and no divergence."""
-
-    params: Network
-    metrics: reward_model.Metrics | None = None
-    divergence: Divergence | None = None
 
 
 @struct.dataclass
@@ -153,39 +141,42 @@ def train_dpo(
     ref_params = _reference(experts, reference)
 
     def on_pairs(some: Preferences) -> Trained:
-        result = dpo.train(setup.task, config, keys.train, some, experts.pi2, ref_params)
-        return Trained(result.params, result.metrics, result.divergence)
+        return Trained(**vars(dpo.train(setup.task, config, keys.train, some, experts.pi2, ref_params)))
 
     return _on_sizes(setup, pairs, on_pairs)
 
 
-def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> Fitted:
+def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> training.Result:
     """Fit a reward model, or an ensemble, to every size of dataset [P]."""
 
-    def on_pairs(some: Preferences) -> Fitted:
+    def on_pairs(some: Preferences) -> training.Result:
         if setup.num_members == 1:
-            result = reward_model.train(setup.task, config, keys.reward_model, some)
-            return Fitted(result.params, result.metrics, result.divergence)
+            return reward_model.train(setup.task, config, keys.reward_model, some)
         members = reward_model.train_ensemble(setup.task, config, keys.reward_model, some, setup.num_members)
         metrics = jax.tree.map(lambda leaf: leaf.mean(0), members.metrics)
-        return Fitted(members.params, metrics, _first(members.divergence))
+        return training.Result(members.params, metrics, _first(members.divergence))
 
     return _on_sizes(setup, pairs, on_pairs)
 
 
-def control_reward(setup: Setup, config: None, keys: Keys) -> Fitted:
-    """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls."""
+def control_reward(setup: Setup, config: None, keys: Keys) -> training.Result:
+    """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls.
+
+    It is not fitted, so it has no metrics and does not diverge.
+    """
     key_init, key_head = jax.random.split(keys.reward_model)
     reward = init_reward(key_init, setup.task)  # its head is zero
     if setup.reward == "random":
         head = reward.params["reward"]
         drawn = head | {"kernel": jax.random.normal(key_head, head["kernel"].shape)}
         reward = dataclasses.replace(reward, params=reward.params | {"reward": drawn})
-    return Fitted(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(setup.sizes), *leaf.shape)), reward))
+    of_sizes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(setup.sizes), *leaf.shape)), reward)
+    never = jnp.zeros(len(setup.sizes), jnp.int32)
+    return training.Result(of_sizes, None, Divergence(never, never))
 
 
 def train_ppo(
-    setup: Setup, config: ppo.Config, keys: Keys, experts: Result, fitted: Fitted, reference: Array
+    setup: Setup, config: ppo.Config, keys: Keys, experts: Result, fitted: training.Result, reference: Array
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
     ref_params = _reference(experts, reference)
@@ -193,7 +184,7 @@ def train_ppo(
 
     def on_reward(reward_params: Network) -> Trained:
         result = ppo.train(setup.task, config, keys.train, experts.pi2, ref_params, reward_params, reward_fn)
-        return Trained(result.params, result.metrics, result.divergence, reward_params)
+        return Trained(**vars(result), reward_params=reward_params)
 
     return jax.vmap(on_reward)(fitted.params)
 

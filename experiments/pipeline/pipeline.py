@@ -20,7 +20,7 @@ from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import networks, tasks
+from jaxpref import networks, tasks, training
 from jaxpref.divergence import Divergence
 from jaxpref.experts import Result
 from jaxpref.networks import Network
@@ -37,17 +37,13 @@ not fit a core's cache."""
 
 @struct.dataclass
 class Row(functions.Score):
-    """A policy trained on pairs of one size with one reference, and its score, for each of S seeds.
-
-    reward:  the reward model that PPO maximised; None for other methods.
-    """
+    """A policy trained on pairs of one size with one reference, and its score, for each of S seeds."""
 
     reference: str = struct.field(pytree_node=False)
     num_pairs: int = struct.field(pytree_node=False)
     params: Network
     metrics: Any
     divergence: Divergence
-    reward: functions.Fitted | None
 
 
 @struct.dataclass
@@ -56,6 +52,7 @@ class Outcome:
 
     returns:  mean true return of pi1 and pi2; pi1_kl: KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
+    reward_models:  of each dataset size, the same for every reference; none for methods without one.
     labels:   of the held-out pairs.
     pairs:    [S, N], if the settings ask for them.
     shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
@@ -65,14 +62,10 @@ class Outcome:
     returns: dict[str, Float[Array, " S"]]
     pi1_kl: Float[Array, " S"]
     rows: list[Row]
+    reward_models: list[training.Result]
     labels: functions.Labels
     pairs: Preferences | None
     shown: Trajectory | None
-
-    @property
-    def reward_models(self) -> list[functions.Fitted]:
-        """The reward model of each dataset size, the same for every reference; none for methods without one."""
-        return [row.reward for row in self.rows if row.reference == self.rows[0].reference and row.reward is not None]
 
 
 def task_of(settings: Settings) -> Task:
@@ -164,6 +157,7 @@ def _start_batch(
             returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
             pi1_kl=evaluation.pi1_kl,
             rows=rows_of(settings, groups),
+            reward_models=[_at(each.fitted.value, p) for each in groups if each.fitted for p in range(len(each.sizes))],
             labels=evaluation.labels,
             pairs=pairs.value if settings.save_preferences else None,
             shown=jax.tree.map(lambda leaf: leaf[:1], largest.evaluation.value.shown),
@@ -228,24 +222,23 @@ def rows_of(settings: Settings, groups: list[Group]) -> list[Row]:
     """Return a row for each reference, for each dataset size."""
     rows = []
     for r, reference in enumerate(settings.reference):
-        for sizes, trained, fitted, evaluation in groups:
-            for p, num_pairs in enumerate(sizes):
-                run, score = _at((trained.value, evaluation.value.scores), np.s_[:, r, p])
-                reward = None if fitted is None else _at(fitted.value, np.s_[:, p])
+        for group in groups:
+            for p, num_pairs in enumerate(group.sizes):
+                run, score = _at((group.trained.value, group.evaluation.value.scores), r, p)
                 of_run = {name: getattr(run, name) for name in ("params", "metrics", "divergence")}
-                rows.append(Row(**vars(score), **of_run, reference=reference, num_pairs=num_pairs, reward=reward))
+                rows.append(Row(**vars(score), **of_run, reference=reference, num_pairs=num_pairs))
     return rows
 
 
-def _at(tree: Any, index: tuple) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def _at(tree: Any, *index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:, *index], tree)
 
 
 def _log(settings: Settings, outcome: Outcome, progress: Progress) -> None:
     progress.log(settings.expert_stage, outcome.experts.metrics)
-    for row in outcome.rows:
-        if row.reference == outcome.rows[0].reference and row.reward is not None and row.reward.metrics is not None:
-            progress.log("reward model", row.reward.metrics, num_pairs=row.num_pairs)
+    for num_pairs, model in zip(settings.num_pairs, outcome.reward_models, strict=False):
+        if model.metrics is not None:
+            progress.log("reward model", model.metrics, num_pairs=num_pairs)
     for row in outcome.rows:
         progress.log(settings.trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
 

@@ -10,19 +10,29 @@ from experiments.pipeline.pipeline import Outcome
 from experiments.pipeline.settings import Settings
 from jaxpref.files import store
 from jaxpref.preferences import take
-from jaxpref.types import Trajectory
 
 
-def policies(outcome: Outcome) -> dict[str, Any]:
-    """Return pi1 and pi2 [S, ...], and the trained policies of each reference [S, sizes, ...]."""
-    return {"pi1": outcome.experts.pi1, "pi2": outcome.experts.pi2} | _by_reference(outcome, "params")
-
-
-def _by_reference(outcome: Outcome, name: str) -> dict[str, Any]:
-    trees: dict[str, list[Any]] = {}
-    for row in outcome.rows:
-        trees.setdefault(f"trained_{row.reference}", []).append(getattr(row, name))
-    return {key: _stack(each) for key, each in trees.items()}
+def save_arrays(settings: Settings, outcome: Outcome, folder: Path) -> list[Path]:
+    """Write every array of a run into `folder`; return the paths. What was trained on pairs is [S, sizes, ...]."""
+    experts, models = outcome.experts, outcome.reward_models
+    policies: dict[str, Any] = {"pi1": experts.pi1, "pi2": experts.pi2}
+    metrics: dict[str, Any] = {settings.expert_stage.replace(" ", "_"): experts.metrics}
+    for reference in settings.reference:
+        rows = [row for row in outcome.rows if row.reference == reference]
+        policies[f"trained_{reference}"] = _stack([row.params for row in rows])
+        metrics[f"trained_{reference}"] = _stack([row.metrics for row in rows])
+    trees: dict[str, Any] = {"policies.npz": policies, "metrics.npz": metrics}
+    if outcome.shown is not None:
+        trees["episodes.npz"] = outcome.shown
+    if models:
+        trees["reward_models.npz"] = _stack([model.params for model in models])
+        metrics["reward_model"] = _stack([model.metrics for model in models])
+    if outcome.pairs is not None:
+        for place, seed in enumerate(settings.seeds):
+            trees[f"preferences_seed{seed}.npz"] = take(outcome.pairs, place)
+    for name, tree in trees.items():
+        store.save_pytree(folder / name, tree)
+    return [folder / name for name in trees]
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -34,26 +44,3 @@ def _stack(trees: list[Any]) -> Any:
         return np.stack(padded, axis=1)
 
     return jax.tree.map(join, *trees)
-
-
-def load_episodes(path: Path) -> Trajectory:
-    """Read the episodes of a run. Raises OSError, ValueError or TypeError if the file does not hold them."""
-    return Trajectory(**store.load_params(path))
-
-
-def save_arrays(settings: Settings, outcome: Outcome, folder: Path) -> list[Path]:
-    """Write every array of a run into `folder`; return the paths."""
-    metrics = {settings.expert_stage.replace(" ", "_"): outcome.experts.metrics} | _by_reference(outcome, "metrics")
-    trees: dict[str, Any] = {"policies.npz": policies(outcome), "metrics.npz": metrics}
-    if outcome.shown is not None:
-        trees["episodes.npz"] = outcome.shown
-    if models := outcome.reward_models:
-        trees["reward_models.npz"] = _stack([model.params for model in models])
-        if models[0].metrics is not None:
-            metrics["reward_model"] = _stack([model.metrics for model in models])
-    if outcome.pairs is not None:
-        for place, seed in enumerate(settings.seeds):
-            trees[f"preferences_seed{seed}.npz"] = take(outcome.pairs, place)
-    for name, tree in trees.items():
-        store.save_pytree(folder / name, tree)
-    return [folder / name for name in trees]

@@ -1,7 +1,7 @@
 """The figures of an experiment, drawn from its results."""
 
-import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -48,8 +48,8 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-Columns = dict[str, list[tuple[Any, str, str]]]
-"""Rows of an outcome, each with its label and its colour, by the heading of their column of panels."""
+Columns = dict[str, list[tuple[Any, np.ndarray, str, str]]]
+"""Trainings by the heading of their column of panels: metrics, the seeds that did not diverge, label and colour."""
 CURVES = {
     "returns": ("return during training", {"true_return": "true return"}),
     "loss": ("loss, running mean of 5 updates", {"loss": "{} loss"}),
@@ -66,15 +66,15 @@ SMOOTHED = ("loss", "margin", "accuracy")
 
 def draw_all(outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every figure into `folder`; return their paths."""
+    sizes, known = summary["config"]["num_pairs"], functools.partial(sound, summary["diverged"], summary["seeds"])
+    colours = zip(sizes, itertools.cycle(plots.COLOURS), strict=False)
+    lines = {size: (f"{size} pair{'s' if size > 1 else ''}", colour) for size, colour in colours}
     trained: Columns = {}
-    fitted: Columns = {}
     for row in outcome.rows:
-        place = summary["config"]["num_pairs"].index(row.num_pairs)
-        drawn = f"{row.num_pairs} pair{'s' if row.num_pairs > 1 else ''}", plots.COLOURS[place % len(plots.COLOURS)]
-        trained.setdefault(f"reference {row.reference}", []).append((row, *drawn))
-        if row.reference == outcome.rows[0].reference and row.reward is not None and row.reward.metrics is not None:
-            model = dataclasses.replace(row, metrics=row.reward.metrics, reference="")
-            fitted.setdefault("reward model", []).append((model, *drawn))
+        training = row.metrics, known(row.reference, row.num_pairs), *lines[row.num_pairs]
+        trained.setdefault(f"reference {row.reference}", []).append(training)
+    models = zip(sizes, outcome.reward_models, strict=False)
+    fitted = [(model.metrics, known(None, size), *lines[size]) for size, model in models if model.metrics is not None]
     num_seeds, last = len(summary["seeds"]), "margins" if summary["method"].endswith("dpo") else "kl"
     seeds, band = (f"{num_seeds} seeds", ", mean and 10-90 % of seeds") if num_seeds > 1 else ("one seed", "")
     interval = {1: "", 2: " with the range"}.get(num_seeds, " with 95 % interval")
@@ -82,7 +82,7 @@ def draw_all(outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Pa
         figures = {"policies": (draw_policies(summary, trained), f"points are seeds, diamonds IQM{interval}")}
         for name in ("returns", "loss", last):
             text, fields = CURVES[name]
-            columns = fitted | trained if name == "loss" else trained
+            columns = {"reward model": fitted} | trained if name == "loss" and fitted else trained
             figures[name] = draw_curves(outcome, summary, columns, fields), text + band
         for name, (figure, text) in figures.items():
             save(finish(figure, f"{title(summary)}, {seeds}: {text}"), folder / f"{name}.png")
@@ -97,8 +97,8 @@ def draw_policies(summary: dict[str, Any], columns: Columns) -> Figure:
         scores = [summary["policies"]["pi2"], summary["policies"]["pi1"], *trained]
         keys = ("per_seed", "ci95", "iqm")
         per_seed, ends, centres = (np.array([x[key] for x in scores], np.float64) for key in keys)  # None becomes NaN
-        names = ["pi2", "pi1", *(label.replace(" ", "\n") for _, label, _ in rows)]
-        colours = [plots.GREY, "black", *(colour for _, _, colour in rows)]
+        names = ["pi2", "pi1", *(label.replace(" ", "\n") for *_, label, _ in rows)]
+        colours = [plots.GREY, "black", *(colour for *_, colour in rows)]
         plots.policies(axes, names, per_seed, [*map(tuple, ends)], centres.tolist(), colours)
         axes.set_title(heading)
     axes_of[0, 0].set_ylabel("true return")
@@ -117,10 +117,9 @@ def draw_curves(outcome: Outcome, summary: dict[str, Any], columns: Columns, fie
         loss = "Bradley-Terry" if heading == "reward model" else policy_loss
         for axes, (field, label) in zip(column, fields.items(), strict=True):
             axes.set(xlabel="update", ylabel=label.format(loss))
-            for row, size, colour in rows:
-                known = sound(summary["diverged"], summary["seeds"], row.reference, row.num_pairs)
-                values = getattr(row.metrics, field)
-                updates = np.linspace(0, row.metrics.loss.shape[-1], values.shape[-1] + 1)[1:]
+            for metrics, known, size, colour in rows:
+                values = getattr(metrics, field)
+                updates = np.linspace(0, metrics.loss.shape[-1], values.shape[-1] + 1)[1:]
                 if field == "true_return":
                     updates, values = np.append(0, updates), np.column_stack([outcome.returns["pi2"], values])
                 if known.any():

@@ -20,10 +20,11 @@ from experiments import python
 from experiments.harness.errors import UsageError, exit_codes
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import changes, default_settings, flat, from_config, to_flags
-from experiments.reporting import arrays, table
+from experiments.reporting import table
 from experiments.reporting.animations import Animation, animate
 from experiments.reporting.summary import title
 from jaxpref.files import store
+from jaxpref.types import Trajectory
 
 PIXELS = 1.6
 """Pixels of a figure for one of the page: figures are sharp on dense screens."""
@@ -108,8 +109,8 @@ def rewrite(folder: Path) -> Path:
     try:
         summary = store.load_json(folder / "summary.json")
         settings = from_config(summary["config"])
-        played = animate(pipeline.task_of(settings), arrays.load_episodes(folder / "episodes.npz"), summary)
-        return write(folder, summary, played)
+        episodes = Trajectory(**store.load_params(folder / "episodes.npz"))
+        return write(folder, summary, animate(pipeline.task_of(settings), episodes, summary))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, TemplateError) as error:
         raise UsageError(f"{folder} does not hold the results of an experiment: {error}") from error
 

@@ -120,8 +120,7 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
     for returns in outcome.returns.values():
         add("evaluate", returns)
     for size, model in zip(settings.num_pairs, outcome.reward_models, strict=False):
-        if model.divergence is not None:
-            add("reward model", model.divergence, num_pairs=size)
+        add("reward model", model.divergence, num_pairs=size)
     for row in outcome.rows:
         add(settings.trainer, row.divergence, row.reference, row.num_pairs)
         add("evaluate", row.true_return, row.reference, row.num_pairs)
