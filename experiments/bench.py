@@ -13,8 +13,8 @@ import jax
 from rich.console import Console
 
 from experiments import START
-from experiments.benchmarks import comparison, library, peer, programs
-from experiments.benchmarks.timing import Row, Settings, check_numbers, table
+from experiments.benchmarks import library, peer, programs, timing
+from experiments.benchmarks.timing import Row, Settings
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import NOTHING_KEPT, exit_codes
 from experiments.reporting import summary
@@ -33,7 +33,7 @@ SECTIONS = {
 def run(settings: Settings, console: Console) -> None:
     """Measure, print, compare with an earlier result, write."""
     last = settings.out / "summary.json"
-    before = comparison.read(settings.against or last) if settings.against or last.exists() else {}
+    before = timing.earlier(settings.against or last) if settings.against or last.exists() else {}
     devices.set_up_jax(0)
     device = jax.devices()[0]
     results: Row = {"device": f"{device.platform} {device.device_kind}", "num_devices": jax.device_count()}
@@ -42,8 +42,8 @@ def run(settings: Settings, console: Console) -> None:
         with console.status(name):
             results[name] = SECTIONS[name](settings)
         title = " ".join((SECTIONS[name].__doc__ or name).split())
-        changes = comparison.changes(results[name], before.get(name, []))
-        console.print(title, table(results[name]), *changes, sep="\n", highlight=False)
+        changes = timing.changes(results[name], before.get(name, []))
+        console.print(title, timing.table(results[name]), *changes, sep="\n", highlight=False)
     if last.exists():
         last.replace(settings.out / "previous.json")
     results["total_s"] = time.perf_counter() - START
@@ -54,6 +54,6 @@ def run(settings: Settings, console: Console) -> None:
 if __name__ == "__main__":
     with exit_codes(NOTHING_KEPT):
         chosen = cli.read(Settings, sys.argv[1:], "bench", __doc__ or "")
-        check_numbers(chosen)
+        cli.check_values(chosen, num_envs=1, num_seeds=1, memory_seeds=1, repeats=1)
         with folder.locked(chosen.out):
             run(chosen, Console())

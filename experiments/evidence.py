@@ -14,8 +14,8 @@ from rich.markdown import Markdown
 from experiments import START
 from experiments.claims import arms, page
 from experiments.claims.claims import CLAIMS, ClaimName
-from experiments.harness.cli import read
-from experiments.harness.errors import DIVERGED, UsageError, exit_codes
+from experiments.harness.cli import check_values, read
+from experiments.harness.errors import DIVERGED, exit_codes
 from experiments.pipeline.settings import StudyTask
 from jaxpref.files import store
 
@@ -33,9 +33,8 @@ class Evidence:
 
 def main() -> None:
     """Run the arms, test the claims, write the page."""
-    settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "", Evidence())
-    if settings.num_seeds < 1 or not settings.claims or not settings.tasks:
-        raise UsageError("--num-seeds must be at least 1; --claims and --tasks need at least one name each")
+    settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "")
+    check_values(settings, num_seeds=1)
     out, seeds = settings.out, range(settings.num_seeds)
     chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
     names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]

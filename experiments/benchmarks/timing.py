@@ -1,4 +1,4 @@
-"""Settings of the benchmark, the seconds of functions that run in turns, and a table of what was measured."""
+"""Settings of the benchmark, seconds of functions that run in turns, and tables of what was measured and changed."""
 
 import dataclasses
 import timeit
@@ -12,8 +12,9 @@ from rich.table import Table
 
 from experiments.harness.errors import UsageError
 from experiments.pipeline import settings as pipeline
-from experiments.pipeline.settings import Method, default_settings, flag
+from experiments.pipeline.settings import Method, default_settings
 from jaxpref import dpo, ppo, reward_model
+from jaxpref.files import store
 
 Row = dict[str, Any]
 Experiment = Literal["cartpole_dpo", "cartpole_rlhf", "acrobot_dpo", "acrobot_rlhf"]
@@ -33,16 +34,6 @@ class Settings:
     repeats: int = 3  # Repeats of every measurement, in turns; the median counts.
     against: Path | None = None  # summary.json to compare with; None: the one that is in --out.
     out: Path = Path("results/bench")  # Folder for summary.json; the one before it becomes previous.json.
-
-
-def check_numbers(settings: Any) -> None:
-    """Check that no list is empty, and that every number is at least 1."""
-    for name, value in vars(settings).items():
-        values = value if isinstance(value, tuple) else (value,)
-        if not values:
-            raise UsageError(f"--{flag(name)} needs at least one value")
-        for number in (each for each in values if isinstance(each, int) and each < 1):
-            raise UsageError(f"--{flag(name)} must be at least 1, got {number}")
 
 
 def short_run(method: Method, num_seeds: int) -> pipeline.Settings:
@@ -74,6 +65,36 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         result.add_row(*map(_cell, row.values()))
     return result
+
+
+def earlier(path: Path) -> dict[str, Any]:
+    """Read summary.json of an earlier benchmark. Raises UsageError for another file."""
+    try:
+        result = store.load_json(path)
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or not {"device", "num_devices"} <= result.keys():
+        raise UsageError(f"{path} is not a result of this benchmark")
+    return result
+
+
+def changes(rows: list[Row], before: list[Row]) -> list[str]:
+    """Return a line for each row that is about the same as one of `before`: how much each measured number changed.
+
+    What a row is about stands in its words and whole numbers. What was measured is a float.
+    """
+    known, lines = {_about(row): row for row in before}, []
+    for row in rows:
+        old = known.get(_about(row), {})
+        measured = [name for name, value in row.items() if isinstance(value, float) and old.get(name)]
+        if measured:
+            numbers = ", ".join(f"{name} {row[name] / old[name]:.2f}x" for name in measured)
+            lines.append(f"{_about(row)}: {numbers} of before")
+    return lines
+
+
+def _about(row: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row.items() if not isinstance(value, float))
 
 
 def _cell(value: Any) -> str:

@@ -5,7 +5,6 @@ The strength is DPO's beta or PPO's kl_coef. A temperature and a strength are se
 
 import dataclasses
 import itertools
-import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims.arms import Run, numbers
-from experiments.harness.errors import UsageError
-from experiments.pipeline.settings import StudyTask, default_settings, flag
+from experiments.pipeline.settings import StudyTask, default_settings
 from experiments.reporting.figures import finish, panels, save, style
 from experiments.reporting.summary import LABELS, score, versions
 from jaxpref import annotators, tasks
@@ -38,16 +36,6 @@ class Sweep:
     """PPO's pull, in units of the learned reward's mean magnitude per step. Below 1 it is weak."""
     out: Path = Path("results/sweep")  # Folder; each grid has its own folder in it.
     devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
-
-    def check(self) -> None:
-        """Raise UsageError for a grid that cannot run."""
-        for name, least in (("num_pairs", 1), ("temperatures", 0), ("beta", 0), ("kl_coef", 0)):
-            values = getattr(self, name)
-            if not values or not all(least <= value < math.inf for value in values):
-                got = " ".join(map(str, values)) or "none"
-                raise UsageError(f"--{flag(name)} needs finite numbers of at least {least}, got {got}")
-        if self.num_seeds < 1 or not self.tasks or not self.methods:
-            raise UsageError("--num-seeds must be at least 1; --tasks and --methods need at least one name each")
 
 
 def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[str, Any]:

@@ -44,11 +44,6 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
     multihost_utils.process_allgather(np.zeros(1), tiled=True)
 
 
-def is_first() -> bool:
-    """Whether this process writes the results."""
-    return jax.process_index() == 0
-
-
 def share(seeds: np.ndarray, num_processes: int, process_id: int) -> np.ndarray:
     """Return the seeds of one process. All processes get the same number; the last ones repeat the first seeds."""
     num_each = math.ceil(len(seeds) / num_processes)

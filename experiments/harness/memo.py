@@ -45,16 +45,15 @@ def num_bytes(tree: Any) -> int:
 
 
 class Memo:
-    """Finished stages on disk. `fresh`: use none that an earlier process wrote."""
+    """Finished stages on disk. `fresh`: write them, but use none."""
 
     def __init__(self, folder: Path = FOLDER, fresh: bool = False):
-        self.folder, self.console = folder, Console()
-        self._known: set[str] | None = set() if fresh else None
+        self.folder, self.fresh, self.console = folder, fresh, Console()
         folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str, key: str) -> bool:
         """Whether a result of this key is there."""
-        return (self._known is None or key in self._known) and self._path(name, key).exists()
+        return not self.fresh and self._path(name, key).exists()
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
         """Return the result of this key, in the structure of `like`; None if it is not there."""
@@ -67,8 +66,6 @@ class Memo:
         """Write a result, if it is not too large to be worth it."""
         if num_bytes(result) <= LARGEST:
             self.write(name, key, store.to_npz(result))
-            if self._known is not None:
-                self._known.add(key)
 
     def read(self, name: str, key: str, decode: Callable[[bytes], Any], kind: str = "stage") -> Any | None:
         """Return what the file of this key holds; None without one, and a warning for a damaged one."""

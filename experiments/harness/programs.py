@@ -29,8 +29,6 @@ from experiments.harness.memo import Memo
 
 LIBRARIES = {"builtins", "functools", "copyreg", "numpy", "jax", "jaxlib", "flax", "gymnax", "jaxpref", "experiments"}
 """Whose functions and classes may be in a kept program: their code is part of the hash."""
-
-
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 """XLA's options for a program that is not optimised. On CPUs it compiles in less than half the time. Rollouts run as
 fast, PPO a quarter slower, and sums over many pairs 4 times slower."""
@@ -136,8 +134,9 @@ class Programs:
                 traced = trace()[:2]
                 if lasting:
                     self.memo.write(name, identity, pickle.dumps(traced), "trace")
-            compile_it = functools.partial(self._compile, name, traced[0], num_runs, options, lambda: trace()[2])
-            self._found[identity] = Program(traced[0], traced[1], num_runs, compile_it)
+            key, like = traced
+            compile_it = functools.partial(self._compile, name, key, num_runs, options, lambda: trace()[2])
+            self._found[identity] = Program(key, like, num_runs, compile_it)
         return self._found[identity]
 
     def _compile(self, name: str, key: str, num_runs: int, options: Any, lower: Callable[[], Lowered]) -> Compiled:

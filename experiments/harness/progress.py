@@ -7,6 +7,7 @@ training stage, one line for each update, when the stage is done. Compiled code 
 import datetime
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -37,7 +38,7 @@ def bar_on(console: Console) -> Bar:
     return bar
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Report on a bar's console, under a title, and in `folder` if there is one, how far a run has come."""
 
     def __init__(self, bar: Bar, folder: Path | None = None, tensorboard: bool = False, title: str = ""):
@@ -48,11 +49,12 @@ class Progress:
             self._files = {"progress": (folder / "progress.jsonl").open("a")}
             self._files["metrics"] = (folder / "metrics.jsonl").open("w")
             if tensorboard:
-                self._events = _event_writer(folder / "tensorboard")
-        self._event("start", process=os.getpid())
+                from tensorboardX import SummaryWriter
 
-    def __enter__(self) -> "Progress":
-        return self
+                for path in folder.glob("tensorboard/events.out.tfevents.*"):  # of an earlier run
+                    path.unlink()
+                self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._event("start", process=os.getpid())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(kind.__name__ if kind else None)
@@ -60,8 +62,9 @@ class Progress:
     def close(self, error: str | None = None) -> None:
         """Write the last event; what follows is not written."""
         self._event("end", error=error)
-        for file in [*self._files.values(), *([self._events] if self._events else [])]:
-            file.close()
+        for file in (*self._files.values(), self._events):
+            if file is not None:
+                file.close()
         self._files, self._events = {}, None
 
     def begin(self, batch: int, num_batches: int, seeds: np.ndarray) -> None:
@@ -84,7 +87,10 @@ class Progress:
         """Report a finished stage."""
         self._bar.advance(self._bar.task_ids[0])
         runs = f"{done.runs} run{'s' if done.runs > 1 else ''}"
-        returned = "" if done.mean_return is None else f"return {_return(done.mean_return)}"
+        returned = ""
+        if done.mean_return is not None:
+            digits = 1 if abs(done.mean_return) >= 10 else 2  # returns are small on Catch
+            returned = f"return {done.mean_return:.{digits}f}"
         took = "kept" if done.kept else f"{done.compile_s + done.run_s:.1f} s"
         self._print(f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}")
         self._event("stage", **done._asdict())
@@ -140,17 +146,3 @@ def mean_return(result: Any) -> float | None:
 
 def _updates(number: int | None) -> str:
     return "" if number is None else f"{number} update{'s' if number > 1 else ''}"
-
-
-def _return(value: float) -> str:
-    """Format a return: two decimals where it is small, as on Catch."""
-    return f"{value:.{1 if abs(value) >= 10 else 2}f}"
-
-
-def _event_writer(folder: Path) -> Any:
-    """A writer of TensorBoard's event files, which replace those of an earlier run."""
-    from tensorboardX import SummaryWriter
-
-    for path in folder.glob("events.out.tfevents.*"):
-        path.unlink()
-    return SummaryWriter(str(folder))

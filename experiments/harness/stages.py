@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -101,7 +102,7 @@ class Lazy:
         stages.forget()
 
 
-class Stages:
+class Stages(AbstractContextManager["Stages"]):
     """Run stages in their order; keep their programs, results and times. `most_devices`: None for all of them."""
 
     def __init__(self, memo: Memo, most_devices: int | None = None):
@@ -111,9 +112,6 @@ class Stages:
         self._recent: dict[str, Lazy] = {}
         self._runner, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.writes: list[Future] = []
-
-    def __enter__(self) -> "Stages":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for pool in (self._runner, self.compiler, self.writer):

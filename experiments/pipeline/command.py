@@ -14,7 +14,6 @@ from experiments.harness.errors import UsageError
 from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, default_settings, flag
 from jaxpref import checks
 
-CONFIGS = ("annotator", "reinforce", "expert_ppo", "dpo", "reward_model", "ppo", "online")
 USED = {
     "dpo": {"dpo"},
     "rlhf": {"reward-model", "ppo", "reward", "num-members", "reward-model-epochs"},
@@ -41,14 +40,9 @@ def parse(argv: Sequence[str], script: str, task: str | None = None, method: Met
     if task is None:
         default = dataclasses.replace(default, task=tyro.MISSING, method=tyro.MISSING)
     settings = cli.read(Settings, argv, script, "Experts, preferences, training and evaluation on many seeds.", default)
-    check(settings)
-    return settings
-
-
-def check(settings: Settings) -> None:
-    """Raise UsageError, with the flag's name, for settings out of range or in conflict."""
-    for problem in _problems(settings):
+    for problem in problems(settings):
         raise UsageError(problem)
+    return settings
 
 
 def check_unused(settings: Settings) -> None:
@@ -60,16 +54,18 @@ def check_unused(settings: Settings) -> None:
             raise UsageError(f"--{name} has no effect on {unused[group]}")
 
 
-def _problems(settings: Settings) -> Iterator[str]:
+def problems(settings: Settings) -> Iterator[str]:
+    """Yield what is out of range or in conflict, with the flag's name."""
     for name, low, high in (("seeds", 0, 2**32 - 1), ("num_pairs", 1, MOST), ("reference", None, None)):
         values, shown = getattr(settings, name), " ".join(map(str, getattr(settings, name))) or "none"
         if not values or len(set(values)) < len(values):
             yield f"--{flag(name)} needs at least one value and none twice, got {shown}"
         elif low is not None and not low <= min(values) <= max(values) <= high:
             yield f"--{flag(name)} must be between {low} and {high}, got {shown}"
-    for name in ("", *CONFIGS):
-        for field, message in checks.problems(getattr(settings, name) if name else settings):
-            yield f"--{flag(name)}{'.' if name else ''}{flag(field)} {message}"
+    configs = {f"{name}.": value for name, value in vars(settings).items() if dataclasses.is_dataclass(value)}
+    for group, config in {"": settings, **configs}.items():
+        for field, message in checks.problems(config):
+            yield f"--{flag(group + field)} {message}"
     lowest, highest = settings.return_range or (0.0, 1.0)
     if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
         yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"

@@ -113,11 +113,11 @@ def start(settings: Settings, task: Task, stages: Stages, show: bool = False) ->
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
-    started = [start_batch(0)] if num_batches == 1 else []
+    started = map(functools.partial(_start_batch, settings, task, stages, show, batches), range(num_batches))
+    collectors = list(started) if num_batches == 1 else started
 
     def finish() -> Outcome:
-        outcomes = [started.pop()()] if started else [start_batch(number)() for number in range(num_batches)]
+        outcomes = [collect() for collect in collectors]
         own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
         return gather(own, len(settings.seeds))
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from experiments import START
@@ -46,10 +47,11 @@ def run_all(runs: Sequence[Settings]) -> None:
         tasks = [pipeline.task_of(settings) for settings in runs]  # a wrong one leaves no folder behind
     except ValueError as error:
         raise UsageError(str(error)) from error
+    writes = jax.process_index() == 0  # of several processes, the first one writes the results
     import_s, begin, all_well = time.perf_counter() - START, START, True
     with contextlib.ExitStack() as held:
-        bar = held.enter_context(bar_on(Console(quiet=not devices.is_first())))
-        if devices.is_first():
+        bar = held.enter_context(bar_on(Console(quiet=not writes)))
+        if writes:
             for settings in runs:
                 held.enter_context(folder.locked(settings.out))
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
@@ -60,7 +62,7 @@ def run_all(runs: Sequence[Settings]) -> None:
             own, finish = started.pop(0)
             outcome = finish()
             own.progress.close()
-            if devices.is_first():
+            if writes:
                 all_well &= write(settings, task, outcome, timing(own, import_s, begin), bar.console)
             import_s, begin = 0.0, time.perf_counter()
     if len(runs) > 1:
@@ -73,7 +75,7 @@ def start(
     settings: Settings, task: Task, stages: Stages, bar: Bar, held: contextlib.ExitStack
 ) -> tuple[Stages, Callable[[], pipeline.Outcome]]:
     """Start an experiment in the background. Returns its own view of the stages, and what awaits its results."""
-    out = settings.out if devices.is_first() else None
+    out = None if bar.console.quiet else settings.out
     if out is not None:
         set_aside_other(settings, bar.console)
     title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
