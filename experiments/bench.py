@@ -16,7 +16,7 @@ from experiments import START
 from experiments.benchmarks import library, peer, programs, timing
 from experiments.benchmarks.timing import Row, Settings
 from experiments.harness import cli, devices, folder
-from experiments.harness.errors import NOTHING_KEPT, exit_codes
+from experiments.harness.errors import exit_codes
 from experiments.reporting import summary
 from jaxpref.files import store
 
@@ -52,7 +52,7 @@ def run(settings: Settings, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes(NOTHING_KEPT):
+    with exit_codes("interrupted: the same command starts from the beginning"):
         chosen = cli.read(Settings, sys.argv[1:], "bench", __doc__ or "")
         cli.check_values(chosen, num_envs=1, num_seeds=1, memory_seeds=1, repeats=1)
         with folder.locked(chosen.out):

@@ -47,7 +47,7 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
 def share(seeds: np.ndarray, num_processes: int, process_id: int) -> np.ndarray:
     """Return the seeds of one process. All processes get the same number; the last ones repeat the first seeds."""
     num_each = math.ceil(len(seeds) / num_processes)
-    return np.resize(seeds, num_each * num_processes)[process_id * num_each :][:num_each]
+    return np.resize(seeds, (num_processes, num_each))[process_id]
 
 
 def gather(results: Any, num_seeds: int) -> Any:

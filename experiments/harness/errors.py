@@ -9,8 +9,6 @@ from experiments import INTERRUPTED
 
 DIVERGED = 3
 """Exit code of a complete run in which the training of some seeds diverged."""
-NOTHING_KEPT = "interrupted: the same command starts from the beginning"
-"""For programs that measure."""
 
 
 class UsageError(Exception):

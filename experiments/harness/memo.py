@@ -57,10 +57,9 @@ class Memo:
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
         """Return the result of this key, in the structure of `like`; None if it is not there."""
-        if not self.has(name, key):
-            return None
-        path = str(self._path(name, key))
-        return self.read(name, key, lambda archive: store.from_npz(archive, like, path))
+        return (
+            self.read(name, key, lambda archive: store.from_npz(archive, like, name)) if self.has(name, key) else None
+        )
 
     def save(self, name: str, key: str, result: Any) -> None:
         """Write a result, if it is not too large to be worth it."""

@@ -46,8 +46,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._files: dict[str, IO[str]] = {}
         self._events: Any = None
         if folder is not None:
-            self._files = {"progress": (folder / "progress.jsonl").open("a")}
-            self._files["metrics"] = (folder / "metrics.jsonl").open("w")
+            self._files["progress"] = (folder / "progress.jsonl").open("a", buffering=1)  # by line
+            self._files["metrics"] = (folder / "metrics.jsonl").open("w", buffering=1)
             if tensorboard:
                 from tensorboardX import SummaryWriter
 
@@ -129,7 +129,6 @@ class Progress(AbstractContextManager["Progress"]):
     def _write(self, name: str, row: dict[str, Any]) -> None:
         if name in self._files:
             self._files[name].write(json.dumps(row) + "\n")
-            self._files[name].flush()
 
 
 def mean_return(result: Any) -> float | None:

@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from experiments import START
 from experiments.harness import devices, folder
 from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.harness.memo import Memo
-from experiments.harness.progress import Bar, Progress, bar_on
+from experiments.harness.progress import Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
 from experiments.pipeline.command import check_unused, parse
@@ -54,12 +54,19 @@ def run_all(runs: Sequence[Settings]) -> None:
         if writes:
             for settings in runs:
                 held.enter_context(folder.locked(settings.out))
+            for settings in runs:
+                set_aside_other(settings, bar.console)
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
         # All start now: while one is written, the next one runs. What writing needs is imported in the meantime.
         threading.Thread(target=_import_writers, daemon=True).start()
-        started = [start(settings, task, stages, bar, held) for settings, task in zip(runs, tasks, strict=True)]
+        started = []
         for settings, task in zip(runs, tasks, strict=True):
-            own, finish = started.pop(0)
+            title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
+            progress = Progress(bar, settings.out if writes else None, settings.tensorboard, title)
+            own = stages.of_run(held.enter_context(progress))
+            started.append((settings, task, own, pipeline.start(settings, task, own, show=True)))
+        while started:
+            settings, task, own, finish = started.pop(0)
             outcome = finish()
             own.progress.close()
             if writes:
@@ -69,18 +76,6 @@ def run_all(runs: Sequence[Settings]) -> None:
         bar.console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
     if not all_well:
         raise SystemExit(DIVERGED)
-
-
-def start(
-    settings: Settings, task: Task, stages: Stages, bar: Bar, held: contextlib.ExitStack
-) -> tuple[Stages, Callable[[], pipeline.Outcome]]:
-    """Start an experiment in the background. Returns its own view of the stages, and what awaits its results."""
-    out = None if bar.console.quiet else settings.out
-    if out is not None:
-        set_aside_other(settings, bar.console)
-    title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
-    own = stages.of_run(held.enter_context(Progress(bar, out, settings.tensorboard, title)))
-    return own, pipeline.start(settings, task, own, show=True)
 
 
 def _import_writers() -> None:

@@ -41,11 +41,10 @@ def finish(figure: Figure, title: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     with store.atomic_write(path) as file:
         figure.savefig(file, format="png")
-    return path
 
 
 Columns = dict[str, list[tuple[Any, np.ndarray, str, str]]]
