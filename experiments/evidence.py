@@ -34,7 +34,7 @@ class Evidence:
 def main() -> None:
     """Run the arms, test the claims, write the page."""
     settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "")
-    check_values(settings, num_seeds=1)
+    check_values(settings, num_seeds=1, devices=0)
     out, seeds = settings.out, range(settings.num_seeds)
     chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
     names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]

@@ -19,17 +19,16 @@ Kind = TypeVar("Kind")
 @REGISTRY.primitive_rule
 def _library_types(info: Any) -> PrimitiveConstructorSpec | None:
     """A config's float may be a traced array in the library, a loss a function. Here they are a number and a name."""
-    kinds: list[tuple[Any, type, str]] = [(Scalar, float, "FLOAT"), (Loss, str, "STR")]
-    for library_type, kind, metavar in kinds:
-        if info.type == library_type:
-            return PrimitiveConstructorSpec(
-                nargs=1,
-                metavar=metavar,
-                instance_from_str=lambda words, kind=kind: kind(words[0]),  # type: ignore[misc]
-                is_instance=lambda value: isinstance(value, int | float | str),
-                str_from_instance=lambda value: [str(value)],
-            )
-    return None
+    if info.type not in (Scalar, Loss):
+        return None
+    kind = float if info.type == Scalar else str
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: kind(words[0]),
+        is_instance=lambda value: isinstance(value, int | float | str),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def read(
@@ -55,7 +54,7 @@ def check_values(settings: Any, **least: float) -> None:
             raise UsageError(f"{flag} needs at least one value")
         for number in values:
             if name in least and not least[name] <= number < math.inf:
-                raise UsageError(f"{flag} needs finite numbers of at least {least[name]}, got {number}")
+                raise UsageError(f"{flag} must be finite and at least {least[name]}, got {number}")
 
 
 def given(argv: Sequence[str], flag: str) -> str | None:

@@ -17,8 +17,6 @@ from experiments.harness.errors import UsageError
 
 def set_up_jax(num_cpu_devices: int) -> None:
     """Configure JAX before its first use. 0 CPU devices are one for each core."""
-    if num_cpu_devices < 0:
-        raise UsageError(f"--devices must be at least 0, got {num_cpu_devices}")
     jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
     # `programs` keeps compiled programs. A program from JAX's own cache could not be written there.
     jax.config.update("jax_enable_compilation_cache", False)

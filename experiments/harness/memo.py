@@ -71,11 +71,8 @@ class Memo:
         path = self._path(name, key, kind)
         try:
             head, _, archive = path.read_bytes().partition(b"\n")
-            written_key, _, checksum = head.decode("ascii", "replace").partition(" ")
-            if written_key != key:
-                raise ValueError("holds the result of another stage, or none")
-            if checksum != hashlib.sha256(archive).hexdigest():
-                raise ValueError("is damaged")
+            if head != f"{key} {hashlib.sha256(archive).hexdigest()}".encode():
+                raise ValueError("is damaged, or holds the result of another stage")
             result = decode(archive)
             os.utime(path)
         except FileNotFoundError:  # perhaps another process has removed it
@@ -97,23 +94,16 @@ class Memo:
 
     def prune(self) -> None:
         """Remove the files that were not used for the longest time, and what killed processes left half written."""
-        for temporary in self.folder.glob(store.TEMPORARY):
-            if time.time() - _last_use(temporary) > 3600:
-                temporary.unlink(missing_ok=True)
-        total = 0
-        kept = [path for kind in KINDS for path in self.folder.glob(f"*.{kind}")]
-        for path in sorted(kept, key=_last_use, reverse=True):
-            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+        with contextlib.suppress(FileNotFoundError):  # another process removes them at this moment
+            for temporary in self.folder.glob(store.TEMPORARY):
+                if time.time() - temporary.stat().st_mtime > 3600:
+                    temporary.unlink()
+            total = 0
+            kept = [path for kind in KINDS for path in self.folder.glob(f"*.{kind}")]
+            for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
                 total += path.stat().st_size
                 if total > LIMIT:
                     path.unlink()
 
     def _path(self, name: str, key: str, kind: str = "stage") -> Path:
         return self.folder / f"{name.replace(' ', '-')}-{key}.{kind}"
-
-
-def _last_use(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
