@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.harness.errors import UsageError
@@ -31,8 +32,6 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
 
     Without a coordinator, JAX asks the launcher of the processes (Slurm, Open MPI, a TPU pod).
     """
-    from jax.experimental import multihost_utils
-
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator or None, num_processes or None, process_id if coordinator else None)
@@ -52,8 +51,6 @@ def gather(results: Any, num_seeds: int) -> Any:
     """Return the results of all processes' seeds, in the order of the seeds."""
     if jax.process_count() == 1:
         return results
-    from jax.experimental import multihost_utils
-
     return jax.tree.map(lambda leaf: leaf[:num_seeds], multihost_utils.process_allgather(results, tiled=True))
 
 

@@ -28,14 +28,12 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "of unknown number"
+            owner = (folder / LOCK).read_text().strip() or "of unknown number"
             raise UsageError(
                 f"--out {folder}: process {owner} is writing into this folder; wait for it, or name another folder"
             ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        print(os.getpid(), file=file, flush=True)
         for temporary in folder.glob(store.TEMPORARY):
             temporary.unlink()
         yield

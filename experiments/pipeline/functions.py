@@ -126,9 +126,9 @@ def _reference(experts: Result, reference: Int[Array, ""]) -> Network:
 
 def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:
     """Map a function of the training pairs over all sizes of dataset [P]."""
-    training, _ = preferences.split(pairs, setup.num_heldout)
-    training = preferences.take(training, slice(max(setup.sizes)))
-    return jax.vmap(lambda size: function(preferences.prefix(training, size)))(jnp.array(setup.sizes))
+    played, _ = preferences.split(pairs, setup.num_heldout)
+    largest = preferences.take(played, slice(max(setup.sizes)))
+    return jax.vmap(lambda size: function(preferences.prefix(largest, size)))(jnp.array(setup.sizes))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

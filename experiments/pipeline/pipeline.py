@@ -7,7 +7,7 @@ once. An experiment, an arm of the evidence and a point of a sweep are all setti
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -113,11 +113,13 @@ def start(settings: Settings, task: Task, stages: Stages, show: bool = False) ->
     num_batches = math.ceil(len(seeds) / (settings.batch_seeds or seeds_that_fit(settings, task)))
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
-    started = map(functools.partial(_start_batch, settings, task, stages, show, batches), range(num_batches))
-    collectors = list(started) if num_batches == 1 else started
+    start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
+    started: Iterator = map(start_batch, range(num_batches))  # it forgets a batch that it has given
+    if num_batches == 1:
+        started = iter([next(started)])
 
     def finish() -> Outcome:
-        outcomes = [collect() for collect in collectors]
+        outcomes = [collect() for collect in started]
         own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
         return gather(own, len(settings.seeds))
 

@@ -106,14 +106,9 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
 
 def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
     """Return the seconds of this run so far."""
-    times = stages.times.values()
-    return {
-        "import_s": import_s,
-        "compile_s": sum(stage.compile_s for stage in times),
-        "run_s": sum(stage.run_s for stage in times),
-        "total_s": time.perf_counter() - start,
-        "stages": {name: dataclasses.asdict(stage) for name, stage in stages.times.items()},
-    }
+    of_stages = {name: dataclasses.asdict(stage) for name, stage in stages.times.items()}
+    sums = {name: sum(stage[name] for stage in of_stages.values()) for name in ("compile_s", "run_s")}
+    return {"import_s": import_s, **sums, "total_s": time.perf_counter() - start, "stages": of_stages}
 
 
 def set_aside_other(settings: Settings, console: Console) -> None:
