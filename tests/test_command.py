@@ -185,7 +185,8 @@ def test_targets_and_range_are_those_of_the_horizon(task, horizon, targets, retu
         ("--processes 2 --coordinator localhost:1 --process 2", "--process must be less than --processes, 2, got 2"),
         ("--processes 2 --coordinator here", "--coordinator must be HOST:PORT, got here"),
         ("--reward-model.holdout-every 1001", "--reward-model.holdout-every must be at most .* 1000"),
-        ("--method online-dpo --online.num-rounds 7", "--online.num-rounds must divide"),
+        ("--method online-dpo --online.num-rounds 7", "--num-pairs must be multiples of --online.num-rounds, 7"),
+        ("--method online-dpo --dpo.num-updates 30", "--dpo.num-updates must be a multiple of --online.num-rounds *"),
         ("--preset original --task Catch-bsuite", "--preset original has no Catch-bsuite"),
     ],
 )

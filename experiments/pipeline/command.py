@@ -77,10 +77,13 @@ def problems(settings: Settings) -> Iterator[str]:
     if settings.reward_model.holdout_every > pairs_at_once:
         yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
     if settings.method.startswith("online"):
-        trained = settings.ppo if settings.method == "online-rlhf" else settings.dpo
-        rounds = settings.online.num_rounds
-        if trained.num_updates % rounds or any(size % rounds for size in settings.num_pairs):
-            yield f"--online.num-rounds must divide the pairs and the updates ({trained.num_updates}), got {rounds}"
+        name = "ppo" if settings.method == "online-rlhf" else "dpo"
+        trained, rounds = getattr(settings, name), settings.online.num_rounds
+        if any(size % rounds for size in settings.num_pairs):
+            yield f"--num-pairs must be multiples of --online.num-rounds, {rounds}"
+        if trained.num_updates % (rounds * trained.eval_every):
+            least = f"--online.num-rounds * --{name}.eval-every, {rounds * trained.eval_every}"
+            yield f"--{name}.num-updates must be a multiple of {least}, got {trained.num_updates}"
     if settings.processes and settings.process >= settings.processes:
         yield f"--process must be less than --processes, {settings.processes}, got {settings.process}"
     if settings.coordinator and not re.fullmatch(r"\S+:\d{1,5}", settings.coordinator):
