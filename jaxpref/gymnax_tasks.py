@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxpref.checks import check_count
-from jaxpref.types import ActionRange, Observation, Task
+from jaxpref.types import ActionRange, Observation, Task, select
 
 # fmt: off
 GYMNAX = (
@@ -150,7 +150,7 @@ class Absorbing:
         """Take a step; none after the end."""
         before, obs_before, ended = state
         obs, after, reward, terminated, info = self.env.step_env(key, before, action, params)
-        obs, after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), (obs_before, before), (obs, after))
+        obs, after = select(ended, (obs_before, before), (obs, after))
         return obs, (after, obs, ended | terminated), jnp.where(ended, 0.0, reward), jnp.bool_(False), info
 
 

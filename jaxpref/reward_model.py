@@ -38,7 +38,7 @@ from jaxpref.networks import Ensemble, Network, RewardModel, check_reward, fold_
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
-from jaxpref.types import Optimiser, Preferences, Scalar
+from jaxpref.types import Optimiser, Preferences, Scalar, select
 
 CHECK_EVERY = 10
 """Updates between two evaluations of the held-out pairs."""
@@ -214,7 +214,7 @@ def _keep_best(config: Config, data: Pairs, start: TrainState, keys: Key[Array, 
     def better(best, params):
         loss, _ = loss_fn(params, data, held_out, data.weight[held_out])
         is_better = (loss < best[1]) | (data.weight[held_out].sum() == 0)
-        return jax.tree.map(functools.partial(jnp.where, is_better), (params, loss), best)
+        return select(is_better, (params, loss), best)
 
     def block(carry, keys):
         state, best = carry
