@@ -93,7 +93,7 @@ def select(condition: Bool[Array, "*batch"], one: Any, other: Any) -> Any:
     """Return `one` where the condition holds, else `other`: two pytrees whose leaves have its axes first."""
 
     def of_leaf(one, other):
-        return jnp.where(condition.reshape(condition.shape + (1,) * (one.ndim - condition.ndim)), one, other)
+        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(one) - condition.ndim)), one, other)
 
     return jax.tree.map(of_leaf, one, other)
 
