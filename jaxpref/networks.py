@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxpref.checks import check_key, check_kind, check_trajectory
 from jaxpref.distributions import Categorical, Distribution, Gaussian
@@ -183,7 +183,7 @@ def init_reward(key: Key[Array, ""], task: Task) -> Network:
     return Network(module, module.init(key, jnp.zeros(task.obs_size), no_action(task))["params"])
 
 
-def no_action(task: Task) -> Array:
+def no_action(task: Task) -> Int[Array, ""] | Float[Array, " D"]:
     """Return an action's zeros: one whole number, or D numbers."""
     return jnp.int32(0) if task.action_range is None else jnp.zeros(task.num_actions)
 
