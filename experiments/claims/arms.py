@@ -45,9 +45,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "-disagreement": {"online": online.Config(num_candidates=4, disagreement=1.0)},
     # Each beta is the best of three on other seeds (700 to 719), one for both tasks.
     "cloning": {"dpo": dpo.Config(loss="cloning")},
-    "-sigmoid": {"dpo": dpo.Config(loss="sigmoid")},
-    "-robust": {"dpo": dpo.Config(loss="robust")},
-    "-mistakes-20%-robust": {"dpo": dpo.Config(loss="robust", label_smoothing=0.2)},  # it needs the share of mistakes
+    "-sigmoid": {"dpo": dpo.Config(loss="sigmoid", beta=0.1)},
+    "-robust": {"dpo": dpo.Config(loss="robust", beta=0.1)},
+    # It needs the share of mistakes.
+    "-mistakes-20%-robust": {"dpo": dpo.Config(loss="robust", beta=0.1, label_smoothing=0.2)},
     "-hinge": {"dpo": dpo.Config(loss="hinge", beta=0.1)},
     "-ipo": {"dpo": dpo.Config(loss="ipo", beta=0.02)},
     "-sigmoid_per_step": {"dpo": dpo.Config(loss="sigmoid_per_step", beta=30.0)},
