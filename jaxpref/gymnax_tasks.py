@@ -176,7 +176,9 @@ def from_gymnax(
     horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
     if isinstance(env, str):
         known = KNOWN.get(env, dict)
-        fields = (known() if horizon is None else known(horizon=horizon)) | fields
+        # The targets that are known are those of the environment's own parameters.
+        found = {} if env_params is None else {"pi1_target": None, "pi2_target": None}
+        fields = (known() if horizon is None else known(horizon=horizon)) | found | fields
         name, horizon, env = name or env, fields.pop("horizon", None), make(env)
     name = name or str(getattr(env, "name", type(env).__name__))
     env_params = getattr(env, "default_params", None) if env_params is None else env_params

@@ -10,7 +10,8 @@ a negative one tells it to end the episode. Four choices keep the offset to what
 
 - The head's kernel starts at zero (`networks.RewardModel`). So its bias, a reward for every step, is learned first. It
   ranks episodes by their length alone, and the features explain only what length does not.
-- Kernels decay and biases do not. So the bias outvotes wrong labels before the kernels memorise them.
+- Kernels decay and biases do not. So the bias outvotes wrong labels before the kernels memorise them. Observations are
+  normalised, so that the decay does not depend on their units.
 - Returns are sums over steps, never means.
 - PPO scales the reward and does not move its offset.
 

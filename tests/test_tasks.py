@@ -206,6 +206,16 @@ def swinging(task):
     return linear_policy(task, weights, [0, 0, 0])
 
 
+def test_known_targets_are_those_of_the_environments_own_parameters():
+    """Other parameters pay other returns, so their targets are found."""
+    params = jaxpref.task("PointRobot-misc").env_params
+    assert jaxpref.task("PointRobot-misc").pi1_target == 4.0
+    assert jaxpref.task("PointRobot-misc", horizon=50).pi1_target is None
+    other = from_gymnax("PointRobot-misc", params.replace(dense_reward=True))
+    assert other.pi1_target is None
+    assert other.horizon == 100
+
+
 def as_absorbing(task):
     return task.replace(env=Absorbing(task.env))
 

@@ -57,9 +57,9 @@ class Memo:
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
         """Return the result of this key, in the structure of `like`; None if it is not there."""
-        return (
-            self.read(name, key, lambda archive: store.from_npz(archive, like, name)) if self.has(name, key) else None
-        )
+        if not self.has(name, key):
+            return None
+        return self.read(name, key, lambda archive: store.from_npz(archive, like, name))
 
     def save(self, name: str, key: str, result: Any) -> None:
         """Write a result, if it is not too large to be worth it."""
