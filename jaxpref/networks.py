@@ -66,15 +66,19 @@ class RewardModel(nn.Module):
     """(obs, action) -> Dense(hidden), ReLU -> one reward per step. The head's kernel starts at zero.
 
     A discrete action is one-hot. A continuous one is clipped to its range, as the environment does, and is in units of
-    half the range.
+    half the range. With `use_next_obs` the inputs are (obs, next_obs - obs, action): what a step changed is easier to
+    learn from than where it led.
     """
 
     num_actions: int
     hidden_size: int = 64
     action_range: ActionRange | None = None
+    use_next_obs: bool = False
 
     @nn.compact
-    def __call__(self, obs, action):
+    def __call__(self, obs, action, next_obs=None):
+        if self.use_next_obs:
+            obs = with_change(obs, next_obs)
         if self.action_range is None:
             encoded = jax.nn.one_hot(action, self.num_actions)
         else:
@@ -84,6 +88,11 @@ class RewardModel(nn.Module):
         features = nn.relu(_dense(self.hidden_size, inputs.shape[-1], "torso", dot_general=short_product)(inputs))
         head = nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")
         return head(features).squeeze(-1)
+
+
+def with_change(obs: Float[Array, "*batch O"], next_obs: Float[Array, "*batch O"]) -> Float[Array, "*batch 2*O"]:
+    """Return each observation, followed by its change in the step."""
+    return jnp.concatenate([obs, next_obs - obs], axis=-1)
 
 
 class Convolution(nn.Module):
@@ -125,11 +134,14 @@ class ConvRewardModel(nn.Module):
     num_actions: int
     obs_shape: tuple[int, ...]
     hidden_size: int = 64
+    use_next_obs: bool = False
 
     @nn.compact
-    def __call__(self, obs, action):
-        features = Convolution(self.obs_shape, name="convolution")(obs)
-        return RewardModel(self.num_actions, self.hidden_size, name="model")(features, action)
+    def __call__(self, obs, action, next_obs=None):
+        features = Convolution(self.obs_shape, name="convolution")
+        next_features = features(next_obs) if self.use_next_obs else None
+        model = RewardModel(self.num_actions, self.hidden_size, use_next_obs=self.use_next_obs, name="model")
+        return model(features(obs), action, next_features)
 
 
 @struct.dataclass
@@ -153,6 +165,11 @@ class Ensemble:
 
     member: Any
 
+    @property
+    def use_next_obs(self) -> bool:
+        """Whether the members take the next observation, too."""
+        return uses_next_obs(self.member)
+
     def apply(self, variables: Params, *inputs: Array) -> Array:
         """Return the mean of the members' outputs."""
         return jax.vmap(lambda each: self.member.apply(each, *inputs))(variables).mean(0)
@@ -175,12 +192,16 @@ def init_policy(key: Key[Array, ""], task: Task, policy_scale: Scalar = 1.0) -> 
     return replace_layer(Network(module, params), "policy", lambda leaf: policy_scale * leaf)
 
 
-def init_reward(key: Key[Array, ""], task: Task) -> Network:
-    """Draw a fresh reward model."""
+def init_reward(key: Key[Array, ""], task: Task, use_next_obs: bool = True) -> Network:
+    """Draw a fresh reward model. `use_next_obs` is for the default network: see `RewardModel`."""
     check_key(key)
     check_kind(task, Task, "task")
-    module = task.reward_network or RewardModel(task.num_actions, action_range=task.action_range)
-    return Network(module, module.init(key, jnp.zeros(task.obs_size), no_action(task))["params"])
+    module = task.reward_network or RewardModel(
+        task.num_actions, action_range=task.action_range, use_next_obs=use_next_obs
+    )
+    obs = jnp.zeros(task.obs_size)
+    next_obs = (obs,) if uses_next_obs(module) else ()
+    return Network(module, module.init(key, obs, no_action(task), *next_obs)["params"])
 
 
 def no_action(task: Task) -> Int[Array, ""] | Float[Array, " D"]:
@@ -193,8 +214,10 @@ def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) 
     return dataclasses.replace(policy, params={**policy.params, name: jax.tree.map(change, policy.params[name])})
 
 
-def fold_normalisation(reward: Network, mean: Float[Array, " O"], deviation: Float[Array, " O"]) -> Network:
-    """Return the `RewardModel` that makes of an observation what `reward` makes of (obs - mean) / deviation."""
+def fold_normalisation(reward: Network, mean: Float[Array, " F"], deviation: Float[Array, " F"]) -> Network:
+    """Return the `RewardModel` that makes of its inputs x, without the action, what `reward` makes of those normalised:
+    (x - mean) / deviation.
+    """
     torso = reward.params["torso"]
     of_obs, of_action = jnp.split(torso["kernel"], mean.shape)
     of_obs = of_obs / deviation[:, None]
@@ -209,10 +232,21 @@ def apply_policy(policy: Network, obs: Float[Array, "*batch O"]) -> tuple[Distri
     return Categorical(output) if hasattr(output, "shape") else output, value
 
 
-def apply_reward(reward: Network, obs: Float[Array, "*batch O"], action: Array) -> Float[Array, "*batch"]:
-    """Return the learned reward of each step."""
+def uses_next_obs(module: Any) -> bool:
+    """Return whether a reward model's module takes (obs, action, next_obs), or only (obs, action)."""
+    return getattr(module, "use_next_obs", False)
+
+
+def apply_reward(
+    reward: Network, obs: Float[Array, "*batch O"], action: Array, next_obs: Float[Array, "*batch O"] | None = None
+) -> Float[Array, "*batch"]:
+    """Return the learned reward of each step. A module with `use_next_obs` needs the next observations."""
     check_kind(reward, Network, "reward")
-    return reward.apply(obs, action)
+    if not uses_next_obs(reward.module):
+        return reward.apply(obs, action)
+    if next_obs is None:
+        raise ValueError("this reward model is of (obs, action, next_obs): pass next_obs")
+    return reward.apply(obs, action, next_obs)
 
 
 def trajectory_log_prob(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
@@ -231,7 +265,7 @@ def trajectory_kl(params: Network, ref_params: Network, trajectory: Trajectory) 
 
 def trajectory_reward(params: Network, trajectory: Trajectory) -> Float[Array, "*batch"]:
     """Return the learned return: the undiscounted sum of learned rewards over the trajectory's mask."""
-    return _sum(trajectory, lambda steps: apply_reward(params, steps.obs, steps.action))
+    return _sum(trajectory, lambda steps: apply_reward(params, steps.obs, steps.action, steps.next_obs))
 
 
 def _sum(trajectory: Trajectory, step_fn: Callable[[Trajectory], Array]) -> Float[Array, "*batch"]:
@@ -250,7 +284,8 @@ def check_policy(task: Task, params: Any, name: str = "params") -> None:
 def check_reward(task: Task, params: Any, name: str = "reward_params") -> None:
     """Check that `params` give one reward for each of the task's steps."""
     check_kind(task, Task, "task")
-    _check_outputs(task, params, name, [()], apply_reward, no_action(task))
+    obs = jax.ShapeDtypeStruct((task.obs_size,), jnp.float32)
+    _check_outputs(task, params, name, [()], apply_reward, no_action(task), obs)
     num_actions = getattr(getattr(params.module, "member", params.module), "num_actions", task.num_actions)
     if num_actions != task.num_actions:
         raise ValueError(f"{name} is of {num_actions} actions, and task {task.name} has {task.num_actions}")

@@ -95,7 +95,9 @@ def train_rlhf(
         return (result.params, fitted.params), (result.metrics, result.divergence, fitted.divergence)
 
     ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds, segment)
-    untrained = jax.vmap(lambda key: init_reward(key, task))(jax.random.split(key_init, config.num_members))
+    untrained = jax.vmap(lambda key: init_reward(key, task, reward_config.use_next_obs))(
+        jax.random.split(key_init, config.num_members)
+    )
     networks = init_params, reward_model.as_ensemble(untrained)
     return _rounds(config.num_rounds, num_pairs, key_rounds, networks, ask, learn)
 

@@ -45,7 +45,7 @@ RewardOf = Callable[[Transition | Trajectory], Float[Array, "*batch"]]
 
 def learned_reward(reward_params: Network, steps: Transition | Trajectory) -> Float[Array, "*batch"]:
     """Return the reward of a reward model or an ensemble, which RLHF maximises."""
-    return apply_reward(reward_params, steps.obs, steps.action)
+    return apply_reward(reward_params, steps.obs, steps.action, steps.next_obs)
 
 
 def true_reward(reward_params: Any, steps: Transition | Trajectory) -> Float[Array, "*batch"]:
@@ -65,7 +65,7 @@ class Config:
     """Steps of each environment per update."""
     num_epochs: int = setting(4, low=1)
     """Passes over the steps of an update."""
-    num_minibatches: int = setting(16, low=1)
+    num_minibatches: int = setting(8, low=1)
     """Gradient steps per pass. Each pass drops the remainder of num_envs * num_steps, at random."""
     eval_every: int = setting(6, low=1)
     """Updates between two evaluations of the true and the learned return."""

@@ -35,7 +35,15 @@ from jaxpref.checks import check_config, check_count, check_key, setting
 from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast import packed
 from jaxpref.fast.keys import fast_key
-from jaxpref.networks import Ensemble, Network, RewardModel, check_reward, fold_normalisation, init_reward
+from jaxpref.networks import (
+    Ensemble,
+    Network,
+    RewardModel,
+    check_reward,
+    fold_normalisation,
+    init_reward,
+    uses_next_obs,
+)
 from jaxpref.preferences import check_pairs
 from jaxpref.tasks import Task
 from jaxpref.training import Pairs, Result, TrainState, draw_minibatch, prepare, weighted_mean
@@ -53,9 +61,12 @@ class Config:
     """Gradient steps."""
     num_folds: int = setting(3, low=0)
     """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
+    use_next_obs: bool = setting(True)
+    """Learn a reward of (obs, action, next_obs), not of (obs, action): see `networks.RewardModel`. A task's own reward
+    network decides this itself."""
     normalise_obs: bool = setting(True)
-    """Scale observations to mean 0 and deviation 1 over the steps of the pairs, so that the decay is the same for all
-    units. Only a `networks.RewardModel` does it. The result takes observations as they are."""
+    """Scale observations, and their changes, to mean 0 and deviation 1 over the steps of the pairs, so that the decay
+    is the same for all units. Only a `networks.RewardModel` does it. The result takes observations as they are."""
     batch_size: int = setting(32, low=0)
     """Pairs per update; 0: all pairs in every update."""
     holdout_every: int = setting(0, low=0)
@@ -138,8 +149,8 @@ def train(
     if config.holdout_every > num_pairs:
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
     key_init, key_train = jax.random.split(fast_key(key))
-    params = init_reward(key_init, task) if init_params is None else init_params
-    data = prepare(task, preferences)
+    params = init_reward(key_init, task, config.use_next_obs) if init_params is None else init_params
+    data = prepare(task, preferences, use_next_obs=uses_next_obs(params.module))
     normalise = config.normalise_obs and type(params.module) is RewardModel
     if normalise:
         rows, mean, deviation = packed.normalise(data.rows, jnp.tile(data.weight > 0, 2))

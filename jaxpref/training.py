@@ -49,10 +49,12 @@ class Pairs:
     ref_logp: Any = None
 
 
-def prepare(task: Task, preferences: Preferences, ref_params: Network | None = None) -> Pairs:
+def prepare(
+    task: Task, preferences: Preferences, ref_params: Network | None = None, use_next_obs: bool = False
+) -> Pairs:
     """Cut the pairs into rows, and compute a reference's log-probabilities, once for all updates."""
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), preferences.chosen, preferences.rejected)
-    rows, num_steps = packed.pack(both, task.num_actions), 1.0 * both.mask.sum(-1)
+    rows, num_steps = packed.pack(both, task.num_actions, use_next_obs), 1.0 * both.mask.sum(-1)
     target = jnp.ones_like(preferences.weight) if preferences.target is None else preferences.target
     ref_logp = None if ref_params is None else packed.log_prob(ref_params, rows, jnp.arange(num_steps.shape[0]))
     return Pairs(rows, num_steps, preferences.weight, target, ref_logp)

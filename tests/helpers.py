@@ -66,10 +66,11 @@ def numpy_policy(policy, obs):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), value
 
 
-def numpy_reward(reward, obs, action):
+def numpy_reward(reward, obs, action, next_obs):
     """Compute RewardModel's forward pass in float64."""
     layers = jax.tree.map(np.float64, reward.params)
-    inputs = np.concatenate([obs, np.eye(reward.module.num_actions)[action]], axis=-1)
+    change = [next_obs - obs] if reward.module.use_next_obs else []
+    inputs = np.concatenate([obs, *change, np.eye(reward.module.num_actions)[action]], axis=-1)
     features = np.maximum(inputs @ layers["torso"]["kernel"] + layers["torso"]["bias"], 0)
     return (features @ layers["reward"]["kernel"] + layers["reward"]["bias"])[..., 0]
 

@@ -298,9 +298,9 @@ def ranked_right(pairs, score):
 
 
 def steps_of(trajectory, i):
-    """Observations and actions of the i-th episode."""
-    length = int(trajectory.mask[i].sum())
-    return np.float64(trajectory.obs[i, :length]), np.asarray(trajectory.action[i, :length])
+    """Observations, actions and next observations of the i-th episode."""
+    steps = jax.tree.map(lambda leaf: np.asarray(leaf[i, : int(trajectory.mask[i].sum())]), trajectory)
+    return np.float64(steps.obs), steps.action, np.float64(steps.next_obs)
 
 
 def test_heldout_accuracy_of_dpo_is_that_of_its_log_ratios(dpo_run):
@@ -312,7 +312,7 @@ def test_heldout_accuracy_of_dpo_is_that_of_its_log_ratios(dpo_run):
             reference = policy_of(arrays, ref, place)
 
             def log_ratio(trajectory, i, trained=trained, reference=reference):
-                obs, action = steps_of(trajectory, i)
+                obs, action, _ = steps_of(trajectory, i)
                 steps = np.arange(len(action))
                 ratio = numpy_policy(trained, obs)[0] - numpy_policy(reference, obs)[0]
                 return ratio[steps, action].sum()
@@ -334,7 +334,7 @@ def test_heldout_accuracy_of_rlhf_is_that_of_its_reward_models(rlhf_run):
         for place, seed in enumerate(SEEDS):
             run = place, SIZES.index(size)
             params = jax.tree.map(lambda leaf, run=run: leaf[run], models["params"])
-            learned_return = functools.partial(numpy_return, Network(RewardModel(2), params))
+            learned_return = functools.partial(numpy_return, Network(RewardModel(2, use_next_obs=True), params))
             accuracies.append(ranked_right(rlhf_run.pairs(seed), learned_return))
         np.testing.assert_allclose(row["heldout_accuracy"], np.mean(accuracies), rtol=1e-6)
 

@@ -62,7 +62,7 @@ def test_the_file_holds_flat_names_and_says_what_it_is(tmp_path, policy):
     assert set(tensors) == {f"{layer}.{part}" for layer in ("torso", "policy", "value") for part in ("kernel", "bias")}
     np.testing.assert_array_equal(tensors["policy.kernel"], policy.params["policy"]["kernel"])
     expected = {"kind": "policy", "format": 1, "task": "acrobot", "observe": None, "activation": "relu"}
-    sizes = {"input_size": 6, "hidden_size": 32, "num_actions": 3, "action_range": None}
+    sizes = {"input_size": 6, "hidden_size": 32, "num_actions": 3, "action_range": None, "use_next_obs": False}
     assert description(tmp_path / "policy") == expected | sizes
 
 

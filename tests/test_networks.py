@@ -66,13 +66,13 @@ def test_a_policys_weights_are_uniform_between_plus_and_minus_one_over_root_fan_
 
 
 def test_a_fresh_reward_model_pays_nothing():
-    """Its head is zero: 64 hidden units on (obs, one-hot action), and a return of exactly 0 for every episode."""
+    """Its head is zero: 64 hidden units on (obs, its change, one-hot action). Each return is exactly 0."""
     assert jax.tree.map(jnp.shape, FRESH.params) == {
-        "torso": {"kernel": (9, 64), "bias": (64,)},
+        "torso": {"kernel": (15, 64), "bias": (64,)},
         "reward": {"kernel": (64, 1), "bias": (1,)},
     }
     for part in FRESH.params["torso"].values():
-        assert 0 < np.abs(part).max() <= 1 / 3
+        assert 0 < np.abs(part).max() <= 1 / np.sqrt(15)
     trajectories = random_trajectories(np.random.default_rng(0), [3, 9], 9, *SIZES)
     np.testing.assert_array_equal(trajectory_reward(FRESH, trajectories), [0, 0])
 
@@ -81,17 +81,22 @@ def test_a_fresh_reward_model_pays_nothing():
 def test_networks_are_numpys_forward_passes_for_any_leading_axes(batch):
     """An ensemble's reward is the mean of its members'."""
     rng = np.random.default_rng(2)
-    obs, action = rng.normal(size=(*batch, 6)).astype(np.float32), rng.integers(3, size=batch)
+    obs, next_obs = rng.normal(size=(2, *batch, 6)).astype(np.float32)
+    action = rng.integers(3, size=batch)
     distribution, value = jax.jit(networks.apply_policy)(POLICY, obs)
     log_probs, expected_value = numpy_policy(POLICY, obs.astype(np.float64))
     np.testing.assert_allclose(scipy.special.log_softmax(distribution.logits, axis=-1), log_probs, atol=1e-5)
     np.testing.assert_allclose(value, expected_value, atol=1e-5)
     members = [jax.tree.map(lambda leaf, factor=factor: factor * leaf, REWARD) for factor in (1.0, -0.5, 2.0)]
-    each = [numpy_reward(member, obs.astype(np.float64), action) for member in members]
+    each = [numpy_reward(member, np.float64(obs), action, np.float64(next_obs)) for member in members]
     apply_reward = jax.jit(networks.apply_reward)
-    np.testing.assert_allclose(apply_reward(REWARD, obs, action), each[0], atol=1e-4)
+    np.testing.assert_allclose(apply_reward(REWARD, obs, action, next_obs), each[0], atol=1e-4)
+    with pytest.raises(ValueError, match="pass next_obs"):
+        networks.apply_reward(REWARD, jnp.asarray(obs), jnp.asarray(action))
     ensemble = Network(Ensemble(REWARD.module), stack(*[member.params for member in members]))
-    np.testing.assert_allclose(apply_reward(ensemble, obs, action), np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        apply_reward(ensemble, obs, action, next_obs), np.mean(each, axis=0), rtol=1e-4, atol=1e-4
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -213,7 +218,7 @@ def test_a_gaussian_policy_is_in_units_of_half_the_range():
 
 def test_a_reward_model_clips_and_scales_continuous_actions():
     """-2, 1 and 4 are -1, 0 and 1 in units of half the range from its centre; 7 is beyond and counts as 4."""
-    reward = networks.init_reward(jax.random.key(9), BOXED)
+    reward = networks.init_reward(jax.random.key(9), BOXED, use_next_obs=False)
     rng = np.random.default_rng(9)
     reward = jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), reward)
     obs, action = rng.normal(size=6), np.array([[-2, 0], [1, 0.5], [4, 0.75], [7, -3], [4, 0]])
@@ -244,7 +249,7 @@ def test_trajectory_sums_are_a_loop_over_the_steps_played():
             obs, action = np.asarray(trajectories.obs[i, t], np.float64), int(trajectories.action[i, t])
             log_p, log_q = (numpy_policy(policy, obs)[0] for policy in (POLICY, OTHER))
             expected_logp += log_p[action]
-            expected_return += numpy_reward(REWARD, obs, np.array(action))
+            expected_return += numpy_reward(REWARD, obs, np.array(action), np.float64(trajectories.next_obs[i, t]))
             expected_kl += (np.exp(log_p) * (log_p - log_q)).sum()
         np.testing.assert_allclose(logp[i], expected_logp, rtol=1e-5)
         np.testing.assert_allclose(learned_return[i], expected_return, rtol=1e-4, atol=1e-4)

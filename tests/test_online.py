@@ -244,7 +244,8 @@ def test_a_round_learns_from_all_answers_so_far(rlhf):
     np.testing.assert_array_equal(weight.ravel(), together < 15)
     assert weight[0].sum() >= 3
     assert weight[2].sum() == 0
-    idle, pressing = networks.apply_reward(rlhf.reward_params, jnp.zeros((2, 2)), jnp.array([0, 1]))
+    obs = jnp.zeros((2, 2))
+    idle, pressing = networks.apply_reward(rlhf.reward_params, obs, jnp.array([0, 1]), obs)
     assert pressing > idle + 1
 
 

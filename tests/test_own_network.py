@@ -136,12 +136,13 @@ def test_the_convolution_is_that_of_its_definition():
 
 
 def test_convolutions_take_flat_images_with_any_batch_axes():
-    conv = networks.ConvActorCritic(3, (10, 5)), networks.ConvRewardModel(3, (10, 5))  # two axes: one channel
-    task = dataclasses.replace(jaxpref.task("Catch-bsuite"), policy_network=conv[0], reward_network=conv[1])
-    obs, action = jnp.ones((2, 4, 50)), jnp.zeros((2, 4), jnp.int32)
+    task = dataclasses.replace(jaxpref.task("Catch-bsuite"), policy_network=networks.ConvActorCritic(3, (10, 5)))
+    obs, action = jnp.ones((2, 4, 50)), jnp.zeros((2, 4), jnp.int32)  # two axes: one channel
     distribution, value = networks.apply_policy(networks.init_policy(KEY, task), obs)
     assert (distribution.logits.shape, value.shape) == ((2, 4, 3), (2, 4))
-    assert networks.apply_reward(networks.init_reward(KEY, task), obs, action).shape == (2, 4)
+    for use_next_obs in (False, True):
+        task = dataclasses.replace(task, reward_network=networks.ConvRewardModel(3, (10, 5), use_next_obs=use_next_obs))
+        assert networks.apply_reward(networks.init_reward(KEY, task), obs, action, 2 * obs).shape == (2, 4)
 
 
 def test_the_policies_of_a_pair_may_be_of_two_kinds():

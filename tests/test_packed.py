@@ -21,12 +21,15 @@ CONTINUOUS_TASK = DISCRETE_TASK.replace(action_range=((-1.0, 1.0), (0.0, 2.0), (
 NUM, BATCH = 6, 24  # up to 96 rows: more than one pass of the loop holds
 
 LOG_PROB = packed.log_prob, networks.trajectory_log_prob, networks.init_policy
-REWARD = packed.reward, networks.trajectory_reward, networks.init_reward
+REWARD = packed.reward, networks.trajectory_reward, functools.partial(networks.init_reward, use_next_obs=False)
+REWARD_OF_CHANGES = packed.reward, networks.trajectory_reward, networks.init_reward
 SUMS = {
     "log_prob": (*LOG_PROB, DISCRETE_TASK, SIZES),
     "reward": (*REWARD, DISCRETE_TASK, SIZES),
+    "reward_of_changes": (*REWARD_OF_CHANGES, DISCRETE_TASK, SIZES),
     "log_density": (*LOG_PROB, CONTINUOUS_TASK, CONTINUOUS),
     "reward_of_continuous_actions": (*REWARD, CONTINUOUS_TASK, CONTINUOUS),
+    "reward_of_changes_and_continuous_actions": (*REWARD_OF_CHANGES, CONTINUOUS_TASK, CONTINUOUS),
 }
 """{name: (packed, plain, fresh parameters, task, sizes of trajectories)}."""
 
@@ -51,7 +54,7 @@ def both(name):
     packed_sum, plain_sum, *_ = SUMS[name]
 
     def packed_all(params, trajectories, index, cotangent):
-        rows = packed.pack(trajectories, SIZES["num_actions"])
+        rows = packed.pack(trajectories, SIZES["num_actions"], networks.uses_next_obs(params.module))
         return gradients(lambda params: packed_sum(params, rows, index), params, cotangent)
 
     def plain_all(params, trajectories, index, cotangent):

@@ -214,7 +214,8 @@ def test_clips_of_a_lever_teach_to_press_it():
         trained = dpo.train(LEVER, config, key_dpo, pairs, coin, coin).params
         fitted = reward_model.train(LEVER, reward_model.Config(num_updates=60), key_reward, pairs).params
         log_prob = networks.apply_policy(trained, jnp.zeros((2, 1)))[0].log_prob(jnp.array([0, 1]))
-        return pairs, jnp.exp(log_prob), networks.apply_reward(fitted, jnp.zeros((2, 1)), jnp.array([0, 1]))
+        obs = jnp.zeros((2, 1))
+        return pairs, jnp.exp(log_prob), networks.apply_reward(fitted, obs, jnp.array([0, 1]), obs)
 
     pairs, prob, reward = learn(*keys(6, 7, 8))
     assert (pairs.chosen.reward.sum(-1) >= pairs.rejected.reward.sum(-1)).all()

@@ -80,7 +80,9 @@ def task_of(settings: Settings) -> Task:
         if task.obs_shape is None or len(task.obs_shape) not in (2, 3) or min(task.obs_shape[:2]) < 3:
             raise ValueError(f"--network conv needs images of at least 3 x 3; {task.name} shows {task.obs_shape}")
         given["policy_network"] = networks.ConvActorCritic(task.num_actions, task.obs_shape)
-        given["reward_network"] = networks.ConvRewardModel(task.num_actions, task.obs_shape)
+        given["reward_network"] = networks.ConvRewardModel(
+            task.num_actions, task.obs_shape, use_next_obs=settings.reward_model.use_next_obs
+        )
     task = dataclasses.replace(task, **given)
     check_segment(task, settings.segment)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:

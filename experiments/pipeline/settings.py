@@ -176,7 +176,14 @@ def original_settings(task: str, method: Method) -> Settings:
             loss="sigmoid",
             beta=5.0 if acrobot else 0.5,
         ),
-        reward_model=reward_model.Config(num_folds=0, batch_size=1, learning_rate=1e-2, weight_decay=0.0),
+        reward_model=reward_model.Config(
+            num_folds=0,
+            use_next_obs=False,
+            normalise_obs=False,
+            batch_size=1,
+            learning_rate=1e-2,
+            weight_decay=0.0,
+        ),
         reward_model_epochs=50,
         ppo=original_ppo(),
     )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxpref.fast import perceptron
 from jaxpref.fast.loops import any_lane
 from jaxpref.fast.perceptron import Perceptron
-from jaxpref.networks import ActorCritic, Network, RewardModel, apply_policy, apply_reward
+from jaxpref.networks import ActorCritic, Network, RewardModel, apply_policy, apply_reward, uses_next_obs, with_change
 from jaxpref.types import Params, Trajectory, zero_beyond_mask
 
 ROW = 16
@@ -34,10 +34,11 @@ StepFn = Callable[[Params, "Rows", Steps], Float[Array, " M"]]
 class Rows:
     """N trajectories, cut into K rows of L steps each.
 
-    steps:     F features: a one, the observation, and the action: a one for it, if it is not the first of A discrete
-               actions, or its D numbers. All are zero beyond the mask. The features of a row lie in one piece of
-               memory.
+    steps:     F features: a one, the observation, also its change for a reward model of next observations, and the
+               action: a one for it, if it is not the first of A discrete actions, or its D numbers. All are zero beyond
+               the mask. The features of a row lie in one piece of memory.
     num_rows:  how many rows a trajectory needs, up to its last step.
+    obs_size:  numbers in an observation, with its change.
     """
 
     steps: Float[Array, "N K F L"]
@@ -46,14 +47,15 @@ class Rows:
     discrete: bool = struct.field(pytree_node=False)
 
 
-def pack(trajectory: Trajectory, num_actions: int) -> Rows:
+def pack(trajectory: Trajectory, num_actions: int, use_next_obs: bool = False) -> Rows:
     """Cut trajectories [N, T, ...] into rows, once for a dataset."""
     played = zero_beyond_mask(trajectory)
-    num, horizon, obs_size = played.obs.shape
+    obs = with_change(played.obs, played.next_obs) if use_next_obs else played.obs
+    num, horizon, obs_size = obs.shape
     most = -(-horizon // ROW)
     discrete = jnp.issubdtype(played.action.dtype, jnp.integer)
     action = played.action[..., None] == jnp.arange(1, num_actions) if discrete else played.action
-    steps = jnp.concatenate([played.mask[..., None], played.obs, action], -1, dtype=jnp.float32)
+    steps = jnp.concatenate([played.mask[..., None], obs, action], -1, dtype=jnp.float32)
     steps = jnp.pad(steps, [(0, 0), (0, most * ROW - horizon), (0, 0)]).reshape(num, most, ROW, -1).swapaxes(-1, -2)
     num_rows = jnp.where(steps[:, :, 0].any(-1), jnp.arange(1, most + 1), 0).max(-1)
     return Rows(steps, num_rows, obs_size, discrete)
@@ -183,7 +185,11 @@ def log_prob(policy: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Arra
 
 
 def _reward(reward: Network, rows: Rows, steps: Steps) -> Float[Array, " M"]:
-    return apply_reward(reward, *_obs_and_actions(rows, steps))
+    obs, action = _obs_and_actions(rows, steps)
+    if not uses_next_obs(reward.module):
+        return apply_reward(reward, obs, action)
+    obs, change = jnp.split(obs, 2, axis=-1)
+    return apply_reward(reward, obs, action, obs + change)
 
 
 def _fast_reward(perceptron: Perceptron, rows: Rows, steps: Steps) -> Float[Array, " M"]:

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from jaxpref.files.schema import check_array
 from jaxpref.files.store import atomic_write, named_leaves
-from jaxpref.networks import ActorCritic, Ensemble, Network, RewardModel, check_policy, check_reward
+from jaxpref.networks import ActorCritic, Ensemble, Network, RewardModel, check_policy, check_reward, uses_next_obs
 from jaxpref.tasks import Task
 from jaxpref.types import ActionRange
 
@@ -100,6 +100,7 @@ def _save(path: str | os.PathLike, kind: str, network: Network, task: Task | Non
         "hidden_size": hidden_size,
         "num_actions": module.num_actions,
         "action_range": module.action_range,
+        "use_next_obs": uses_next_obs(module),
         "activation": "relu",
     }
     # One entry of metadata only: safetensors writes several in an order that changes from run to run.
@@ -121,6 +122,8 @@ def _load(path: str | os.PathLike, kind: str, task: Task | None, names: Names | 
     module_type, check_network = KINDS[kind]
     *members, _, hidden_size = tensors["torso.kernel"].shape
     module = module_type(num_actions, hidden_size, action_range=action_range)
+    if description.get("use_next_obs"):
+        module = module.clone(use_next_obs=True)
     network = Network(Ensemble(module) if members else module, unflatten_dict(tensors, sep="."))
     if task is not None:
         check_network(task, network, str(path))
