@@ -172,12 +172,12 @@ def labelled_by_a_linear_reward(seed, num_pairs):
 
 
 def test_it_ranks_pairs_that_it_has_not_seen():
-    """200 pairs of a linear reward to learn from, 500 others to rank. It ranks fewer of them right if it does not see
+    """300 pairs of a linear reward to learn from, 500 others to rank. It ranks fewer of them right if it does not see
     the next observations."""
 
     def accuracy(use_next_obs):
         config = reward_model.Config(num_updates=100, learning_rate=1e-2, use_next_obs=use_next_obs)
-        params = train(jaxpref.cartpole(), config, jax.random.key(5), labelled_by_a_linear_reward(5, 200)).params
+        params = train(jaxpref.cartpole(), config, jax.random.key(5), labelled_by_a_linear_reward(5, 300)).params
         scores = [trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
         return ranking.return_accuracy(*scores, heldout)
 
