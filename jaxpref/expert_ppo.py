@@ -19,6 +19,7 @@ from jaxpref.types import Trajectory, true_return
 DEFAULTS = ppo.Config(
     num_updates=400,
     num_epochs=8,
+    num_minibatches=16,
     eval_every=1,
     eval_episodes=128,
     learning_rate=1e-3,
