@@ -1,6 +1,6 @@
 """PPO-RLHF: proximal policy optimisation of a learned reward under a KL penalty to a reference policy.
 
-    reward_t = r(s_t, a_t) - kl_coef * [log pi(a_t|s_t) - log ref(a_t|s_t)]        (kl_penalty="reward")
+    reward_t = r(s_t, a_t, s_t+1) - kl_coef * [log pi(a_t|s_t) - log ref(a_t|s_t)]        (kl_penalty="reward")
 
 (Ziegler et al., 2019, https://arxiv.org/abs/1909.08593; PPO: Schulman et al., 2017). With kl_penalty="loss" the exact
 kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original study.

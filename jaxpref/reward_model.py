@@ -2,7 +2,8 @@
 
     loss = mean over pairs of -log sigmoid(sum_t r(chosen_t) - sum_t r(rejected_t))
 
-(Christiano et al., 2017, https://arxiv.org/abs/1706.03741), with a reward r per step, summed over whole episodes.
+(Christiano et al., 2017, https://arxiv.org/abs/1706.03741), with a reward r(obs, action, next_obs) per step, summed
+over whole episodes.
 
 Preferences fix the order of rewards and not their scale. Where all episodes have the same length they do not fix the
 offset either. Where lengths differ, the offset decides everything: a positive reward per step tells an agent to go on,

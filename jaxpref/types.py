@@ -40,8 +40,9 @@ class Task:
     observe:     the environment's observation -> one in scales that a network can learn from; None: as it is.
     policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]); None: `ActorCritic`.
         Its last, linear layers are named "policy" and "value": `init_policy` scales the one, PPO resets the other.
-    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`. Its last, linear layer
-        is named "reward": the calibration scales it.
+    reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`. With an attribute
+        `use_next_obs` that is True, it takes (obs, action, next_obs). Its last, linear layer is named "reward": the
+        calibration scales it.
     """
 
     name: str = struct.field(pytree_node=False)

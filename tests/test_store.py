@@ -134,14 +134,17 @@ def test_continuous_actions_come_back_bit_for_bit(tmp_path, continuous):
 
 
 def test_preferences_of_another_program_need_only_what_is_trained_on(tmp_path, pairs):
-    """Weights and probabilities are one, rewards and next observations unknown, where the file has none."""
+    """Where the file has none, weights and probabilities are one, and rewards unknown. A step's next observation is
+    that of the next step. That of the last step is not known, and is its own."""
     kept = {name: leaf for name, leaf in store.named_leaves(pairs).items() if name.endswith(("/obs", "action", "mask"))}
     np.savez(tmp_path / "pairs.npz", **kept, allow_pickle=False)
     loaded = store.load_preferences(tmp_path / "pairs.npz", jaxpref.cartpole())
     assert_same_bytes((loaded.weight, loaded.prob), (np.ones(5, np.float32), np.ones(5, np.float32)))
     assert loaded.target is None
     assert np.isnan(loaded.chosen.reward).all()
-    assert np.isnan(loaded.chosen.next_obs).all()
+    for i, length in enumerate(np.asarray(pairs.chosen.mask.sum(-1))):
+        after = [min(t + 1, length - 1) for t in range(length)]
+        np.testing.assert_array_equal(loaded.chosen.next_obs[i, :length], pairs.chosen.obs[i, after])
     unknown = {"reward": pairs.chosen.reward, "next_obs": pairs.chosen.next_obs}
     assert_same_bytes(loaded.chosen.replace(**unknown), pairs.chosen)
 

@@ -24,7 +24,7 @@ FIELDS = {
 CONTINUOUS = ("float32", "NTD")
 """The same of an action that is D numbers."""
 OPTIONAL = ("reward", "next_obs")
-"""Arrays that preferences are not trained on. A file may leave them out; then they are NaN."""
+"""Arrays that a file may leave out. Rewards are then NaN, and next observations those that `_next_obs` finds."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -81,8 +81,15 @@ def _read_side(arrays: Arrays, side: str, task: Task | None) -> Trajectory:
         problem = f"is not one of the {task.num_actions} actions of task {task.name}"
         _check_each(f"{side}/action", (action < task.num_actions) | ~mask, problem)
     reward = arrays.get(f"{side}/reward", np.full(mask.shape, np.nan, np.float32))
-    next_obs = arrays.get(f"{side}/next_obs", np.full(obs.shape, np.nan, np.float32))
+    next_obs = _next_obs(obs, mask) if f"{side}/next_obs" not in arrays else arrays[f"{side}/next_obs"]
+    _check_each(f"{side}/next_obs", np.isfinite(next_obs).all(-1) | ~mask, "is not finite")
     return Trajectory(*(jnp.asarray(array) for array in (obs, action, reward, next_obs, mask)))
+
+
+def _next_obs(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the observations of the next steps. After the last step nothing is known: it keeps its own."""
+    goes_on = np.pad(mask[:, 1:], [(0, 0), (0, 1)])
+    return np.where(goes_on[..., None], np.roll(obs, -1, axis=1), obs)
 
 
 def _check_each(name: str, valid: np.ndarray, problem: str) -> None:
