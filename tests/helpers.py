@@ -1,5 +1,7 @@
 """What several test modules share: oracles in NumPy, hand-made trajectories and policies, small environments."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,10 @@ from jaxpref.networks import ActorCritic, Network, RewardModel, init_policy, ini
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
+
+optimised_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+"""`jax.jit` for the few programs that run for longer than they compile; for the others conftest.py turns most
+optimisations off."""
 
 play = jax.jit(episodes, static_argnums=3)
 """(task, policy, key, num_episodes) -> episodes; one program for all tests with the same task and number."""

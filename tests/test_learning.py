@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from helpers import keys, stack
+from helpers import keys, optimised_jit, stack
 
 import jaxpref
 from jaxpref import dpo, expert_ppo, ppo, preferences, ranking, reinforce, reward_model
@@ -72,10 +72,12 @@ def chain(name):
         return preferences.split(jaxpref.sample_preferences(task, pi1, pi2, key, 150), 50)
 
     train_pairs, heldout = sample(experts.pi1, experts.pi2, stage[:, 1])
-    by_dpo = jax.jit(jax.vmap(dpo.train, (None, None, 0, 0, 0, 0)))(
+    by_dpo = optimised_jit(jax.vmap(dpo.train, (None, None, 0, 0, 0, 0)))(
         task, of_dpo, stage[:, 2], train_pairs, experts.pi2, experts.pi2
     )
-    reward = jax.jit(jax.vmap(reward_model.train, (None, None, 0, 0)))(task, of_reward_model, stage[:, 3], train_pairs)
+    reward = optimised_jit(jax.vmap(reward_model.train, (None, None, 0, 0)))(
+        task, of_reward_model, stage[:, 3], train_pairs
+    )
     by_ppo = jax.jit(jax.vmap(ppo.train, (None, None, 0, 0, 0, 0)))(
         task, of_ppo, stage[:, 4], experts.pi2, experts.pi2, reward.params
     )
