@@ -14,6 +14,7 @@ from helpers import (
     assert_same_bytes,
     lane,
     numpy_reward,
+    optimised_jit,
     pairs,
     random_reward,
     random_trajectories,
@@ -32,6 +33,7 @@ CONFIG = reward_model.Config(
 FULL_BATCH = dataclasses.replace(CONFIG, batch_size=0)
 
 train = jax.jit(reward_model.train)
+optimised_train = optimised_jit(reward_model.train)
 prepare = jax.jit(functools.partial(reward_model.prepare, use_next_obs=True))
 loss = jax.jit(reward_model.loss_fn)
 loss_grad = jax.jit(jax.grad(reward_model.loss_fn, has_aux=True))
@@ -205,7 +207,7 @@ def test_wrong_labels_are_outvoted():
 
     def accuracy(weight_decay):
         config = reward_model.Config(num_updates=200, weight_decay=weight_decay)
-        params = train(task, config, jax.random.key(7), noisy).params
+        params = optimised_train(task, config, jax.random.key(7), noisy).params
         scores = [trajectory_reward(params, side) for side in (heldout.chosen, heldout.rejected)]
         return ranking.return_accuracy(*scores, heldout)
 
