@@ -5,9 +5,7 @@ import os
 
 # XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here. Code that is generated in
 # one piece takes an eighth less time than code that is split among threads: pytest's workers keep all cores busy.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 # Most programs of the tests run once: compiling them well is not worth the time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 

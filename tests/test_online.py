@@ -109,7 +109,7 @@ class Show:
 SHOW = Task("show", Show(), None, horizon=10, obs_size=2, num_actions=2, pi1_target=jnp.inf, pi2_target=jnp.inf)
 NUM_ROUNDS, NUM_PAIRS, NUM_ASKED, NUM_MEMBERS = 3, 12, 4, 2
 ONLINE = online.Config(num_rounds=NUM_ROUNDS, num_candidates=3, num_members=NUM_MEMBERS)
-REWARD = reward_model.Config(num_updates=12, batch_size=0, learning_rate=0.02, weight_decay=0.0)
+REWARD = reward_model.Config(num_updates=12, num_folds=0, batch_size=0, learning_rate=0.02, weight_decay=0.0)
 SLOW = dataclasses.replace(REWARD, learning_rate=5e-3)  # fast steps make a difference in rounding larger
 SIZES = {"num_updates": 12, "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "eval_every": 2, "eval_episodes": 32}
 PPO = ppo.Config(**SIZES, learning_rate=0.05, gamma=0.9, vf_coef=4.0, kl_coef=0.0)

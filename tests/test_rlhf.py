@@ -9,7 +9,7 @@ from helpers import SIGN, assert_same_bytes, pairs, policy
 
 from jaxpref import networks, ppo, reward_model, rlhf
 
-REWARD = reward_model.Config(num_updates=6, batch_size=8, learning_rate=0.02)
+REWARD = reward_model.Config(num_updates=6, num_folds=0, batch_size=8, learning_rate=0.02)
 PPO = ppo.Config(num_updates=4, num_envs=4, num_steps=16, num_epochs=1, eval_every=2, eval_episodes=4)
 # As in test_reward_model: for what is run once, most optimisations are not worth their time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
