@@ -10,7 +10,7 @@ EVERYTHING := '.[dev,experiments]'
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test lint format lock docs wheel \
+.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test pytest lint format lock docs wheel \
         bench bench-peer clean
 
 help:
@@ -81,7 +81,11 @@ format: $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint docs
+# All three at the same time. Each of the first two uses one core for some seconds.
+test: $(TOOLS)
+	@$(MAKE) --no-print-directory --jobs 3 lint docs pytest
+
+pytest: $(TOOLS)
 	$(BIN)/pytest $(ARGS)
 
 # Strict: a broken link or a missing docstring fails it. With --quiet it would not be strict.
