@@ -3,8 +3,8 @@
 import gc
 import os
 
-# XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here. Code that is generated in
-# one piece takes an eighth less time than code that is split among threads: pytest's workers keep all cores busy.
+# XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here. Splitting a program
+# among threads takes an eighth more time, and pytest's workers keep all cores busy anyway.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 # Most programs of the tests run once: compiling them well is not worth the time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -15,3 +15,8 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 2)
 gc.set_threshold(50_000)  # as the experiments do: tracing makes many objects
 install_import_hook("jaxpref", "typechecking.check")
+
+
+def pytest_collection_finish():
+    """The garbage collector passes over all that the imports made."""
+    gc.freeze()

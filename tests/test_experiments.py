@@ -46,9 +46,9 @@ DPO_FLAGS = shlex.split(
     "--dpo.num-updates 6 --dpo.eval-every 3 --dpo.eval-episodes 2 --dpo.batch-size 8 --dpo.beta 0.3"
 )
 RLHF_FLAGS = shlex.split(
-    "--reward-model.num-updates 6 --reward-model.num-folds 0 --reward-model.batch-size 4 --ppo.num-updates 2 --ppo.eval-every 1 "
-    "--ppo.num-envs 2 --ppo.num-steps 16 --ppo.num-epochs 1 --ppo.num-minibatches 2 --ppo.eval-episodes 2 "
-    "--ppo.learning-rate 0.03"
+    "--reward-model.num-updates 6 --reward-model.num-folds 0 --reward-model.batch-size 4 "
+    "--ppo.num-updates 2 --ppo.eval-every 1 --ppo.num-envs 2 --ppo.num-steps 16 --ppo.num-epochs 1 "
+    "--ppo.num-minibatches 2 --ppo.eval-episodes 2 --ppo.learning-rate 0.03"
 )
 
 
