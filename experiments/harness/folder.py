@@ -18,20 +18,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     The kernel releases the lock when the process ends, however it ends.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot make this folder: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {folder}: no permission to write into this folder")
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = (folder / LOCK).read_text().strip() or "of unknown number"
-            raise UsageError(
-                f"--out {folder}: process {owner} is writing into this folder; wait for it, or name another folder"
-            ) from None
+            owner = (folder / LOCK).read_text().strip()
+            words = f"--out {folder}: process {owner} is writing into this folder; wait for it, or name another folder"
+            raise UsageError(words) from None
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         for temporary in folder.glob(store.TEMPORARY):
