@@ -8,7 +8,6 @@ continues from it.
 import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ class Memo:
 
     def load(self, name: str, key: str, like: Any) -> Any | None:
         """Return the result of this key, in the structure of `like`; None if it is not there."""
-        if not self.has(name, key):
-            return None
-        return self.read(name, key, lambda archive: store.from_npz(archive, like, name))
+        return None if self.fresh else self.read(name, key, lambda archive: store.from_npz(archive, like, name))
 
     def save(self, name: str, key: str, result: Any) -> None:
         """Write a result, if it is not too large to be worth it."""
@@ -93,13 +90,10 @@ class Memo:
         self.console.print(f"warning: {message}", style="bold yellow", highlight=False, soft_wrap=True)
 
     def prune(self) -> None:
-        """Remove the files that were not used for the longest time, and what killed processes left half written."""
+        """Remove the files that were not used for the longest time, also what killed processes left half written."""
+        patterns = (store.TEMPORARY, *(f"*.{kind}" for kind in KINDS))
         with contextlib.suppress(FileNotFoundError):  # another process removes them at this moment
-            for temporary in self.folder.glob(store.TEMPORARY):
-                if time.time() - temporary.stat().st_mtime > 3600:
-                    temporary.unlink()
-            total = 0
-            kept = [path for kind in KINDS for path in self.folder.glob(f"*.{kind}")]
+            total, kept = 0, [path for pattern in patterns for path in self.folder.glob(pattern)]
             for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
                 total += path.stat().st_size
                 if total > LIMIT:
