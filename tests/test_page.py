@@ -26,7 +26,7 @@ from PIL import Image
 import jaxpref
 from experiments import python
 from experiments.pipeline import functions
-from experiments.reporting import animations, arrays, page, summary, table
+from experiments.reporting import animations, experiment, page, summary, table
 from jaxpref import dpo, store
 from jaxpref.types import Trajectory
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory, outcome, results):
     path = tmp_path_factory.mktemp("page") / "<b>results"
     path.mkdir()
     store.save_json(path / "summary.json", results)
-    arrays.save_arrays(SETTINGS, outcome, path)
+    experiment.save_arrays(SETTINGS, outcome, path)
     for place, name in enumerate(FIGURE_NAMES):
         Image.new("RGB", (20 + place, 10)).save(path / f"{name}.png")
     page.rewrite(path)

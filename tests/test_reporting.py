@@ -12,7 +12,7 @@ import scipy.stats
 from outcomes import SEEDS, TIMING, divergence, outcome_of, settings_of
 from rich.console import Console
 
-from experiments.reporting import arrays, figures, summary, table
+from experiments.reporting import experiment, figures, summary, table
 from jaxpref import plots, store
 
 NAN = np.float32(np.nan)
@@ -227,7 +227,7 @@ def test_arrays_have_seeds_then_sizes_in_front(tmp_path):
     """The metrics of a size with fewer updates end in NaN."""
     short = np.ones((3, 7), np.float32)
     settings, outcome, _ = made("rlhf", [("rows.0.metrics.loss", short)])
-    paths = arrays.save_arrays(settings, outcome, tmp_path)
+    paths = experiment.save_arrays(settings, outcome, tmp_path)
     assert [path.name for path in paths] == ["policies.npz", "metrics.npz", "reward_models.npz"]
     saved = store.load_params(tmp_path / "metrics.npz")
     assert set(saved) == {"reinforce", "reward_model", "trained_pi1", "trained_pi2"}

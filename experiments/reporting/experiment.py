@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from experiments import START
@@ -23,6 +25,7 @@ from experiments.pipeline import pipeline
 from experiments.pipeline.command import check_unused, parse
 from experiments.pipeline.settings import Method, Settings, changes, from_config
 from jaxpref.files import store
+from jaxpref.preferences import take
 from jaxpref.tasks import Task
 
 NOT_RESULTS = {"fresh", "tensorboard", "save-preferences", "devices", "processes", "process", "coordinator", "out"}
@@ -58,7 +61,8 @@ def run_all(runs: Sequence[Settings]) -> None:
                 set_aside_other(settings, bar.console)
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
         # All start now: while one is written, the next one runs. What writing needs is imported in the meantime.
-        threading.Thread(target=_import_writers, daemon=True).start()
+        for name in ("scipy.stats", "experiments.reporting.page"):
+            threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
         started = []
         for settings, task in zip(runs, tasks, strict=True):
             title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
@@ -78,18 +82,13 @@ def run_all(runs: Sequence[Settings]) -> None:
         raise SystemExit(DIVERGED)
 
 
-def _import_writers() -> None:
-    for name in ("scipy.stats", "experiments.reporting.page"):
-        importlib.import_module(name)
-
-
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
     """Write summary, arrays, figures and page, and print the table. Returns whether no training diverged."""
-    from experiments.reporting import animations, arrays, figures, page, summary, table
+    from experiments.reporting import animations, figures, page, summary, table
 
     start = time.perf_counter()
     results = summary.summarise(settings, outcome)
-    paths = arrays.save_arrays(settings, outcome, settings.out)
+    paths = save_arrays(settings, outcome, settings.out)
     paths += figures.draw_all(outcome, results, settings.out)
     played = animations.animate(task, outcome.shown, results)
     times["total_s"] += time.perf_counter() - start
@@ -102,6 +101,40 @@ def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict
     table.print_report(console, results, paths, settings.out)
     console.print()
     return not results["diverged"]
+
+
+def save_arrays(settings: Settings, outcome: pipeline.Outcome, folder: Path) -> list[Path]:
+    """Write every array of a run into `folder`; return the paths. What was trained on pairs is [S, sizes, ...]."""
+    experts, models = outcome.experts, outcome.reward_models
+    policies: dict[str, Any] = {"pi1": experts.pi1, "pi2": experts.pi2}
+    metrics: dict[str, Any] = {settings.expert_stage.replace(" ", "_"): experts.metrics}
+    for reference in settings.reference:
+        rows = [row for row in outcome.rows if row.reference == reference]
+        policies[f"trained_{reference}"] = _stack([row.params for row in rows])
+        metrics[f"trained_{reference}"] = _stack([row.metrics for row in rows])
+    trees: dict[str, Any] = {"policies.npz": policies, "metrics.npz": metrics}
+    if outcome.shown is not None:
+        trees["episodes.npz"] = outcome.shown
+    if models:
+        trees["reward_models.npz"] = _stack([model.params for model in models])
+        metrics["reward_model"] = _stack([model.metrics for model in models])
+    if outcome.pairs is not None:
+        for place, seed in enumerate(settings.seeds):
+            trees[f"preferences_seed{seed}.npz"] = take(outcome.pairs, place)
+    for name, tree in trees.items():
+        store.save_pytree(folder / name, tree)
+    return [folder / name for name in trees]
+
+
+def _stack(trees: list[Any]) -> Any:
+    """[S, ...] of each size -> [S, sizes, ...]. Metrics of sizes with fewer updates end in NaN."""
+
+    def join(*leaves):
+        most = np.max([leaf.shape for leaf in leaves], axis=0)
+        padded = [np.pad(leaf, [(0, n) for n in most - leaf.shape], constant_values=np.nan) for leaf in leaves]
+        return np.stack(padded, axis=1)
+
+    return jax.tree.map(join, *trees)
 
 
 def timing(stages: Stages, import_s: float, start: float) -> dict[str, Any]:
