@@ -110,7 +110,7 @@ def heat_map(
     image = axes.imshow(values, cmap="viridis", vmin=vmin, vmax=vmax, aspect="auto", origin="upper")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ink = "black" if image.norm(value) >= BRIGHT else "white"
+            ink = "black" if np.asarray(image.norm(value)) >= BRIGHT else "white"
             axes.text(column, row, label.format(value), color=ink, ha="center", va="center")
     axes.set_xticks(range(values.shape[1]), column_names)
     axes.set_yticks(range(values.shape[0]), row_names)
