@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from experiments import START
-from experiments.benchmarks import library, peer, programs, timing
+from experiments.benchmarks import library, peer, timing
 from experiments.benchmarks.timing import Row, Settings
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import exit_codes
@@ -23,8 +23,8 @@ from jaxpref.files import store
 SECTIONS = {
     "rollouts": library.measure_rollouts,
     "trainers": library.measure_trainers,
-    "experiments": programs.measure_experiments,
-    "memory": programs.measure_memory,
+    "experiments": library.measure_experiments,
+    "memory": library.measure_memory,
     "devices": library.measure_devices,
     "peer": peer.measure,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import experiments
-from experiments.benchmarks import library, peer, programs, timing
+from experiments.benchmarks import library, peer, timing
 from experiments.harness import devices
 from experiments.harness.errors import UsageError
 from experiments.pipeline import command
@@ -138,7 +138,7 @@ def run_bench(monkeypatch, tmp_path, rows, *words):
         """Some numbers."""
         return rows
 
-    monkeypatch.setattr(programs, "measure_memory", section)
+    monkeypatch.setattr(library, "measure_memory", section)
     monkeypatch.setattr(sys, "argv", ["bench", "--sections", "memory", "--out", str(tmp_path), *words])
     monkeypatch.setattr(devices, "set_up_jax", lambda *_: None)
     runpy.run_path(str(ROOT / "experiments" / "bench.py"), run_name="__main__")
@@ -179,8 +179,8 @@ def test_cold_runs_have_an_empty_folder_and_warm_ones_find_their_programs(monkey
         (Path(programs) / "a.program").touch()
         return {"timing": {"total_s": next(seconds)}}
 
-    monkeypatch.setattr(programs, "run_program", run_program)
-    rows = programs.measure_experiments(timing.Settings())
+    monkeypatch.setattr(library, "run_program", run_program)
+    rows = library.measure_experiments(timing.Settings())
     assert rows == [{"experiment": "cartpole_dpo", "cold_s": 10.0, "warm_s": 4.0, "ratio": 2.5}]
     assert found == [0, 1] * 3
 
@@ -190,5 +190,5 @@ def test_memory_is_compared_with_the_first_number_of_seeds(monkeypatch):
         command.check_unused(command.parse(words, module))
         return {"peak_memory_gib": 0.5 if "15" in words and "47" not in words else 0.75}
 
-    monkeypatch.setattr(programs, "run_program", run_program)
-    assert [row["ratio"] for row in programs.measure_memory(timing.Settings())] == [1.0, 1.5]
+    monkeypatch.setattr(library, "run_program", run_program)
+    assert [row["ratio"] for row in library.measure_memory(timing.Settings())] == [1.0, 1.5]

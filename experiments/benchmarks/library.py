@@ -1,22 +1,30 @@
-"""Rollouts against gymnax's own loop, and the study's trainers on more seeds and on more devices."""
+"""Rollouts against gymnax's own loop, the study's trainers on more seeds and devices, and whole experiments."""
 
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Any
 
 import jax
 
 import jaxpref
+from experiments import ROOT
 from experiments.benchmarks.timing import Row, Settings, in_turns, short_run, timed
 from experiments.harness.devices import over_runs
-from experiments.harness.memo import Memo
+from experiments.harness.memo import FOLDER, Memo
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
+from experiments.pipeline.settings import to_flags
 from jaxpref import reinforce
+from jaxpref.files import store
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
 
@@ -101,3 +109,41 @@ def train_all(stages: Stages, first_seed: Iterator[int], num_seeds: int) -> dict
         times.append({name: each.run_s for name, each in own.times.items()})
     dpo_s, rlhf_s = times  # RLHF's run has the experts and the pairs of DPO's
     return rlhf_s | dpo_s | {WHOLE: sum(dpo_s.values())}
+
+
+def run_program(module: str, *flags: str, programs: Any = FOLDER) -> Row:
+    """Run an experiment whose compiled programs are in the folder `programs`; return its summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", f"experiments.{module}", "--fresh", "--out", f"{folder}/results", *flags]
+        variables = os.environ | {"JAXPREF_STAGES": str(programs)}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=variables)
+        return store.load_json(f"{folder}/results/summary.json")
+
+
+def measure_experiments(settings: Settings) -> list[Row]:
+    """Experiments from the command line: without compiled programs, and once more with them, in turns."""
+    rows = []
+    for module in settings.experiments:
+        turns = []
+        for _ in range(settings.repeats):
+            with tempfile.TemporaryDirectory() as empty:
+                turns.append([run_program(module, programs=empty)["timing"]["total_s"] for _ in range(2)])
+        cold, warm = map(median, zip(*turns, strict=True))
+        rows.append({"experiment": module, "cold_s": cold, "warm_s": warm, "ratio": cold / warm})
+    return rows
+
+
+def measure_memory(settings: Settings) -> list[Row]:
+    """Peak memory of a process that runs its seeds in batches of 16: CartPole, DPO, 200 pairs, cut short.
+
+    The ratio compares with the first number of seeds.
+    """
+
+    def peak(num_seeds: int) -> float:
+        run = dataclasses.replace(short_run("dpo", num_seeds), batch_seeds=16)
+        return run_program("run", *to_flags(run))["peak_memory_gib"]
+
+    turns = [[peak(number) for number in settings.memory_seeds] for _ in range(settings.repeats)]
+    peaks = dict(zip(settings.memory_seeds, map(median, zip(*turns, strict=True)), strict=True))
+    first = peaks[settings.memory_seeds[0]]
+    return [{"seeds": number, "peak_memory_gib": gib, "ratio": gib / first} for number, gib in peaks.items()]
