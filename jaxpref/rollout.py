@@ -144,11 +144,7 @@ def _of_episodes(function: Callable, key: Key[Array, ""], num_episodes: int, sta
     num_groups = -(-num_episodes // GROUP)
     if num_groups == 1:
         return jax.vmap(function)(*inputs)
-    size = -(-num_episodes // num_groups)
-    index = jnp.arange(num_groups * size) % num_episodes  # the last group repeats the first episodes
-    groups = jax.tree.map(lambda leaf: leaf[index].reshape(num_groups, size, *leaf.shape[1:]), inputs)
-    results = jax.lax.map(lambda group: jax.vmap(function)(*group), groups)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_episodes], results)
+    return jax.lax.map(lambda each: function(*each), inputs, batch_size=-(-num_episodes // num_groups))
 
 
 def _check_start(task: Task, start: Any, *axes: int) -> None:
