@@ -121,13 +121,8 @@ class Settings:
     @property
     def size_groups(self) -> list[tuple[int, ...]]:
         """Dataset sizes that one program trains on. In epochs, full batches and rounds each size has its own cost."""
-        if self.method.startswith("online"):
-            one_program = False
-        elif self.method == "rlhf":
-            one_program = self.reward_model_epochs == 0
-        else:
-            one_program = self.dpo.batch_size > 0
-        return [self.num_pairs] if one_program else [(size,) for size in self.num_pairs]
+        shared = {"dpo": self.dpo.batch_size > 0, "rlhf": self.reward_model_epochs == 0}
+        return [self.num_pairs] if shared.get(self.method) else [(size,) for size in self.num_pairs]
 
     def reward_model_config(self, num_pairs: int) -> reward_model.Config:
         """Return the reward model's config, with epochs turned into updates."""
