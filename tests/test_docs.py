@@ -24,7 +24,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 import jaxpref
-from experiments.harness.progress import Done, Progress, bar_on
+from experiments.harness.progress import Progress, bar_on
 from experiments.reporting import experiment
 from jaxpref import store
 
@@ -112,7 +112,7 @@ def results(tmp_path_factory):
     settings.out.mkdir(parents=True)
     with Progress(bar_on(Console(quiet=True)), settings.out) as progress:
         progress.begin(1, 1, np.asarray(settings.seeds))
-        progress.done(Done("dpo", 3, 12, 1.0, 1.0, 1.0, False))
+        progress.done("dpo", 3, 12, 1.0, compile_s=1.0, run_s=1.0, kept=False)
         progress.log("dpo", outcome.rows[0].metrics, num_pairs=4, reference="pi1")
     experiment.write(settings, jaxpref.cartpole(), outcome, copy.deepcopy(TIMING), Console(quiet=True))
     return place, settings.out, outcome

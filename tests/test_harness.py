@@ -386,8 +386,8 @@ def test_progress_says_what_is_done(tmp_path, terminal):
         for _ in range(2):
             shown.plan()
         shown.start("reinforce", 16)
-        shown.done(progress.Done("reinforce", 3, 16, 195.25, 0.5, 1.0, False))
-        shown.done(progress.Done("dpo", 6, 1, None, 1.5, 0.5, True))
+        shown.done("reinforce", 3, 16, 195.25, compile_s=0.5, run_s=1.0, kept=False)
+        shown.done("dpo", 6, 1, None, compile_s=1.5, run_s=0.5, kept=True)
     lines = [
         "a run\n",
         "batch 1 of 2, 3 seeds\n",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments.harness import devices, folder
 from experiments.harness.memo import Memo
-from experiments.harness.progress import Done, Progress, bar_on
+from experiments.harness.progress import Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import Method, Settings, StudyTask, default_settings, original_ppo
@@ -95,7 +95,7 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
                 outcome = pipeline.run(settings, pipeline.task_of(settings), own)
                 times, mean = own.times.values(), mean_or_none(outcome.rows[-1].true_return)
                 compile_s, run_s = sum(time.compile_s for time in times), sum(time.run_s for time in times)
-                progress.done(Done(title, len(settings.seeds), None, mean, compile_s, run_s, kept=run_s == 0))
+                progress.done(title, len(settings.seeds), None, mean, compile_s=compile_s, run_s=run_s, kept=run_s == 0)
                 return outcome
 
             yield run, progress.console

@@ -9,24 +9,12 @@ import json
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-
-
-class Done(NamedTuple):
-    """A finished stage. `mean_return` is that at the end of training, over all runs; `kept`: found in the memo."""
-
-    stage: str
-    runs: int
-    updates: int | None
-    mean_return: float | None
-    compile_s: float
-    run_s: float
-    kept: bool
 
 
 def bar_on(console: Console) -> Bar:
@@ -83,17 +71,17 @@ class Progress(AbstractContextManager["Progress"]):
         """Show the stage that runs now."""
         self._bar.update(self._bar.task_ids[0], description=", ".join(filter(None, (stage, _updates(num_updates)))))
 
-    def done(self, done: Done) -> None:
-        """Report a finished stage."""
+    def done(self, stage: str, num_runs: int, num_updates: int | None, mean_return: float | None, **how: Any) -> None:
+        """Report a finished stage: its mean return at the end, its `compile_s` and `run_s`, whether it was `kept`."""
         self._bar.advance(self._bar.task_ids[0])
-        runs = f"{done.runs} run{'s' if done.runs > 1 else ''}"
+        runs = f"{num_runs} run{'s' if num_runs > 1 else ''}"
         returned = ""
-        if done.mean_return is not None:
-            digits = 1 if abs(done.mean_return) >= 10 else 2  # returns are small on Catch
-            returned = f"return {done.mean_return:.{digits}f}"
-        took = "kept" if done.kept else f"{done.compile_s + done.run_s:.1f} s"
-        self._print(f"  {done.stage:<24} {runs:>9} {_updates(done.updates):>13} {returned:>14} {took:>9}")
-        self._event("stage", **done._asdict())
+        if mean_return is not None:
+            digits = 1 if abs(mean_return) >= 10 else 2  # returns are small on Catch
+            returned = f"return {mean_return:.{digits}f}"
+        took = "kept" if how["kept"] else f"{how['compile_s'] + how['run_s']:.1f} s"
+        self._print(f"  {stage:<24} {runs:>9} {_updates(num_updates):>13} {returned:>14} {took:>9}")
+        self._event("stage", stage=stage, runs=num_runs, updates=num_updates, mean_return=mean_return, **how)
 
     def log(self, stage: str, metrics: Any, **labels: Any) -> None:
         """Write the means over seeds of a training's metrics [S, U], one line for each update.

@@ -23,7 +23,7 @@ from rich.console import Console
 from experiments.harness.devices import padded_size
 from experiments.harness.memo import LARGEST, Memo, digest, num_bytes
 from experiments.harness.programs import Program, Programs
-from experiments.harness.progress import Done, Progress, bar_on, mean_return
+from experiments.harness.progress import Progress, bar_on, mean_return
 
 RECENT = 600_000_000
 """Bytes of results that stay in memory for a later run with the same stages."""
@@ -98,7 +98,7 @@ class Lazy:
                 stages.writes.append(stages.writer.submit(stages.memo.save, self.name, self.key, self._value))
         times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
         score, num_runs = mean_return(self._value), math.prod(axes)
-        stages.progress.done(Done(self.name, num_runs, num_updates, score, compile_s, run_s, kept))
+        stages.progress.done(self.name, num_runs, num_updates, score, compile_s=compile_s, run_s=run_s, kept=kept)
         stages.forget()
 
 
