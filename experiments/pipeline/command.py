@@ -67,12 +67,10 @@ def problems(settings: Settings) -> Iterator[str]:
         for field, message in checks.problems(config):
             yield f"--{flag(group + field)} {message}"
     lowest, highest = settings.return_range or (0.0, 1.0)
-    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+    if not -math.inf < lowest < highest < math.inf:
         yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"
     if settings.dpo.eval_episodes < 1:
         yield "--dpo.eval-episodes must be at least 1 for curves of the true return, got 0"
-    if max(settings.dpo.batch_size, settings.reward_model.batch_size) > MOST:
-        yield f"--dpo.batch-size and --reward-model.batch-size must be at most {MOST:,}"
     pairs_at_once = min(max(sizes) for sizes in settings.size_groups)
     if settings.reward_model.holdout_every > pairs_at_once:
         yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
@@ -88,9 +86,7 @@ def problems(settings: Settings) -> Iterator[str]:
         yield f"--process must be less than --processes, {settings.processes}, got {settings.process}"
     if settings.coordinator and not re.fullmatch(r"\S+:\d{1,5}", settings.coordinator):
         yield f"--coordinator must be HOST:PORT, got {settings.coordinator}"
-    if settings.coordinator and settings.processes == 1:
-        yield "--coordinator needs --processes, the number of processes that share the seeds"
-    if settings.processes > 1 and not settings.coordinator:
-        yield "--processes needs --coordinator HOST:PORT, the address of the first process"
+    if settings.processes != 0 and (settings.processes > 1) != bool(settings.coordinator):
+        yield "--processes needs --coordinator HOST:PORT, the address of the first process, and the other way round"
     if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         yield "--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'"
