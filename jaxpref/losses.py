@@ -92,18 +92,12 @@ def robust_target(target: Values, label_smoothing: Scalar) -> Values:
 def dpo(
     chosen_logp: Values, rejected_logp: Values, ref_chosen_logp: Values, ref_rejected_logp: Values, beta: Scalar
 ) -> Values:
-    """Compute the DPO loss of log-probabilities of whole trajectories: `sigmoid` of their `margin`.
-
-    It is ln 2 where the policy is the reference.
-    """
+    """Compute the DPO loss of log-probabilities of whole trajectories: `sigmoid` of their `margin`."""
     return sigmoid(margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp), beta)
 
 
 def dpo_reward(logp: Values, ref_logp: Values, beta: Scalar) -> Values:
-    """Compute DPO's implicit reward of a trajectory, beta * (logp - ref_logp).
-
-    It is the reward up to a constant that depends on the initial state only.
-    """
+    """Compute DPO's implicit reward, beta * (logp - ref_logp), up to a constant of the trajectory's initial state."""
     check_same_shape(logp=logp, ref_logp=ref_logp)
     return beta * (logp - ref_logp)
 

@@ -188,10 +188,7 @@ def _ask(
 def _rounds(
     num_rounds: int, num_pairs: int, key: Key[Array, ""], networks: Networks, ask: Callable, learn: Callable
 ) -> Result:
-    """Run the loop that both methods share.
-
-    The dataset has its full size from the start. Pairs that are not labelled yet have weight zero.
-    """
+    """Run the loop that both methods share. Pairs that are not labelled yet have weight zero."""
 
     def play_round(carry, inputs):
         networks, pairs = carry

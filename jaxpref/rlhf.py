@@ -33,7 +33,6 @@ def train(
 ) -> Result:
     """Fit a reward model to `preferences`, then train a policy on it by PPO.
 
-    PPO starts from `init_params`, and `ref_params` is its reference.
     More than one member is an ensemble, `reward_model.train_ensemble`. Under `jit`, `num_members` is static.
     The keys are `key_reward, key_ppo = jax.random.split(key)`.
     """

@@ -43,10 +43,7 @@ def reset(task: Task, key: Key[Array, ""]) -> EnvStep:
 def step(
     task: Task, key: Key[Array, ""], env_step: EnvStep, action: Array
 ) -> tuple[EnvStep, Float[Array, ""], Bool[Array, ""]]:
-    """Take one step without reset and without time limit: (next, true reward, terminated).
-
-    A continuous action is clipped to its range.
-    """
+    """Take one step without reset and time limit, with a clipped action: (next, true reward, terminated)."""
     if task.action_range is not None:
         action = jnp.clip(action, *jnp.float32(task.action_range).T)
     obs, state, reward, terminated, _ = task.env.step_env(key, env_step.state, action, task.env_params)

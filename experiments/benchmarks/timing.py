@@ -79,10 +79,7 @@ def earlier(path: Path) -> dict[str, Any]:
 
 
 def changes(rows: list[Row], before: list[Row]) -> list[str]:
-    """Return a line for each row that is about the same as one of `before`: how much each measured number changed.
-
-    What a row is about stands in its words and whole numbers. What was measured is a float.
-    """
+    """Return a line for each row that is about the same as one of `before`: how much each measured number changed."""
     known, lines = {_about(row): row for row in before}, []
     for row in rows:
         old = known.get(_about(row), {})
@@ -94,6 +91,7 @@ def changes(rows: list[Row], before: list[Row]) -> list[str]:
 
 
 def _about(row: Row) -> str:
+    """Name the row by its words and whole numbers. What was measured is a float."""
     return ", ".join(f"{name} {value}" for name, value in row.items() if not isinstance(value, float))
 
 

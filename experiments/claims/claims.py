@@ -1,7 +1,4 @@
-"""The claims: each says, before the data are seen, which arm is expected to end above which.
-
-The page of the evidence says of each comparison whether the data bear it out.
-"""
+"""The claims: each says, before the data are seen, which arm is expected to end above which."""
 
 import itertools
 import re

@@ -14,10 +14,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it for this process; remove temporary files of a killed process.
-
-    The kernel releases the lock when the process ends, however it ends.
-    """
+    """Make `folder` and hold it until this process ends, however it ends; remove a killed one's temporary files."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:

@@ -178,10 +178,7 @@ class Stages(AbstractContextManager["Stages"]):
 
 
 def _by_run(inputs: Any, variants: Any, axes: tuple[int, ...], num_runs: int) -> tuple[Any, ...]:
-    """Return the inputs of each run [V * S, ...], padded with those of the first runs.
-
-    What is on the devices already, as another stage's result, stays as it is.
-    """
+    """Return the inputs of each run [V * S, ...], padded with those of the first runs, or as the devices hold them."""
     run = np.arange(num_runs) % math.prod(axes)
     by_run = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else leaf[run % axes[0]], inputs)
     return by_run if variants is None else (*by_run, variants[run // axes[0]])

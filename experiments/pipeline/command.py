@@ -26,10 +26,7 @@ EXPERTS = {"reinforce": "reinforce", "ppo": "expert-ppo"}
 
 
 def parse(argv: Sequence[str], script: str, task: str | None = None, method: Method | None = None) -> Settings:
-    """Return the settings of a script that runs `task` with `method`, by default; without them, the user must choose.
-
-    `--task`, `--method` and `--preset` choose the defaults of all other flags.
-    """
+    """Return a script's settings. `task` and `method` are its defaults; without them, the user must choose."""
     chosen = cli.given(argv, "method") or method
     known = cast(Method, chosen if chosen in get_args(Method) else "dpo")
     try:

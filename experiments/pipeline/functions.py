@@ -89,16 +89,14 @@ class Labels:
 
 @struct.dataclass
 class Evaluation:
-    """Mean returns of pi1 and pi2 [2], KL(pi1 || pi2) in nats per episode, and the trained policies' scores [R, P].
-
-    shown:  see `first_episodes`; None unless `Setup.show`.
-    """
+    """Mean returns of pi1 and pi2 [2], KL(pi1 || pi2) in nats per episode, and the trained policies' scores [R, P]."""
 
     expert_return: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
     scores: Score
     labels: Labels
     shown: Trajectory | None
+    """Of `first_episodes`; None unless `Setup.show`."""
 
 
 # --- experts and pairs ------------------------------------------------------------------------------------------------
@@ -160,10 +158,7 @@ def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Pr
 
 
 def control_reward(setup: Setup, config: None, keys: Keys) -> training.Result:
-    """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls.
-
-    It is not fitted, so it has no metrics and does not diverge.
-    """
+    """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls."""
     key_init, key_head = jax.random.split(keys.reward_model)
     reward = init_reward(key_init, setup.task)  # its head is zero
     if setup.reward == "random":

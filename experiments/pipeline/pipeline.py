@@ -69,10 +69,7 @@ class Outcome:
 
 
 def task_of(settings: Settings) -> Task:
-    """Return the task that the settings name, with what they change about it.
-
-    Raises ValueError for a task that does not exist or lacks what the settings use.
-    """
+    """Return the task that the settings name. Raises ValueError if it does not exist or lacks what they use."""
     task = tasks.task(settings.task, settings.horizon, settings.fixed_horizon)
     names = ("pi1_target", "pi2_target", "return_range")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}

@@ -105,10 +105,7 @@ def draw_policies(summary: dict[str, Any], columns: Columns) -> Figure:
 
 
 def draw_curves(outcome: Outcome, summary: dict[str, Any], columns: Columns, fields: dict[str, str]) -> Figure:
-    """Draw a curve for each dataset size in every column, and a row of panels for each field.
-
-    A field has an entry for each update, or for each evaluation. Returns begin with pi2's.
-    """
+    """Draw a curve for each dataset size in every column, and a row of panels for each field. Returns begin at pi2."""
     policy_loss = "DPO" if summary["method"].endswith("dpo") else "PPO"
     figure, axes_of = panels(len(columns), len(fields), sharey=False if "reward model" in columns else "row")
     for column, (heading, rows) in zip(axes_of.T, columns.items(), strict=True):

@@ -34,10 +34,7 @@ def title(summary: dict[str, Any]) -> str:
 
 
 def score(per_seed: Any) -> dict[str, Any]:
-    """Return a policy's entry in summary.json. `ci95` is the bootstrap interval of the IQM over seeds.
-
-    A seed that is NaN does not count. Without any seed every number is None.
-    """
+    """Return a policy's entry in summary.json. A seed that is NaN does not count; without any, every number is None."""
     per_seed = np.asarray(per_seed, np.float64)
     known = per_seed[~np.isnan(per_seed)]
     iqm, ends = (statistics.iqm(known), statistics.bootstrap_interval(known)) if known.size else (None, (None, None))
@@ -130,10 +127,7 @@ def diverged(settings: Settings, outcome: Outcome) -> list[dict[str, Any]]:
 def sound(
     entries: list[dict[str, Any]], seeds: Sequence[int], reference: str | None = None, num_pairs: int | None = None
 ) -> Bool[np.ndarray, " S"]:
-    """Return which seeds have numbers in a row, given the entries of `diverged`.
-
-    Without a reference or a size: in what is the same for all of them.
-    """
+    """Return which seeds have numbers in a row, or in what all rows share, given the entries of `diverged`."""
     rows = (None, reference), (None, num_pairs)
     bad = {entry["seed"] for entry in entries if entry["reference"] in rows[0] and entry["num_pairs"] in rows[1]}
     return np.array([seed not in bad for seed in seeds])

@@ -79,10 +79,7 @@ def policies(
 
 
 def intervals(axes: Axes, names: Words, centres: Numbers, intervals: Intervals, colours: Words) -> None:
-    """Draw a forest plot: for each name a row with its centre and its interval, the first row at the top.
-
-    A row whose centre is NaN stays empty.
-    """
+    """Draw a forest plot: a row for each name, from the top, with its centre and interval; empty where that is NaN."""
     for row, (_, centre, interval, colour) in enumerate(zip(names, centres, intervals, colours, strict=True)):
         if np.isfinite(centre):
             # Not error bars: they start at the centre, and an interval need not hold its centre.
@@ -123,10 +120,7 @@ def heat_map(
 def profiles(
     axes: Axes, thresholds: PerLevel, shares: PerLevel, low: PerLevel, high: PerLevel, label: str, colour: str
 ) -> None:
-    """Draw a performance profile in its band: `statistics.performance_profile` and `profile_band`.
-
-    The thresholds ascend. The lines are steps, as a share stays the same up to the next score.
-    """
+    """Draw a performance profile in its band, as steps: `statistics.performance_profile` and `profile_band`."""
     axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
     axes.step(thresholds, shares, where="post", color=colour, label=label, linewidth=1.6)
     axes.set_ylim(-0.02, 1.02)

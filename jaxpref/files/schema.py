@@ -1,7 +1,4 @@
-"""Check the arrays of a file of pairs, which another program may have written: docs/preferences-format.md.
-
-Values are checked, too. Training relies on them.
-"""
+"""Check the arrays of a file of pairs, which another program may have written: docs/preferences-format.md."""
 
 from collections.abc import Mapping
 from typing import Any

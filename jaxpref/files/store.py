@@ -145,10 +145,7 @@ def save_preferences(path: str | os.PathLike, preferences: Preferences) -> None:
 
 
 def load_preferences(path: str | os.PathLike, task: Task | None = None) -> Preferences:
-    """Read a preference dataset of N pairs, written by `save_preferences` or by another program in the same format.
-
-    Raises ValueError, naming the array, for one that does not follow the format or does not fit the task.
-    """
+    """Read a preference dataset of N pairs. Raises ValueError, naming the array, if it does not fit format or task."""
     highest = {"weight": float(jnp.finfo(jnp.float32).max), "prob": 1.0, "target": 1.0}
     chosen, rejected, numbers = _read_pairs(path, "preferences", ("chosen", "rejected"), task, highest)
     ones = jnp.ones(len(chosen.mask))
