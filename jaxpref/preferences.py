@@ -46,35 +46,23 @@ def sample_preferences(
         check_policy(task, policy, "one of others")
     check_segment(task, segment)
     check_key(key)
-    key_pi1, key_pi2, key_label, key_clip, key_start, *key_others = jax.random.split(key, 5 + len(others))
-    policies, keys = (pi1_params, pi2_params, *others), (key_pi1, key_pi2, *key_others)
+    matches = list(itertools.combinations((pi1_params, pi2_params, *others), 2))
+    num_each = -(-num_pairs // len(matches))  # pairs of a match
+    key_pi1, key_pi2, key_label, key_clip, key_start, *more = jax.random.split(key, 3 + 2 * len(matches))
+    policies, keys = itertools.chain(*matches), (key_pi1, key_pi2, *more)
     sides: list[dict[str, Any]] = [{"params": each, "key": key} for each, key in zip(policies, keys, strict=True)]
-    places, pair_of = _schedule(len(sides), num_pairs)
     if same_start:
-        start = jax.vmap(functools.partial(reset, task))(jax.random.split(fast_key(key_start), num_pairs))
-        for side, pair in zip(sides, pair_of, strict=True):
-            side["start"] = jax.tree.map(lambda leaf, pair=pair: leaf[pair], start)
-    first, second, *more = _play(task, sides, pair_of.shape[1])
-    if more:
-        played = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second, *more)
-        first, second = (jax.tree.map(lambda leaf, place=place: leaf[place], played) for place in places)
+        start = jax.vmap(functools.partial(reset, task))(jax.random.split(fast_key(key_start), num_each * len(matches)))
+        for number, side in enumerate(sides):
+            side["start"] = jax.tree.map(lambda leaf, match=number // 2: leaf[match :: len(matches)], start)
+    played = _play(task, sides, num_each)
+
+    def take_turns(*leaves: Array) -> Array:
+        return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])[:num_pairs]
+
+    first, second = (jax.tree.map(take_turns, *played[place::2]) for place in (0, 1))
     first, second = clip_pairs(key_clip, first, second, segment)
     return label_pairs(key_label, first, second, annotator)
-
-
-def _schedule(num_policies: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Let pairs cycle through the combinations of two of M policies. Each policy plays K episodes.
-
-    places:   [2, N], the first and the second episode of each pair, as places among all M * K, policy by policy.
-    pair_of:  [M, K], the pair that an episode is for. The last episodes of a policy of few pairs are not used.
-    """
-    both = np.resize(list(itertools.combinations(range(num_policies), 2)), (num_pairs, 2))
-    pairs = [np.flatnonzero((both == policy).any(1)) for policy in range(num_policies)]
-    num_episodes = max(len(own) for own in pairs)
-    places = np.zeros_like(both)
-    for policy, own in enumerate(pairs):
-        places[both == policy] = policy * num_episodes + np.arange(len(own))
-    return places.T, np.stack([np.resize(own, num_episodes) for own in pairs])
 
 
 def _play(task: Task, sides: list[dict[str, Any]], num_episodes: int) -> list[Trajectory]:
