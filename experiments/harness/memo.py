@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from experiments import ROOT
@@ -30,12 +29,7 @@ LIMIT = 2_000_000_000
 
 def digest(tree: Any) -> str:
     """Return the SHA-256 of a pytree of arrays: of every leaf's path, dtype, shape and bytes."""
-    hasher = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        hasher.update(array.reshape(-1).view(np.uint8).data)
-    return hasher.hexdigest()
+    return hashlib.sha256(store.to_npz(tree)).hexdigest()
 
 
 def num_bytes(tree: Any) -> int:
