@@ -54,6 +54,5 @@ def run(settings: Settings, console: Console) -> None:
 if __name__ == "__main__":
     with exit_codes("interrupted: the same command starts from the beginning"):
         chosen = cli.read(Settings, sys.argv[1:], "bench", __doc__ or "")
-        cli.check_values(chosen, num_envs=1, num_seeds=1, memory_seeds=1, repeats=1)
         with folder.locked(chosen.out):
             run(chosen, Console())

@@ -14,9 +14,10 @@ from rich.markdown import Markdown
 from experiments import START
 from experiments.claims import arms, page
 from experiments.claims.claims import CLAIMS, ClaimName
-from experiments.harness.cli import check_values, read
+from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
 from experiments.pipeline.settings import StudyTask
+from jaxpref.checks import setting
 from jaxpref.files import store
 
 
@@ -24,17 +25,16 @@ from jaxpref.files import store
 class Evidence:
     """The claims, and the seeds that they are tested on."""
 
-    num_seeds: int = 100  # Seeds 0 to num_seeds - 1.
+    num_seeds: int = setting(100, low=1)  # Seeds 0 to num_seeds - 1.
     claims: tuple[ClaimName, ...] = get_args(ClaimName)  # Names of claims.
     tasks: tuple[StudyTask, ...] = get_args(StudyTask)  # The tasks that each claim is tested on.
     out: Path = Path("results/evidence")  # Folder for the page, its figures and summary.json.
-    devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
+    devices: int = setting(0, low=0)  # CPU devices that seeds are spread over; 0: one for each core.
 
 
 def main() -> None:
     """Run the arms, test the claims, write the page."""
     settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "")
-    check_values(settings, num_seeds=1, devices=0)
     out, seeds = settings.out, range(settings.num_seeds)
     chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
     names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]

@@ -10,7 +10,7 @@ import time
 from experiments import START
 from experiments.claims import grid
 from experiments.claims.arms import opened
-from experiments.harness.cli import check_values, read
+from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
 from experiments.reporting.summary import null_for_nan
 from jaxpref.files import store
@@ -19,7 +19,6 @@ from jaxpref.files import store
 def main() -> None:
     """Run every grid, and write its summary and its figures."""
     sweep, all_well, start = read(grid.Sweep, sys.argv[1:], "sweep", __doc__ or ""), True, START
-    check_values(sweep, num_seeds=1, num_pairs=1, temperatures=0, beta=0, kl_coef=0, devices=0)
     with opened(sweep.out, sweep.devices) as (run, console):
         for task, method in itertools.product(sweep.tasks, sweep.methods):
             folder, summary = sweep.out / f"{task}-{method}", grid.run_grid(sweep, task, method, run)

@@ -7,7 +7,7 @@ traced, and none when it runs. A wrong kind raises TypeError, a wrong shape or r
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ LARGEST = float(np.finfo(np.float32).max)
 def setting(default: Any, *, low: Number = -math.inf, high: Number = math.inf, choices: Sequence[str] = ()) -> Any:
     """Declare a field of a Config with its range, or with its choices.
 
-    A float is a leaf, so that `vmap` can sweep it. Everything else is static. `check_config` does the checks.
+    A float is a leaf, so that `vmap` can sweep it; all else is static. A tuple's range is that of its values.
     """
     metadata = {"limits": {"low": low, "high": high, "choices": choices}}
     return struct.field(pytree_node=isinstance(default, float), default=default, metadata=metadata)
@@ -71,6 +71,9 @@ KINDS: dict[Any, tuple[str, Any]] = {
 
 
 def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:
+    if isinstance(value, tuple):
+        found = (_problem(get_args(kind)[0], each, low, high) for each in value)
+        return next(filter(None, found), None) if value else "needs at least one value"
     if choices and value not in choices and (kind is str or not callable(value)):
         return f"must be one of {', '.join(choices)}, got {value!r}"
     words, types = KINDS.get(kind, ("", object))
@@ -83,7 +86,7 @@ def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math
         return None
     if not abs(value) <= LARGEST:  # NaN is not below it
         return f"must be a finite float32, got {value}"
-    return f"must be {f'at least {low:g}' if high == math.inf else f'between {low:g} and {high:g}'}, got {value}"
+    return f"must be {f'at least {low:g}' if high == math.inf else f'between {low:g} and {high:.10g}'}, got {value}"
 
 
 def check_count(value: Any, name: str) -> None:

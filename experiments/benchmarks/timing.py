@@ -14,6 +14,7 @@ from experiments.harness.errors import UsageError
 from experiments.pipeline import settings as pipeline
 from experiments.pipeline.settings import Method, default_settings
 from jaxpref import dpo, ppo, reward_model
+from jaxpref.checks import setting
 from jaxpref.files import store
 
 Row = dict[str, Any]
@@ -27,11 +28,11 @@ class Settings:
 
     sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
     """Parts of the table. "peer" needs an environment of its own: make bench-peer."""
-    num_envs: tuple[int, ...] = (16, 2048)  # Environments side by side in a rollout.
-    num_seeds: tuple[int, ...] = (1, 16)  # Seeds in one call of a trainer; the largest number also on one device.
+    num_envs: tuple[int, ...] = setting((16, 2048), low=1)  # Environments side by side in a rollout.
+    num_seeds: tuple[int, ...] = setting((1, 16), low=1)  # Seeds in one call of a trainer; the most also on one device.
     experiments: tuple[Experiment, ...] = ("cartpole_dpo",)  # Run with and without compiled programs.
-    memory_seeds: tuple[int, ...] = (16, 48)  # Seeds of the runs whose peak memory is compared.
-    repeats: int = 3  # Repeats of every measurement, in turns; the median counts.
+    memory_seeds: tuple[int, ...] = setting((16, 48), low=1)  # Seeds of the runs whose peak memory is compared.
+    repeats: int = setting(3, low=1)  # Repeats of every measurement, in turns; the median counts.
     against: Path | None = None  # summary.json to compare with; None: the one that is in --out.
     out: Path = Path("results/bench")  # Folder for summary.json; the one before it becomes previous.json.
 

@@ -17,6 +17,7 @@ from experiments.reporting.figures import finish, panels, save, style
 from experiments.reporting.summary import LABELS, score, versions
 from jaxpref import annotators, tasks
 from jaxpref.analysis import plots
+from jaxpref.checks import setting
 
 Trainer = Literal["dpo", "rlhf"]
 
@@ -27,15 +28,15 @@ class Sweep:
 
     tasks: tuple[StudyTask, ...] = get_args(StudyTask)  # The tasks.
     methods: tuple[Trainer, ...] = get_args(Trainer)  # The methods.
-    num_seeds: int = 10  # Seeds 0 to num_seeds - 1.
-    num_pairs: tuple[int, ...] = (10, 50, 200, 1000)  # Sizes of the preference dataset.
-    temperatures: tuple[float, ...] = (0.005, 0.1, 0.5)
+    num_seeds: int = setting(10, low=1)  # Seeds 0 to num_seeds - 1.
+    num_pairs: tuple[int, ...] = setting((10, 50, 200, 1000), low=1)  # Sizes of the preference dataset.
+    temperatures: tuple[float, ...] = setting((0.005, 0.1, 0.5), low=0)
     """Temperatures of the Bradley-Terry annotator, as shares of the task's range of returns."""
-    beta: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)  # DPO's pull to the reference.
-    kl_coef: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+    beta: tuple[float, ...] = setting((0.01, 0.03, 0.1, 0.3, 1.0), low=0)  # DPO's pull to the reference.
+    kl_coef: tuple[float, ...] = setting((0.0, 0.01, 0.03, 0.1, 0.3, 1.0), low=0)
     """PPO's pull, in units of the learned reward's mean magnitude per step. Below 1 it is weak."""
     out: Path = Path("results/sweep")  # Folder; each grid has its own folder in it.
-    devices: int = 0  # CPU devices that seeds are spread over; 0: one for each core.
+    devices: int = setting(0, low=0)  # CPU devices that seeds are spread over; 0: one for each core.
 
 
 def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[str, Any]:

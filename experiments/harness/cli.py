@@ -1,14 +1,15 @@
 """Settings from the command line. tyro speaks for itself: help, unknown flags, wrong values, suggestions."""
 
 import argparse
-import math
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from experiments.harness.errors import UsageError
+from jaxpref import checks
 from jaxpref.dpo import Loss
 from jaxpref.types import Scalar
 
@@ -35,7 +36,7 @@ def read(
     kind: type[Kind], argv: Sequence[str], script: str, description: str, default: Any = tyro.MISSING_NONPROP
 ) -> Kind:
     """Return an instance of the dataclass `kind` from the words of a command line. A wrong one exits with code 2."""
-    return tyro.cli(
+    settings = tyro.cli(
         kind,
         args=argv,
         default=default,
@@ -44,17 +45,18 @@ def read(
         prog=f"python -m experiments.{script}",
         description=description,
     )
+    for problem in problems(settings):
+        raise UsageError(problem)
+    return settings
 
 
-def check_values(settings: Any, **least: float) -> None:
-    """Check that no list is empty, and that the numbers of the settings in `least` are finite and at least so large."""
+def problems(settings: Any, group: str = "") -> Iterator[str]:
+    """Yield what is wrong with a value of the settings or of the configs in them, after its flag."""
+    for name, problem in checks.problems(settings):
+        yield f"--{group}{name}".replace("_", "-") + f" {problem}"
     for name, value in vars(settings).items():
-        flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, tuple) else (value,)
-        if not values:
-            raise UsageError(f"{flag} needs at least one value")
-        for number in values:
-            if name in least and not least[name] <= number < math.inf:
-                raise UsageError(f"{flag} must be finite and at least {least[name]}, got {number}")
+        if dataclasses.is_dataclass(value):
+            yield from problems(value, f"{name}.")
 
 
 def given(argv: Sequence[str], flag: str) -> str | None:

@@ -30,9 +30,9 @@ class Settings:
     """How a policy is trained on preferences; the online methods play their pairs while they train."""
     out: Path
     """Folder for the results; made if it is missing."""
-    seeds: tuple[int, ...] = (35, 42, 100)
+    seeds: tuple[int, ...] = setting((35, 42, 100), low=0, high=2**32 - 1)
     """Each seed is a study of its own, from its experts to its evaluation."""
-    num_pairs: tuple[int, ...] = (10, 50, 200, 1000)
+    num_pairs: tuple[int, ...] = setting((10, 50, 200, 1000), low=1, high=MOST)
     """Sizes of the preference dataset; a smaller one is the beginning of the largest."""
     reference: tuple[Policy, ...] = ("pi1", "pi2")
     """Policy of DPO's log-ratios and PPO's KL penalty: pi1 as in the original study; pi2, the initial policy, is the
