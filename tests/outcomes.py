@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import jaxpref
-from experiments.pipeline.functions import Labels
+from experiments.pipeline.functions import LABELS
 from experiments.pipeline.pipeline import Outcome, Row
 from experiments.pipeline.settings import default_settings
 from jaxpref import dpo, experts, ppo, ranking, reward_model, training
@@ -72,7 +72,7 @@ def outcome_of(settings, rng):
         metrics=_metrics(experts.Metrics, rng, num_seeds),
         divergence=divergence(num_seeds),
     )
-    labels = Labels(*(rng.random(num_seeds, np.float32) for _ in dataclasses.fields(Labels)))
+    labels = {name: rng.random(num_seeds, np.float32) for name in LABELS}
     expert_returns, pi1_kl = {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds)
     return Outcome(trained, expert_returns, pi1_kl, rows, reward_models, labels, None, None)
 

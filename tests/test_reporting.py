@@ -60,7 +60,7 @@ def test_the_summary_has_the_contracts_keys_and_the_outcomes_numbers(method):
         low, high = row["policy"]["ci95"]
         assert min(run.true_return) <= low <= row["policy"]["iqm"] <= high <= max(run.true_return)
         found = [row[f"{name}_accuracy"] for name in ("heldout", "label", "length")]
-        accuracies = run.quality.return_accuracy, run.quality.label_accuracy, outcome.labels.length_accuracy
+        accuracies = run.quality.return_accuracy, run.quality.label_accuracy, outcome.labels["length_accuracy"]
         np.testing.assert_allclose(found, np.mean(accuracies, axis=1), rtol=1e-6)
     assert results["pi2_target"] == [95, None, 95]  # JSON has no infinity
     assert results["not_reached"] == {"pi1": [3], "pi2": []}
@@ -130,7 +130,7 @@ def test_the_report_has_the_summarys_numbers_and_this_runs_seconds():
     explained = table.accuracies_explained(results)
     assert explained in " ".join(text.split())
     assert explained.startswith("Held-out: share of 200 fresh pairs ranked as their true returns rank them")
-    assert f"probabilities reach {outcome.labels.best_accuracy.mean():.3f}" in explained
+    assert f"probabilities reach {outcome.labels['best_accuracy'].mean():.3f}" in explained
 
 
 @pytest.mark.parametrize("seeds", [(5,), (5, 6), SEEDS])

@@ -122,7 +122,7 @@ def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) ->
     """Return an arm's numbers [S]: NaN on seeds that diverged, and where there is no learned score to judge."""
     row = next((row for row in outcome.rows if row.num_pairs == policy), outcome.rows[0])
     returns: dict[str, Any] = {"true_return": row.true_return, "learned_return": row.learned_return, "kl": row.kl}
-    labels = {"label_entropy": outcome.labels.label_entropy, "best_accuracy": outcome.labels.best_accuracy}
+    labels = {name: outcome.labels[name] for name in ("label_entropy", "best_accuracy")}
     judged: dict[str, Any] = {
         "heldout_accuracy": row.quality.return_accuracy,
         "label_accuracy": row.quality.label_accuracy,

@@ -77,14 +77,8 @@ class Score:
     score_per_step: Float[Array, "*batch"]
 
 
-@struct.dataclass
-class Labels:
-    """The held-out labels; see the functions of `ranking`."""
-
-    label_entropy: Float[Array, "*batch"]
-    best_accuracy: Float[Array, "*batch"]
-    length_accuracy: Float[Array, "*batch"]
-    equal_return_share: Float[Array, "*batch"]
+LABELS = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_share")
+"""What `ranking` says about the held-out labels."""
 
 
 @struct.dataclass
@@ -94,7 +88,7 @@ class Evaluation:
     expert_return: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
     scores: Score
-    labels: Labels
+    labels: dict[str, Float[Array, "*batch"]]
     shown: Trajectory | None
     """Of `first_episodes`; None unless `Setup.show`."""
 
@@ -253,7 +247,7 @@ def evaluate(
         expert_return=returns[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
-        labels=Labels(**{field.name: getattr(ranking, field.name)(heldout) for field in dataclasses.fields(Labels)}),
+        labels={name: getattr(ranking, name)(heldout) for name in LABELS},
     )
 
 

@@ -53,7 +53,7 @@ class Outcome:
     returns:  mean true return of pi1 and pi2; pi1_kl: KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
     reward_models:  of each dataset size, the same for every reference; none for methods without one.
-    labels:   of the held-out pairs.
+    labels:   of the held-out pairs, by the names in `functions.LABELS`.
     pairs:    [S, N], if the settings ask for them.
     shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
     """
@@ -63,7 +63,7 @@ class Outcome:
     pi1_kl: Float[Array, " S"]
     rows: list[Row]
     reward_models: list[training.Result]
-    labels: functions.Labels
+    labels: dict[str, Float[Array, " S"]]
     pairs: Preferences | None
     shown: Trajectory | None
 

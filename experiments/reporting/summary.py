@@ -76,7 +76,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
                 "policy": score(np.where(known, row.true_return, np.nan)),
                 "heldout_accuracy": mean_or_none(row.quality.return_accuracy[known]),
                 "label_accuracy": mean_or_none(row.quality.label_accuracy[known]),
-                "length_accuracy": mean_or_none(labels.length_accuracy[known]),
+                "length_accuracy": mean_or_none(labels["length_accuracy"][known]),
             }
         )
     return {
@@ -91,8 +91,8 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         **{f"{name}_reached": experts[f"{name}_reached"].tolist() for name in outcome.returns},
         "not_reached": {name: np.array(seeds)[~experts[f"{name}_reached"]].tolist() for name in outcome.returns},
         "diverged": entries,
-        "best_accuracy": mean_or_none(labels.best_accuracy[for_all]),
-        "equal_return_share": mean_or_none(labels.equal_return_share[for_all]),
+        "best_accuracy": mean_or_none(labels["best_accuracy"][for_all]),
+        "equal_return_share": mean_or_none(labels["equal_return_share"][for_all]),
         "rows": rows,
     }
 
