@@ -1,7 +1,4 @@
-"""RLHF in one call: a reward model fitted to preferences, then PPO on it (Ziegler et al., 2019).
-
-`online.train_rlhf` plays its pairs while it trains.
-"""
+"""RLHF in one call: a reward model fitted to preferences, then PPO on it (Ziegler et al., 2019)."""
 
 import jax
 from flax import struct

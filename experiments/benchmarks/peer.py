@@ -1,8 +1,7 @@
 """PPO of this library and rejax's, at the same settings and in turns.
 
-`ppo` also does what rejax's PPO does not: the reference policy's logits, a learned reward and the next observation's
-value for every step, the metrics, one episode for each seed to measure the reward's size and one to evaluate. rejax is
-timed without any evaluation. It also clips the value loss; `ppo` does not.
+`ppo` also computes the reference policy's logits, a learned reward, the next observation's value for every step and
+metrics, and plays two episodes for each seed. rejax is timed without any evaluation. It clips the value loss.
 """
 
 import dataclasses
@@ -82,10 +81,7 @@ def ask(peer: subprocess.Popen) -> str:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """PPO on CartPole against rejax's, at the same settings and in turns, each side idle while the other is timed.
-
-    jaxpref's time includes a learned reward, a reference policy and more that rejax's PPO does not do.
-    """
+    """PPO on CartPole and rejax's, at the same settings, in turns. jaxpref's has a learned reward and a reference."""
     if not PYTHON.exists():
         raise UsageError(f"{PYTHON} is missing, the Python of rejax's environment: make bench-peer makes it")
     env_steps = len(SEEDS) * NUM_UPDATES * SHARED["num_envs"] * SHARED["num_steps"]

@@ -41,10 +41,7 @@ def iqm(scores: Scores, axis: int | None = None) -> Any:
 
 
 def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval (low, high) of a statistic.
-
-    A single seed says nothing about the spread: then both ends are its score.
-    """
+    """Compute the percentile bootstrap interval (low, high) of a statistic. A single seed is both ends."""
     return _estimate(np.positive, statistic, [_by_task(scores)], options)[1:]
 
 
@@ -78,10 +75,7 @@ def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:
 
 
 def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[Bootstrap]) -> tuple[float, float]:
-    """Compute the bootstrap interval (low, high) of `probability_of_improvement`.
-
-    Both sets of runs are resampled independently. Where every run wins, the interval is (1, 1).
-    """
+    """Compute the bootstrap interval (low, high) of `probability_of_improvement`. Both sets are drawn separately."""
     wins = _wins(scores, baseline)
     num_tasks, num_runs, num_baseline = wins.shape
 
