@@ -18,7 +18,7 @@ from jaxpref.experts import Result
 from jaxpref.networks import Network, init_reward, trajectory_kl, trajectory_log_prob, trajectory_reward
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Preferences, Scalar, Trajectory
+from jaxpref.types import Preferences, Scalar, Trajectory, select
 
 
 class Keys(NamedTuple):
@@ -112,10 +112,6 @@ def play_pairs(
     return preferences.sample_preferences(task, *policies, keys.preferences, num_pairs, annotator, segment)
 
 
-def _reference(experts: Result, reference: Int[Array, ""]) -> Network:
-    return jax.tree.map(lambda pi1, pi2: jnp.where(reference == 0, pi1, pi2), experts.pi1, experts.pi2)
-
-
 def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:
     """Map a function of the training pairs over all sizes of dataset [P]."""
     played, _ = preferences.split(pairs, setup.num_heldout)
@@ -130,7 +126,7 @@ def train_dpo(
     setup: Setup, config: dpo.Config, keys: Keys, experts: Result, pairs: Preferences, reference: Array
 ) -> Trained:
     """Train by DPO from pi2, on every size of dataset [P]."""
-    ref_params = _reference(experts, reference)
+    ref_params = select(reference == 0, experts.pi1, experts.pi2)
 
     def on_pairs(some: Preferences) -> Trained:
         return Trained(**vars(dpo.train(setup.task, config, keys.train, some, experts.pi2, ref_params)))
@@ -168,7 +164,7 @@ def train_ppo(
     setup: Setup, config: ppo.Config, keys: Keys, experts: Result, fitted: training.Result, reference: Array
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
-    ref_params = _reference(experts, reference)
+    ref_params = select(reference == 0, experts.pi1, experts.pi2)
     reward_fn = ppo.true_reward if setup.reward == "true" else ppo.learned_reward
 
     def on_reward(reward_params: Network) -> Trained:
@@ -184,7 +180,7 @@ def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Result, refe
     configs:  of the annotator, of the rounds, then DPO's, or those of the reward model and PPO.
     """
     annotator, rounds, *trainers = configs
-    ref_params, (num_pairs,) = _reference(experts, reference), setup.sizes
+    ref_params, (num_pairs,) = select(reference == 0, experts.pi1, experts.pi2), setup.sizes
     args = keys.train, annotators.teacher_of(setup.task, annotator), num_pairs, experts.pi2, ref_params, setup.segment
     train = online.train_dpo if len(trainers) == 1 else online.train_rlhf
     result = train(setup.task, rounds, *trainers, *args)  # type: ignore[call-arg]
@@ -226,7 +222,7 @@ def evaluate(
 
     def score(run: tuple[Trained, Array, Trajectory, Array]) -> Score:
         trained, reference, episodes, true_return = run
-        ref_params = _reference(experts, reference)
+        ref_params = select(reference == 0, experts.pi1, experts.pi2)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
         chosen, rejected = learned(both)
         return Score(
