@@ -61,7 +61,7 @@ def outcome():
 @pytest.fixture(scope="module")
 def results(outcome):
     """A summary as it comes back from JSON."""
-    return json.loads(store.to_json(summary.summarise(SETTINGS, outcome) | {"timing": TIMING}))
+    return json.loads(json.dumps(summary.summarise(SETTINGS, outcome) | {"timing": TIMING}, allow_nan=False))
 
 
 @pytest.fixture(scope="module")

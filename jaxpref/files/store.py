@@ -48,15 +48,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
-def to_json(table: Any) -> bytes:
-    """Encode `table` as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    return (json.dumps(table, indent=2, allow_nan=False) + "\n").encode()
-
-
 def save_json(path: str | os.PathLike, table: Any) -> None:
-    """Write `table` as indented JSON; see `to_json`."""
+    """Write `table` as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     with atomic_write(path) as file:
-        file.write(to_json(table))
+        file.write((json.dumps(table, indent=2, allow_nan=False) + "\n").encode())
 
 
 def load_json(path: str | os.PathLike) -> Any:
