@@ -61,8 +61,7 @@ def run_all(runs: Sequence[Settings]) -> None:
                 set_aside_other(settings, bar.console)
         stages = held.enter_context(Stages(Memo(fresh=first.fresh)))
         # All start now: while one is written, the next one runs. What writing needs is imported in the meantime.
-        for name in ("scipy.stats", "experiments.reporting.page"):
-            threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
+        threading.Thread(target=_import_writers, daemon=True).start()
         started = []
         for settings, task in zip(runs, tasks, strict=True):
             title = f"{settings.experiment}, seeds {' '.join(map(str, settings.seeds))}"
@@ -80,6 +79,11 @@ def run_all(runs: Sequence[Settings]) -> None:
         bar.console.print(f"{len(runs)} experiments: {time.perf_counter() - START:.1f} s in all", highlight=False)
     if not all_well:
         raise SystemExit(DIVERGED)
+
+
+def _import_writers() -> None:
+    for name in ("scipy.stats", "experiments.reporting.page"):
+        importlib.import_module(name)
 
 
 def write(settings: Settings, task: Task, outcome: pipeline.Outcome, times: dict[str, Any], console: Console) -> bool:
