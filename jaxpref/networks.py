@@ -165,11 +165,6 @@ class Ensemble:
 
     member: Any
 
-    @property
-    def use_next_obs(self) -> bool:
-        """Whether the members take the next observation, too."""
-        return uses_next_obs(self.member)
-
     def apply(self, variables: Params, *inputs: Array) -> Array:
         """Return the mean of the members' outputs."""
         return jax.vmap(lambda each: self.member.apply(each, *inputs))(variables).mean(0)
@@ -234,7 +229,7 @@ def apply_policy(policy: Network, obs: Float[Array, "*batch O"]) -> tuple[Distri
 
 def uses_next_obs(module: Any) -> bool:
     """Return whether a reward model's module takes (obs, action, next_obs), or only (obs, action)."""
-    return getattr(module, "use_next_obs", False)
+    return getattr(getattr(module, "member", module), "use_next_obs", False)
 
 
 def apply_reward(
