@@ -7,7 +7,7 @@ traced, and none when it runs. A wrong kind raises TypeError, a wrong shape or r
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ KINDS: dict[Any, tuple[str, Any]] = {
 
 
 def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:
-    if isinstance(value, tuple):
+    if get_origin(kind) is tuple:
         found = (_problem(get_args(kind)[0], each, low, high) for each in value)
         return next(filter(None, found), None) if value else "needs at least one value"
     if choices and value not in choices and (kind is str or not callable(value)):
