@@ -81,7 +81,10 @@ def clip(trajectory: Trajectory, start: Int[Array, ""] | int, length: int) -> Tr
 
 
 def draw_start(key: Key[Array, ""], trajectory: Trajectory, length: int) -> Int[Array, ""]:
-    """Draw where a clip of one trajectory [T] starts: where all its steps were played; a shorter episode at 0."""
+    """Draw where a clip of one trajectory [T] starts: uniform among the places where all its steps were played.
+
+    An episode of fewer than `length` steps is its own clip: it starts at 0.
+    """
     return jax.random.randint(key, (), 0, jnp.maximum(trajectory.mask.sum() - length, 0) + 1)
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from experiments.harness import cli
 from experiments.harness.errors import UsageError
-from experiments.pipeline.settings import PRESETS, Method, Settings, changes, default_settings, flag
+from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, changes, default_settings, flag
 
 USED = {
     "dpo": {"dpo"},
@@ -60,6 +60,8 @@ def problems(settings: Settings) -> Iterator[str]:
         yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"
     if settings.dpo.eval_episodes < 1:
         yield "--dpo.eval-episodes must be at least 1 for curves of the true return, got 0"
+    if max(settings.dpo.batch_size, settings.reward_model.batch_size) > MOST:
+        yield f"--dpo.batch-size and --reward-model.batch-size must be at most {MOST:,}"
     pairs_at_once = min(max(sizes) for sizes in settings.size_groups)
     if settings.reward_model.holdout_every > pairs_at_once:
         yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
