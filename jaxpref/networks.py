@@ -129,7 +129,7 @@ class ConvActorCritic(nn.Module):
 
 
 class ConvRewardModel(nn.Module):
-    """A `RewardModel` after a `Convolution`, for images."""
+    """A `RewardModel` after a `Convolution`, for images. With `use_next_obs` it sees the change of the features."""
 
     num_actions: int
     obs_shape: tuple[int, ...]
@@ -210,8 +210,10 @@ def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) 
 
 
 def fold_normalisation(reward: Network, mean: Float[Array, " F"], deviation: Float[Array, " F"]) -> Network:
-    """Return the `RewardModel` that makes of its inputs x, without the action, what `reward` makes of those normalised:
-    (x - mean) / deviation.
+    """Move a normalisation of the inputs into the first layer of a `RewardModel`.
+
+    The result gives for x what `reward` gives for (x - mean) / deviation. x is the observation and, with
+    `use_next_obs`, its change.
     """
     torso = reward.params["torso"]
     of_obs, of_action = jnp.split(torso["kernel"], mean.shape)

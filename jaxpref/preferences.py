@@ -161,7 +161,11 @@ def check_pairs(task: Task, preferences: Any) -> None:
 
 
 def take(preferences: Preferences, index: Int[Array, " B"] | slice | int) -> Preferences:
-    """Take the pairs at `index`: indices, a slice, or a number, which drops the axis. IndexError for a missing pair."""
+    """Take the pairs at `index`: indices, a slice, or a number, which drops the axis.
+
+    Raises:
+        IndexError: a pair does not exist. A traced index is not checked.
+    """
     if not isinstance(index, slice | jax.core.Tracer):
         _ = np.arange(preferences.weight.shape[0])[np.asarray(index)]  # NumPy raises where jax would clip the index
     return jax.tree.map(lambda leaf: leaf[index], preferences)
@@ -176,7 +180,7 @@ def split(preferences: Preferences, num_heldout: int) -> tuple[Preferences, Pref
 
 
 def prefix(preferences: Preferences, num_pairs: int | Int[Array, ""]) -> Preferences:
-    """Set the weight of all pairs after the first `num_pairs`, which may be traced, to zero: shapes stay."""
+    """Set the weight of all pairs after the first `num_pairs` to zero. Shapes stay, so `num_pairs` may be traced."""
     size = preferences.weight.shape[0]
     if isinstance(num_pairs, int) and not 0 <= num_pairs <= size:
         raise ValueError(f"num_pairs must be between 0 and {size}, the number of pairs, got {num_pairs}")

@@ -108,7 +108,10 @@ def update(
 
 
 def train(task: Task, config: Config, key: Key[Array, ""], init_params: Network | None = None) -> Result:
-    """Train from `init_params`, or a fresh policy, until both snapshots are taken or `config.num_updates` are made."""
+    """Train until both snapshots are taken, or until `config.num_updates` updates are made.
+
+    init_params:  the first policy; None: a fresh one.
+    """
     check_config(config, Config)
     check_key(key)
     key_init, key_train = jax.random.split(fast_key(key))

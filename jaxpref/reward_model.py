@@ -64,7 +64,7 @@ class Config:
     """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
     use_next_obs: bool = setting(True)
     """Learn a reward of (obs, action, next_obs), not of (obs, action): see `networks.RewardModel`. A task's own reward
-    network decides this itself."""
+    network and `init_params` decide this themselves."""
     normalise_obs: bool = setting(True)
     """Scale observations, and their changes, to mean 0 and deviation 1 over the steps of the pairs, so that the decay
     is the same for all units. Only a `networks.RewardModel` does it. The result takes observations as they are."""

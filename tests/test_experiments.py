@@ -511,7 +511,8 @@ def inputs(dpo_run):
 def test_a_control_reward_is_zero_or_random(inputs, kind, scale):
     """A fresh head is zero, and a drawn one is standard normal: its 64 weights have a mean square near 1."""
     task, keys, _, _ = inputs
-    fitted = functions.control_reward(functions.Setup(task, SIZES, NUM_HELDOUT, reward=kind), None, keys)
+    setup, config = functions.Setup(task, SIZES, NUM_HELDOUT, reward=kind), jaxpref.reward_model.Config()
+    fitted = functions.control_reward(setup, config, keys)
     head = np.asarray(fitted.params.params["reward"]["kernel"])
     assert head.shape == (2, 64, 1)
     np.testing.assert_allclose(np.mean(head**2), scale, atol=0.6)

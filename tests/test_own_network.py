@@ -142,7 +142,10 @@ def test_convolutions_take_flat_images_with_any_batch_axes():
     assert (distribution.logits.shape, value.shape) == ((2, 4, 3), (2, 4))
     for use_next_obs in (False, True):
         task = dataclasses.replace(task, reward_network=networks.ConvRewardModel(3, (10, 5), use_next_obs=use_next_obs))
-        assert networks.apply_reward(networks.init_reward(KEY, task), obs, action, 2 * obs).shape == (2, 4)
+        reward = jax.tree.map(lambda leaf: leaf + 0.1, networks.init_reward(KEY, task))
+        still, moved = (networks.apply_reward(reward, obs, action, next_obs) for next_obs in (obs, 2 * obs))
+        assert still.shape == (2, 4)
+        assert np.allclose(still, moved) == (not use_next_obs)
 
 
 def test_the_policies_of_a_pair_may_be_of_two_kinds():

@@ -303,6 +303,20 @@ def test_units_of_observations_do_not_matter(scale, offset):
         np.testing.assert_allclose(trajectory_reward(in_params, in_units.chosen), learned, rtol=0.02, atol=0.02)
 
 
+def test_rounding_is_not_taken_for_a_change():
+    """Observations near 1000, with changes of one unit in their last place: they are not scaled up to deviation 1."""
+    unit = np.spacing(np.float32(1e3))
+    data = with_obs(pairs(22), lambda obs: 0 * obs + 1e3, lambda change: unit * np.sign(change))
+    params = train(LEVER, CONFIG.replace(normalise_obs=True), jax.random.key(22), data).params
+    assert np.abs(params.params["torso"]["kernel"]).max() < 10
+
+
+def test_pairs_of_another_kind_of_reward_model_are_refused():
+    prepared = reward_model.prepare(LEVER, pairs(24))
+    with pytest.raises(ValueError, match=r"needs pairs of prepare\(..., use_next_obs=True\)"):
+        reward_model.loss_fn(random_reward(24), prepared, EVERYTHING, ALIKE)
+
+
 def test_an_observation_that_never_changes_is_harmless():
     """It has no deviation to be divided by."""
     data = with_obs(pairs(23), lambda obs: 0 * obs + 1e3, lambda change: 0 * change)

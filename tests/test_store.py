@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import zipfile
@@ -194,6 +193,7 @@ def at(place, value):
         ("prob", at(4, np.nan), "prob is not a number from 0 to 1 at pair 4"),
         ("chosen/mask", at((3, slice(2)), [False, True]), "chosen/mask goes on after .* pair 3, step 0"),
         ("chosen/obs", at((1, 0, 2), np.inf), "chosen/obs is not finite at pair 1, step 0"),
+        ("chosen/next_obs", at((1, 0, 2), np.inf), "chosen/next_obs is not finite at pair 1, step 0"),
         ("rejected/action", at((1, 0), -1), "rejected/action is negative at pair 1, step 0"),
         ("rejected/action", at((1, 0), 2), "rejected/action is not one of the 2 actions of task cartpole"),
     ],
@@ -294,8 +294,11 @@ def test_a_process_killed_midway_leaves_the_old_file(tmp_path):
     assert left.read_bytes() == b"half of it"
 
 
-def test_a_finished_write_replaces_the_file_and_everybody_may_read_it(tmp_path):
+def test_a_finished_write_replaces_the_file_and_has_the_usual_permissions(tmp_path):
     """A reader of the old file goes on reading it."""
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    (tmp_path / "usual").unlink()
     (tmp_path / "file").write_bytes(b"something old and longer")
     with (tmp_path / "file").open("rb") as reader:
         with store.atomic_write(tmp_path / "file") as file:
@@ -303,7 +306,7 @@ def test_a_finished_write_replaces_the_file_and_everybody_may_read_it(tmp_path):
         assert reader.read() == b"something old and longer"
     assert (tmp_path / "file").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) & 0o444 == 0o444
+    assert (tmp_path / "file").stat().st_mode == usual
 
 
 def test_a_file_is_on_disk_before_its_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import cast, get_args
@@ -50,13 +51,13 @@ def check_unused(settings: Settings) -> None:
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """Yield which flags are in conflict. `cli.read` has checked the range of each."""
+    """Yield what is wrong with combinations of flags, and what `cli.read` does not check."""
     for name in ("seeds", "num_pairs", "reference"):
         values = getattr(settings, name)
         if len(set(values)) < len(values):
             yield f"--{flag(name)} needs each value once, got {' '.join(map(str, values))}"
     lowest, highest = settings.return_range or (0.0, 1.0)
-    if not lowest < highest:
+    if not -math.inf < lowest < highest < math.inf:
         yield f"--return-range must be LOWEST HIGHEST, got {lowest} {highest}"
     if settings.dpo.eval_episodes < 1:
         yield "--dpo.eval-episodes must be at least 1 for curves of the true return, got 0"
@@ -78,6 +79,6 @@ def problems(settings: Settings) -> Iterator[str]:
     if settings.coordinator and not re.fullmatch(r"\S+:\d{1,5}", settings.coordinator):
         yield f"--coordinator must be HOST:PORT, got {settings.coordinator}"
     if settings.processes != 0 and (settings.processes > 1) != bool(settings.coordinator):
-        yield "--processes needs --coordinator HOST:PORT, the address of the first process, and the other way round"
+        yield "--processes and --coordinator HOST:PORT, the address of the first process, need each other"
     if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         yield "--tensorboard needs a package that is not installed: pip install 'jaxpref[tensorboard]'"

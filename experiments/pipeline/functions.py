@@ -147,14 +147,17 @@ def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Pr
     return _on_sizes(setup, pairs, on_pairs)
 
 
-def control_reward(setup: Setup, config: None, keys: Keys) -> training.Result:
+def control_reward(setup: Setup, config: reward_model.Config, keys: Keys) -> training.Result:
     """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls."""
     key_init, key_head = jax.random.split(keys.reward_model)
-    reward = init_reward(key_init, setup.task)  # its head is zero
+    reward = init_reward(key_init, setup.task, config.use_next_obs)  # its head is zero
+
+    def draw(path: tuple, leaf: Array) -> Array:
+        is_head = jax.tree_util.keystr(path).endswith("['reward']['kernel']")
+        return jax.random.normal(key_head, leaf.shape) if is_head else leaf
+
     if setup.reward == "random":
-        head = reward.params["reward"]
-        drawn = head | {"kernel": jax.random.normal(key_head, head["kernel"].shape)}
-        reward = dataclasses.replace(reward, params=reward.params | {"reward": drawn})
+        reward = jax.tree.map_with_path(draw, reward)
     of_sizes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(setup.sizes), *leaf.shape)), reward)
     never = jnp.zeros(len(setup.sizes), jnp.int32)
     return training.Result(of_sizes, None, Divergence(never, never))

@@ -209,7 +209,7 @@ def _train(
             config = settings.reward_model_config(max(sizes))
             fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=lanes, optimise=True)
         else:
-            fitted = stage_of_sizes("reward model", functions.control_reward, None, lanes=4)
+            fitted = stage_of_sizes("reward model", functions.control_reward, settings.reward_model, lanes=4)
         trained = train(functions.train_ppo, settings.ppo, experts, fitted, lanes=8)
     else:
         trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)

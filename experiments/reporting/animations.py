@@ -30,7 +30,7 @@ class Animation(NamedTuple):
 
 
 def animate(task: Task, episodes: Trajectory | None, summary: dict[str, Any]) -> list[Animation]:
-    """Animate the `episodes` [1, 2 + R] of pi2, pi1 and each reference's policy of most pairs that have steps."""
+    """Animate the `episodes` [1, 2 + R] of pi2, pi1 and each reference's policy of most pairs; leave out empty ones."""
     if episodes is None:
         return []
     most = max(summary["config"]["num_pairs"])

@@ -41,7 +41,7 @@ def iqm(scores: Scores, axis: int | None = None) -> Any:
 
 
 def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval (low, high) of a statistic. A single seed is both ends."""
+    """Compute the percentile bootstrap interval (low, high) of a statistic. With one seed both ends are its score."""
     return _estimate(np.positive, statistic, [_by_task(scores)], options)[1:]
 
 

@@ -38,12 +38,13 @@ class Rows:
                action: a one for it, if it is not the first of A discrete actions, or its D numbers. All are zero beyond
                the mask. The features of a row lie in one piece of memory.
     num_rows:  how many rows a trajectory needs, up to its last step.
-    obs_size:  numbers in an observation, with its change.
+    obs_size:  numbers of an observation, twice as many with its change.
     """
 
     steps: Float[Array, "N K F L"]
     num_rows: Int[Array, " N"]
     obs_size: int = struct.field(pytree_node=False)
+    use_next_obs: bool = struct.field(pytree_node=False)
     discrete: bool = struct.field(pytree_node=False)
 
 
@@ -58,7 +59,7 @@ def pack(trajectory: Trajectory, num_actions: int, use_next_obs: bool = False) -
     steps = jnp.concatenate([played.mask[..., None], obs, action], -1, dtype=jnp.float32)
     steps = jnp.pad(steps, [(0, 0), (0, most * ROW - horizon), (0, 0)]).reshape(num, most, ROW, -1).swapaxes(-1, -2)
     num_rows = jnp.where(steps[:, :, 0].any(-1), jnp.arange(1, most + 1), 0).max(-1)
-    return Rows(steps, num_rows, obs_size, discrete)
+    return Rows(steps, num_rows, obs_size, use_next_obs, discrete)
 
 
 def normalise(rows: Rows, counts: Bool[Array, " N"]) -> tuple[Rows, Float[Array, " O"], Float[Array, " O"]]:
@@ -75,7 +76,11 @@ def normalise(rows: Rows, counts: Bool[Array, " N"]) -> tuple[Rows, Float[Array,
 
     mean = mean_of(obs)
     deviation = jnp.sqrt(mean_of((obs - mean[:, None]) ** 2))
-    deviation = jnp.where(deviation > 1e-4 * jnp.abs(mean), deviation, 1.0)  # below this it is rounding
+    rounding = 1e-4 * jnp.abs(mean)
+    if rows.use_next_obs:  # a change is rounded as the observations are, however small it is
+        size = 1e-6 * jnp.sqrt(mean_of(obs**2))[: rows.obs_size // 2]
+        rounding = jnp.maximum(rounding, jnp.concatenate([jnp.zeros_like(size), size]))
+    deviation = jnp.where(deviation > rounding, deviation, 1.0)
     unit = jnp.where(played, (obs - mean[:, None]) / deviation[:, None], 0.0)
     steps = rows.steps.at[:, :, 1 : 1 + rows.obs_size].set(unit)
     return dataclasses.replace(rows, steps=steps), mean, deviation
@@ -186,7 +191,7 @@ def log_prob(policy: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Arra
 
 def _reward(reward: Network, rows: Rows, steps: Steps) -> Float[Array, " M"]:
     obs, action = _obs_and_actions(rows, steps)
-    if not uses_next_obs(reward.module):
+    if not rows.use_next_obs:
         return apply_reward(reward, obs, action)
     obs, change = jnp.split(obs, 2, axis=-1)
     return apply_reward(reward, obs, action, obs + change)
@@ -198,6 +203,8 @@ def _fast_reward(perceptron: Perceptron, rows: Rows, steps: Steps) -> Float[Arra
 
 def reward(reward: Network, rows: Rows, index: Int[Array, " B"]) -> Float[Array, " B"]:
     """Compute `networks.trajectory_reward` of the trajectories in `index`."""
+    if rows.use_next_obs != uses_next_obs(reward.module):
+        raise ValueError(f"this reward model needs pairs of prepare(..., use_next_obs={not rows.use_next_obs})")
     if type(reward.module) is RewardModel and rows.discrete:
         return sum_over_steps(_fast_reward, perceptron.of_reward(reward.params, rows.obs_size), rows, index)
     return sum_over_steps(_reward, reward, rows, index)

@@ -78,7 +78,8 @@ def _read_side(arrays: Arrays, side: str, task: Task | None) -> Trajectory:
         problem = f"is not one of the {task.num_actions} actions of task {task.name}"
         _check_each(f"{side}/action", (action < task.num_actions) | ~mask, problem)
     reward = arrays.get(f"{side}/reward", np.full(mask.shape, np.nan, np.float32))
-    next_obs = _next_obs(obs, mask) if f"{side}/next_obs" not in arrays else arrays[f"{side}/next_obs"]
+    next_obs = arrays.get(f"{side}/next_obs", np.full(obs.shape, np.nan, np.float32))
+    next_obs = _next_obs(obs, mask) if np.isnan(next_obs).all() else next_obs
     _check_each(f"{side}/next_obs", np.isfinite(next_obs).all(-1) | ~mask, "is not finite")
     return Trajectory(*(jnp.asarray(array) for array in (obs, action, reward, next_obs, mask)))
 
