@@ -24,7 +24,8 @@ LARGEST = float(np.finfo(np.float32).max)
 def setting(default: Any, *, low: Number = -math.inf, high: Number = math.inf, choices: Sequence[str] = ()) -> Any:
     """Declare a field of a Config with its range, or with its choices.
 
-    A float is a leaf, so that `vmap` can sweep it; all else is static. A tuple's range is that of its values.
+    A float is a leaf, so that `vmap` can sweep it. Everything else is static. Each value of a tuple is in the range.
+    `check_config` does the checks.
     """
     metadata = {"limits": {"low": low, "high": high, "choices": choices}}
     return struct.field(pytree_node=isinstance(default, float), default=default, metadata=metadata)

@@ -97,7 +97,10 @@ def dpo(
 
 
 def dpo_reward(logp: Values, ref_logp: Values, beta: Scalar) -> Values:
-    """Compute DPO's implicit reward, beta * (logp - ref_logp), up to a constant of the trajectory's initial state."""
+    """Compute DPO's implicit reward of a trajectory, beta * (logp - ref_logp).
+
+    It is the reward up to a constant that depends on the initial state only.
+    """
     check_same_shape(logp=logp, ref_logp=ref_logp)
     return beta * (logp - ref_logp)
 

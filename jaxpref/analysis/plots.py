@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
 }
 """Settings for `matplotlib.rc_context`."""
 BRIGHT = 111 / 256
-"""From here on black has more contrast with viridis than white has, https://www.w3.org/TR/WCAG22."""
+"""From this level of viridis on, black text has more contrast than white text: https://www.w3.org/TR/WCAG22."""
 
 
 def curve(

@@ -21,7 +21,7 @@ FIELDS = {
 CONTINUOUS = ("float32", "NTD")
 """The same of an action that is D numbers."""
 OPTIONAL = ("reward", "next_obs")
-"""Arrays that a file may leave out. Rewards are then NaN, and next observations those that `_next_obs` finds."""
+"""Arrays that a file may leave out. Rewards are then NaN. Next observations are those of `_next_obs`."""
 
 Arrays = Mapping[str, np.ndarray]
 
