@@ -16,7 +16,6 @@ from experiments.claims import arms, page
 from experiments.claims.claims import CLAIMS, ClaimName
 from experiments.harness.cli import read
 from experiments.harness.errors import DIVERGED, exit_codes
-from experiments.pipeline.settings import StudyTask
 from jaxpref.checks import setting
 from jaxpref.files import store
 
@@ -27,7 +26,7 @@ class Evidence:
 
     num_seeds: int = setting(100, low=1)  # Seeds 0 to num_seeds - 1.
     claims: tuple[ClaimName, ...] = get_args(ClaimName)  # Names of claims.
-    tasks: tuple[StudyTask, ...] = get_args(StudyTask)  # The tasks that each claim is tested on.
+    tasks: tuple[arms.TaskName, ...] = get_args(arms.TaskName)  # Tasks. Each claim is tested on those that it is about.
     out: Path = Path("results/evidence")  # Folder for the page, its figures and summary.json.
     devices: int = setting(0, low=0)  # CPU devices that seeds are spread over; 0: one for each core.
 
@@ -36,10 +35,14 @@ def main() -> None:
     """Run the arms, test the claims, write the page."""
     settings = read(Evidence, sys.argv[1:], "evidence", __doc__ or "")
     out, seeds = settings.out, range(settings.num_seeds)
-    chosen = {name: claim for name, claim in CLAIMS.items() if name in settings.claims}
-    names = ["pi1", "pi2", *(name for claim in chosen.values() for name in claim.arms)]
+    chosen = {
+        name: claim for name, claim in CLAIMS.items() if name in settings.claims and {*claim.tasks} & {*settings.tasks}
+    }
     with arms.opened(out, settings.devices) as (run, console):
-        tables = {task: arms.run_arms(task, names, seeds, run) for task in settings.tasks}
+        tables = {}
+        for task in settings.tasks:
+            of_claims = (name for claim in chosen.values() if task in claim.tasks for name in claim.arms)
+            tables[task] = arms.run_arms(task, ["pi1", "pi2", *of_claims], seeds, run)
     summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}
     page.draw(chosen, summary["arms"], out)
     text = page.page(chosen, summary)

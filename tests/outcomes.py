@@ -52,13 +52,15 @@ def outcome_of(settings, rng):
         for _ in settings.num_pairs
         if settings.method == "rlhf"
     ]
-    rows = []
+    rows, no_error = [], np.full(num_seeds, 1e3)  # so large that no seed has failed
     for reference in settings.reference:
         for size in settings.num_pairs:
             metrics = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds)
-            score = returns(), returns(), rng.random(num_seeds), quality(), rng.random(num_seeds, np.float32)
-            of_run = policy(), metrics, divergence(num_seeds)
-            rows.append(Row(*score, reference, size, *of_run))
+            shares = {name: rng.random(num_seeds) for name in ("kl", "score_per_step")}
+            shares |= {name: rng.random(num_seeds) for name in ("own_rank_correlation", "own_score_per_step")}
+            score = {"true_return": returns(), "true_return_error": no_error, "learned_return": returns()}
+            of_run = {"params": policy(), "metrics": metrics, "divergence": divergence(num_seeds)}
+            rows.append(Row(**score, **shares, quality=quality(), reference=reference, num_pairs=size, **of_run))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
     trained = experts.Result(
@@ -74,7 +76,8 @@ def outcome_of(settings, rng):
     )
     labels = {name: rng.random(num_seeds, np.float32) for name in LABELS}
     expert_returns, pi1_kl = {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds)
-    return Outcome(trained, expert_returns, pi1_kl, rows, reward_models, labels, None, None)
+    errors = dict.fromkeys(expert_returns, no_error)
+    return Outcome(trained, expert_returns, errors, pi1_kl, rows, reward_models, labels, None, None)
 
 
 TIMING = {

@@ -507,8 +507,10 @@ def inputs(dpo_run):
     return task, keys_of(3), experts, dpo_run.pairs(3)
 
 
-@pytest.mark.parametrize(("kind", "scale"), [("zero", 0), ("random", 1)])
-def test_a_control_reward_is_zero_or_random(inputs, kind, scale):
+@pytest.mark.parametrize(
+    ("kind", "scale", "bias"), [("zero", 0, 0), ("random", 1, 0), ("plus", 0, 1), ("minus", 0, -1)]
+)
+def test_a_control_reward_is_constant_or_random(inputs, kind, scale, bias):
     """A fresh head is zero, and a drawn one is standard normal: its 64 weights have a mean square near 1."""
     task, keys, _, _ = inputs
     setup, config = functions.Setup(task, SIZES, NUM_HELDOUT, reward=kind), jaxpref.reward_model.Config()
@@ -516,7 +518,21 @@ def test_a_control_reward_is_zero_or_random(inputs, kind, scale):
     head = np.asarray(fitted.params.params["reward"]["kernel"])
     assert head.shape == (2, 64, 1)
     np.testing.assert_allclose(np.mean(head**2), scale, atol=0.6)
+    np.testing.assert_array_equal(fitted.params.params["reward"]["bias"], np.full((2, 1), bias))
     assert fitted.metrics is None
+
+
+def test_a_reward_model_that_is_a_bias_learns_which_length_is_preferred(inputs):
+    """The longer episode of each pair is the preferred one on CartPole: the reward is the same positive number."""
+    task, keys, _, pairs = inputs
+    setup = functions.Setup(task, SIZES, NUM_HELDOUT, reward="bias")
+    config = jaxpref.reward_model.Config(num_updates=20, num_folds=0)
+    fitted = jax.jit(functools.partial(functions.fit_rewards, setup, config))(keys, pairs)
+    assert set(fitted.params.params) == {"bias"}
+    assert (np.asarray(fitted.params.params["bias"]) > 0).all()
+    steps = jnp.zeros((3, 7, 4)), jnp.zeros((3, 7), jnp.int32)
+    one = jax.tree.map(lambda leaf: leaf[0], fitted.params)
+    np.testing.assert_array_equal(jaxpref.apply_reward(one, *steps), jnp.broadcast_to(one.params["bias"], (3, 7)))
 
 
 def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs):

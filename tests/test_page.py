@@ -145,7 +145,9 @@ def test_the_first_sentence_is_about_the_most_pairs_and_pi2(folder, results):
 
 def test_warnings_and_explanations_are_those_of_the_terminal(folder, results):
     never_reached = "pi1 never reached its target return for 1 of 3 seeds: 3"
-    guesses = "70% of the held-out pairs have two equal returns: their labels are guesses"
+    guesses = (
+        f"{results['equal_return_share']:.0%} of the held-out pairs have two equal returns: their labels are guesses"
+    )
     assert table.warnings(results) == [never_reached, guesses]
     assert table.warnings(results | {"equal_return_share": 0.5}) == [never_reached]
     tree, text = read(folder)

@@ -68,8 +68,23 @@ def test_intervals_of_paired_runs_by_a_loop_over_resamples(num_tasks):
     np.testing.assert_allclose(statistics.bootstrap_interval(scores, **FEW), ends(one), rtol=1e-12)
     _, *interval = statistics.paired_difference(scores, other, **FEW)
     np.testing.assert_allclose(interval, ends(difference), rtol=1e-12, atol=1e-12)
+    shares_not_above = (1 + sum(value <= 0.4 for value in difference)) / (1 + len(difference))
+    np.testing.assert_allclose(statistics.p_value(scores, other, 0.4, **FEW), shares_not_above, rtol=1e-12)
     _, *interval = statistics.explained_share(scores, full, floor, **FEW)
     np.testing.assert_allclose(interval, ends(share), rtol=1e-12, atol=1e-12)
+
+
+def test_a_p_value_is_never_zero_and_sees_its_bound():
+    """Each seed is better by exactly 2."""
+    scores = np.arange(8.0)
+    found = [statistics.p_value(scores + 2, scores, bound, num_resamples=99) for bound in (1.9, 2.0)]
+    assert found == [0.01, 1.0]
+
+
+def test_holm_by_a_worked_example():
+    """Of 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, the last is raised to the one before it."""
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1, 1])
 
 
 def test_the_improvement_interval_by_a_double_loop():

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from rich.console import Console
@@ -18,43 +18,61 @@ from experiments.harness.memo import Memo
 from experiments.harness.progress import Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
-from experiments.pipeline.settings import Method, Settings, StudyTask, default_settings, original_ppo
-from experiments.reporting.summary import diverged, mean_or_none, sound
-from jaxpref import annotators, dpo, online, reward_model
+from experiments.pipeline.settings import Method, Settings, from_config, original_ppo, original_settings
+from experiments.reporting.summary import below, diverged, mean_or_none, sound
 
 BATCH = 20  # seeds of the evidence that run at the same time: their largest dataset fits in memory
-TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # of the hesitant annotator: a tenth of the range of returns
+TaskName = Literal[
+    "cartpole", "acrobot", "mountain-car", "cartpole-fixed", "acrobot-fixed", "pendulum", "catch"
+]  # as the command line has them
+TASKS: dict[TaskName, tuple[str, dict[str, Any]]] = {
+    "cartpole": ("CartPole", {"task": "cartpole"}),
+    "acrobot": ("Acrobot", {"task": "acrobot"}),
+    "mountain-car": ("MountainCar", {"task": "MountainCar-v0"}),
+    "cartpole-fixed": ("CartPole, fixed horizon", {"task": "cartpole", "fixed_horizon": True}),
+    "acrobot-fixed": ("Acrobot, fixed horizon", {"task": "acrobot", "fixed_horizon": True}),
+    "pendulum": ("Pendulum", {"task": "Pendulum-v1"}),
+    "catch": ("Catch", {"task": "Catch-bsuite"}),
+}
+"""The tasks of the evidence: how they are written, and their settings."""
 PARTS: dict[str, dict[str, Any]] = {
     "pi2-again": {"evaluation": 1},
     "-pi1": {"reference": ("pi1",)},
-    "-original-ppo": {"ppo": original_ppo()},
-    **{f"-{kind}": {"reward": kind} for kind in ("zero", "random", "true")},
-    **{f"-{size}": {"num_pairs": (10, 50, 1000)} for size in (10, 50, 1000)},
-    "-coin": {"annotator": annotators.Config(mistake_prob=0.5)},
-    **{f"-mistakes-{share}%": {"annotator": annotators.Config(mistake_prob=share / 100)} for share in (10, 20, 40)},
-    "-ties": {"annotator": annotators.Config(tie_threshold=0.1)},
-    "-skips": {"annotator": annotators.Config(skip_threshold=0.7)},
-    "-myopic": {"annotator": annotators.Config(discount=0.98)},
+    "-original-ppo": {"ppo": vars(original_ppo())},
+    "-original-experts": {"experts": "reinforce"},  # and the task's own settings of the original study
+    "-ppo-experts": {"experts": "ppo"},
+    **{f"-{kind}": {"reward": kind} for kind in ("bias", "plus", "minus", "zero", "random", "true")},
+    **{f"-{size}": {"num_pairs": (size,)} for size in (10, 50, 1000)},
+    "-clips": {"segment": 25},
+    "-coin": {"annotator": {"mistake_prob": 0.5}},
+    **{f"-mistakes-{share}%": {"annotator": {"mistake_prob": share / 100}} for share in (10, 20, 40)},
+    "-ties": {"annotator": {"tie_threshold": 0.1}},
+    "-skips": {"annotator": {"skip_threshold": 0.7}},
+    "-myopic": {"annotator": {"discount": 0.98}},
     # Three reward models with bootstrap weights and early stopping. Online, an ensemble is fitted in each round.
-    "-ensemble": {"num_members": 3, "reward_model": reward_model.Config(holdout_every=5)},
-    "-no-decay": {"reward_model": reward_model.Config(weight_decay=0.0)},
-    "online-rlhf": {
-        "online": online.Config(num_candidates=4, disagreement=0.0),
-        "reward_model": reward_model.Config(num_updates=50),
-    },
-    "-disagreement": {"online": online.Config(num_candidates=4, disagreement=1.0)},
-    # Each beta is the best of three on other seeds (700 to 719), one for both tasks.
-    "cloning": {"dpo": dpo.Config(loss="cloning")},
-    "-sigmoid": {"dpo": dpo.Config(loss="sigmoid", beta=0.1)},
-    "-robust": {"dpo": dpo.Config(loss="robust", beta=0.1)},
+    "-ensemble": {"num_members": 3, "reward_model": {"holdout_every": 5}},
+    "-no-decay": {"reward_model": {"weight_decay": 0.0}},
+    "-kept-critic": {"ppo": {"reset_value": False}},
+    "-short": {"ppo": {"num_updates": 6, "eval_every": 1}},  # a tenth of the steps
+    "online-rlhf": {"online": {"num_candidates": 4, "disagreement": 0.0}, "reward_model": {"num_updates": 50}},
+    "-disagreement": {"online": {"disagreement": 1.0}},
+    "-long": {"dpo": {"num_updates": 600, "eval_every": 60}},
+    # Each beta is the best of three on other seeds (700 to 719), one for all tasks.
+    "cloning": {"dpo": {"loss": "cloning"}},
+    "-conservative": {"dpo": {"loss": "conservative", "beta": 0.1}},
+    "-sigmoid": {"dpo": {"loss": "sigmoid", "beta": 0.1}},
+    "-robust": {"dpo": {"loss": "robust", "beta": 0.1}},
     # It needs the share of mistakes.
-    "-mistakes-20%-robust": {"dpo": dpo.Config(loss="robust", beta=0.1, label_smoothing=0.2)},
-    "-hinge": {"dpo": dpo.Config(loss="hinge", beta=0.1)},
-    "-ipo": {"dpo": dpo.Config(loss="ipo", beta=0.02)},
-    "-sigmoid_per_step": {"dpo": dpo.Config(loss="sigmoid_per_step", beta=30.0)},
-    "-ipo_per_step": {"dpo": dpo.Config(loss="ipo_per_step", beta=3.0)},
+    "-mistakes-20%-robust": {"dpo": {"label_smoothing": 0.2}},
+    "-hinge": {"dpo": {"loss": "hinge", "beta": 0.1}},
+    "-ipo": {"dpo": {"loss": "ipo", "beta": 0.02}},
+    "-sigmoid_per_step": {"dpo": {"loss": "sigmoid_per_step", "beta": 30.0}},
+    "-ipo_per_step": {"dpo": {"loss": "ipo_per_step", "beta": 3.0}},
 }
 """What the parts of an arm's name change."""
+TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # of the hesitant annotator: a tenth of the range of returns
+EQUAL_KL = {"cartpole": 0.1, "acrobot": 0.1, "cartpole-fixed": 0.1, "acrobot-fixed": 0.1, "pendulum": 0.1}
+"""PPO's kl_coef with which its KL is DPO's with 200 pairs, found on other seeds (700 to 719)."""
 
 
 Run = Callable[[str, Settings], pipeline.Outcome]  # runs settings under a title
@@ -68,17 +86,22 @@ class Arm(NamedTuple):
     policy: str | int
 
 
-def arm(task: StudyTask, name: str) -> Arm:
+def arm(task: TaskName, name: str) -> Arm:
     """Return the arm of this name."""
-    parts = PARTS | {"-hesitant": {"annotator": annotators.Config(temperature=TEMPERATURES[task])}}
-    changes: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
-    for part, change in parts.items():
+    _, of_task = TASKS[task]
+    parts = PARTS | {"-hesitant": {"annotator": {"temperature": TEMPERATURES.get(task)}}}
+    parts["-equal-kl"] = {"ppo": {"kl_coef": EQUAL_KL.get(task)}}
+    if "-original-experts" in name:
+        parts["-original-experts"] |= {"reinforce": vars(original_settings(task, "dpo").reinforce)}
+    config: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
+    config["method"] = next((method for method in get_args(Method) if name.startswith(method)), "dpo")
+    for part, changes in parts.items():
         if f"{part}-" in f"{name}-":  # a part ends where a word of the name does
-            changes |= change
-    method: Any = next((method for method in get_args(Method) if name.startswith(method)), "dpo")
+            for key, value in changes.items():
+                config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
     size = name.rpartition("-")[2]
     policy = name[:3] if name.startswith("pi") else int(size) if size.isdigit() else 200
-    return Arm(dataclasses.replace(default_settings(task, method), **changes), policy)
+    return Arm(from_config(config | of_task), policy)
 
 
 @contextlib.contextmanager
@@ -101,17 +124,25 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
             yield run, progress.console
 
 
-def run_arms(task: StudyTask, names: Iterable[str], seeds: range, run: Run) -> Table:
-    """Run arms on all seeds, one batch of seeds after another. Arms with the same settings are one run."""
+def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Table:
+    """Run arms on all seeds, one batch of seeds after another. Arms with the same settings are one run.
+
+    So are arms that differ in their number of pairs. Those with 200 pairs are apart: they share their pairs.
+    """
     arms = {name: arm(task, name) for name in names}
+
+    def shared(name: str) -> Settings:
+        settings = arms[name].settings
+        return settings if settings.num_pairs == (200,) else dataclasses.replace(settings, num_pairs=())
+
     # Arms with the same pairs follow each other, so that pairs stay in memory.
-    order = sorted(
-        arms, key=lambda name: repr((arms[name].settings.annotator, arms[name].settings.num_pairs, arms[name].settings))
-    )
+    order = sorted(arms, key=lambda name: repr((shared(name).annotator, shared(name).num_pairs, shared(name))))
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
-        for settings, group in itertools.groupby(order, lambda name: arms[name].settings):
-            together, settings = list(group), dataclasses.replace(settings, seeds=tuple(batch))
+        for settings, group in itertools.groupby(order, shared):
+            together = list(group)
+            sizes = {size for name in together for size in arms[name].settings.num_pairs}
+            settings = dataclasses.replace(settings, seeds=tuple(batch), num_pairs=tuple(sorted(sizes)))
             outcome = run(f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", settings)
             for name in together:
                 parts[name].append(numbers(settings, outcome, arms[name].policy))
@@ -122,18 +153,24 @@ def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) ->
     """Return an arm's numbers [S]: NaN on seeds that diverged, and where there is no learned score to judge."""
     row = next((row for row in outcome.rows if row.num_pairs == policy), outcome.rows[0])
     returns: dict[str, Any] = {"true_return": row.true_return, "learned_return": row.learned_return, "kl": row.kl}
-    labels = {name: outcome.labels[name] for name in ("label_entropy", "best_accuracy")}
+    returns["failed"] = below(row.true_return, row.true_return_error, outcome.returns["pi2"], outcome.errors["pi2"])
+    labels = {name: outcome.labels[name] for name in ("label_entropy", "best_accuracy", "length_accuracy")}
     judged: dict[str, Any] = {
         "heldout_accuracy": row.quality.return_accuracy,
         "label_accuracy": row.quality.label_accuracy,
         "heldout_negative_log_likelihood": row.quality.negative_log_likelihood,
         "heldout_calibration_error": row.quality.calibration_error,
         "heldout_rank_correlation": row.quality.rank_correlation,
+        "own_rank_correlation": row.own_rank_correlation,
         "score_per_step": row.score_per_step,
+        "own_score_per_step": row.own_score_per_step,
     }
     training: Any = row.reference, policy
     if isinstance(policy, str):
         returns = {"true_return": outcome.returns[policy], "kl": outcome.pi1_kl if policy == "pi1" else 0.0}
+        returns["failed"] = below(
+            returns["true_return"], outcome.errors[policy], outcome.returns["pi2"], outcome.errors["pi2"]
+        )
         training = ()
     if isinstance(policy, str) or settings.reward == "true":
         judged = dict.fromkeys(judged, np.nan)

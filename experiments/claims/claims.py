@@ -2,9 +2,21 @@
 
 import itertools
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-ClaimName = Literal["gain", "controls", "pairs", "annotators", "online", "losses", "rewards"]
+from experiments.claims.arms import TaskName
+
+ClaimName = Literal[
+    "gain", "bit", "same-length", "harm", "controls", "critic", "pairs", "clips", "equal", "updates", "experts",
+    "annotators", "online", "losses", "rewards",
+]  # fmt: skip
+STUDY: tuple[TaskName, ...] = ("cartpole", "acrobot")
+BY_LENGTH: tuple[TaskName, ...] = (*STUDY, "mountain-car")
+"""Tasks on which every step has the same true reward, so that an episode's return is its length."""
+SAME_LENGTH: tuple[TaskName, ...] = ("cartpole-fixed", "acrobot-fixed", "pendulum", "catch")
+"""Tasks on which all episodes have the same length."""
+LONG: tuple[TaskName, ...] = (*STUDY, "cartpole-fixed", "acrobot-fixed", "pendulum")
+"""Tasks whose episodes are long enough for clips."""
 
 
 class Claim(NamedTuple):
@@ -12,6 +24,7 @@ class Claim(NamedTuple):
 
     title: str
     text: str
+    tasks: tuple[TaskName, ...]
     shown: str  # Arms, from top to bottom. What is compared is among them, or is pi2.
     expected: str  # An arm ends "above" a baseline, or "not below" it, or, as a control, with "no gain" on it.
     columns: str  # Further columns of the arms' table.
@@ -37,17 +50,49 @@ CLAIMS: dict[ClaimName, Claim] = {
     "gain": Claim(
         "What do DPO and PPO-RLHF gain from preferences alone?",
         "The reference is pi2, which is also the initial policy, so only the 200 pairs say what is better. Both "
-        "methods are expected to end above pi2 and pi1, and DPO above imitation of the chosen episodes (cloning).",
+        "methods are expected to end above pi2 and pi1, and DPO above imitation of the chosen episodes (cloning). "
+        "`rlhf-true` is PPO on the environment's own reward, the ceiling.",
+        get_args(TaskName),
         "pi2 pi1 dpo cloning rlhf rlhf-true",
         "{dpo|rlhf} above pi2, {dpo|rlhf} above pi1, dpo above cloning",
-        "kl",
+        "kl heldout_accuracy length_accuracy",
+    ),
+    "bit": Claim(
+        "What does one bit explain where the return is the length of an episode?",
+        "On these tasks each step has the same true reward: +1 on CartPole, -1 on the others. So a reward model with "
+        "nothing but its bias (`-bias`) has one number to learn, and in truth only its sign. It is expected to do as "
+        "well as the whole reward model: with few pairs and with 20 % wrong labels, too. `-plus` and `-minus` are "
+        "rewards of +1 and -1 for each step, without any preference.",
+        BY_LENGTH,
+        "pi2 rlhf rlhf-{plus|minus|bias} rlhf-10 rlhf-bias-10 rlhf-mistakes-20% rlhf-bias-mistakes-20%",
+        "rlhf-bias not below rlhf, rlhf-bias-10 not below rlhf-10, rlhf-bias-mistakes-20% not below rlhf-mistakes-20%",
+        "explained heldout_accuracy length_accuracy",
+    ),
+    "same-length": Claim(
+        "What does one bit explain where all episodes have the same length?",
+        "At a fixed horizon an episode goes on after its end, with a reward of 0. There, and on Pendulum and Catch, "
+        "the length of an episode says nothing. No constant reward is expected to gain, learned or not.",
+        SAME_LENGTH,
+        "pi2 rlhf rlhf-{plus|minus|bias}",
+        "rlhf-{plus|minus|bias} no gain pi2",
+        "explained heldout_accuracy length_accuracy",
+    ),
+    "harm": Claim(
+        "Do few pairs or wrong labels hurt?",
+        "With 10 pairs, and with 200 pairs of which 20 % have a wrong label, both methods are expected to end above "
+        "the policy that they started from.",
+        get_args(TaskName),
+        "pi2 {dpo|rlhf}-{10|mistakes-20%}",
+        "{dpo|rlhf}-{10|mistakes-20%} above pi2",
+        "kl heldout_accuracy length_accuracy",
     ),
     "controls": Claim(
         "What does reference pi1 hide?",
         "The original study pulls the policy to pi1 by a KL penalty of weight 10 (`-original-ppo`: its PPO settings, "
         "this study's experts and reward models). There a reward of zero is expected to do as well as the learned "
         "one. With reference pi2, no control is expected to gain: no reward of zero or of a random network, no labels "
-        "from a coin. `-true` is PPO on the environment's own reward, the ceiling.",
+        "from a coin.",
+        STUDY,
         "pi2 pi2-again pi1 {rlhf-pi1|rlhf}-original-ppo{|-zero} rlhf-pi1{|-zero|-random|-coin|-true} "
         "rlhf{|-zero|-random|-coin|-true} dpo-pi1{|-coin} dpo{|-coin} cloning",
         "rlhf-pi1-original-ppo-zero not below rlhf-pi1-original-ppo, rlhf-pi1-original-ppo-zero above pi2, "
@@ -55,56 +100,111 @@ CLAIMS: dict[ClaimName, Claim] = {
         "rlhf above rlhf-zero, rlhf-pi1 above rlhf-pi1-zero, dpo above dpo-coin",
         "explained",
     ),
+    "critic": Claim(
+        "Does a critic that was trained on the true reward leak it?",
+        "PPO starts with a value head of zero. The arm `-kept-critic` keeps pi2's value head, which was trained on the "
+        "true reward, and maximises a reward of zero. It is expected to gain nothing.",
+        STUDY,
+        "pi2 rlhf-zero rlhf-zero-kept-critic",
+        "rlhf-zero-kept-critic no gain pi2",
+        "kl",
+    ),
     "pairs": Claim(
         "How many pairs are needed to pass pi1?",
-        "More pairs are expected to help, and 200 to be enough to pass pi1.",
+        "More pairs are expected to help, and ten to be enough to pass pi1.",
+        STUDY,
         "pi2 pi1 {dpo|rlhf}{-10|-50||-1000}",
-        "dpo{-10|-50||-1000} above pi1, dpo-1000 above dpo-10, rlhf{-10|-50||-1000} above pi1, rlhf-1000 above rlhf-10",
-        "heldout_accuracy",
+        "{dpo|rlhf}-{10|50|1000} above pi1, dpo-1000 above dpo-10, rlhf-1000 above rlhf-10",
+        "heldout_accuracy length_accuracy",
+    ),
+    "clips": Claim(
+        "What do clips cost?",
+        "The annotator compares clips of 25 steps, each from a random place of its episode, in place of whole "
+        "episodes. Both methods are expected to gain from clips, and to end no lower than with whole episodes.",
+        LONG,
+        "pi2 dpo dpo-clips rlhf rlhf-clips",
+        "{dpo|rlhf}-clips above pi2, dpo-clips not below dpo, rlhf-clips not below rlhf",
+        "kl label_entropy heldout_accuracy length_accuracy",
+    ),
+    "equal": Claim(
+        "Is PPO-RLHF better, or does it only move further and play more?",
+        "PPO plays 123,000 steps, DPO none, and PPO's policy is further from pi2. `-equal-kl` has a stronger KL "
+        "penalty, with which PPO's KL is about DPO's. `-short` plays a tenth of the steps. 1,000 pairs have more steps "
+        "than 200 pairs and PPO together. PPO-RLHF is expected to be better all the same.",
+        LONG,
+        "pi2 dpo dpo-1000 rlhf rlhf-equal-kl rlhf-short",
+        "rlhf above dpo, rlhf above dpo-1000, rlhf-{equal-kl|short} above dpo",
+        "kl",
+    ),
+    "updates": Claim(
+        "Does DPO train too long, and what stops it?",
+        "The loss of version 0.1.0 (`-conservative`: beta 0.1) has no term that keeps the chosen steps likely. Its "
+        "training is expected to hurt when it is four times as long (`-long`), and today's not.",
+        STUDY,
+        "pi2 dpo-10 dpo-long-10 dpo-conservative-10 dpo-conservative-long-10 "
+        "dpo dpo-long dpo-conservative dpo-conservative-long",
+        "dpo-long{|-10} above pi2, dpo-long-10 not below dpo-10, dpo-long not below dpo, "
+        "dpo-conservative-10 above dpo-conservative-long-10, dpo-conservative above dpo-conservative-long, "
+        "dpo-10 above dpo-conservative-10, dpo above dpo-conservative, dpo-conservative-10 above pi2",
+        "kl heldout_accuracy",
+    ),
+    "experts": Claim(
+        "Do the gains depend on who trained the experts?",
+        "pi1 and pi2 by the original study's REINFORCE (`-original-experts`), and by PPO. Both methods are expected to "
+        "end above the pi2 that they started from, and with 200 pairs above pi1.",
+        STUDY,
+        "{pi2|pi1|dpo|rlhf}-original-experts {dpo|rlhf}-original-experts-10 "
+        "{pi2|pi1|dpo|rlhf}-ppo-experts {dpo|rlhf}-ppo-experts-10",
+        "{dpo|rlhf}-original-experts{|-10} above pi2-original-experts, "
+        "{dpo|rlhf}-original-experts above pi1-original-experts, "
+        "{dpo|rlhf}-ppo-experts{|-10} above pi2-ppo-experts, {dpo|rlhf}-ppo-experts above pi1-ppo-experts",
+        "kl heldout_accuracy length_accuracy",
     ),
     "annotators": Claim(
         "How do noise, ties and skips hurt?",
         "Annotators hesitate (temperature: a tenth of the range of returns), make 10, 20 or 40 % mistakes, tie returns "
         "closer than a tenth of the range, skip pairs in which neither return reaches 70 % of it, or look mostly at "
-        "the beginning (discount 0.98). Mistakes are expected to hurt, but 20 % not to undo the gain over pi2. Ties "
-        "and skips are expected to do little harm.",
+        "the beginning (discount 0.98). Mistakes are expected to hurt. Ties and skips are expected to do little harm.",
+        STUDY,
         f"pi1 dpo dpo-{_TEACHERS} rlhf rlhf-{_TEACHERS}",
-        "{dpo|rlhf}-mistakes-{10|20|40}% above pi2, dpo above dpo-mistakes-20%, rlhf above rlhf-mistakes-20%, "
+        "{dpo|rlhf}-mistakes-{10|40}% above pi2, dpo above dpo-mistakes-20%, rlhf above rlhf-mistakes-20%, "
         "dpo-{ties|skips} not below dpo, rlhf-{ties|skips} not below rlhf, "
         "dpo above dpo-{hesitant|myopic}, rlhf above rlhf-{hesitant|myopic}",
-        "label_entropy label_accuracy best_accuracy heldout_accuracy",
+        "label_entropy label_accuracy best_accuracy heldout_accuracy length_accuracy",
     ),
     "online": Claim(
         "Offline or online?",
         "Online, the policy in training plays the pairs: five rounds of 40 questions, against 200 offline about pi1 "
         "and pi2. RLHF asks about a quarter of the pairs that it plays: random ones, or those on which its ensemble "
         "disagrees most. Online is expected to be no worse than offline, and disagreement no worse than chance.",
+        STUDY,
         "pi2 pi1 dpo online-dpo rlhf rlhf-ensemble online-rlhf online-rlhf-disagreement",
         "online-{dpo|rlhf} above pi2, online-dpo not below dpo, online-rlhf not below rlhf, "
         "online-rlhf-disagreement not below online-rlhf",
-        "kl heldout_accuracy",
+        "kl heldout_accuracy length_accuracy",
     ),
     "losses": Claim(
         "Which loss?",
         "DPO on right labels, and on 20 % wrong ones, with one beta of each loss for both tasks. The default loss "
-        "smooths labels by 5 %. Robust DPO is given the share of wrong labels (5 % where all are right). With wrong "
-        "labels, both are expected to be no worse than the plain sigmoid.",
+        "smooths labels by 5 % and keeps the chosen steps likely. Robust DPO is given the share of wrong labels (5 % "
+        "where all are right). The default is expected to be no worse than any other loss.",
+        STUDY,
         f"pi1 dpo dpo-{_LOSSES} dpo-mistakes-20% dpo-mistakes-20%-{_LOSSES}",
-        "dpo not below dpo-sigmoid, dpo-mistakes-20%{|-robust} not below dpo-mistakes-20%-sigmoid, "
-        "dpo not below dpo-{robust|hinge|ipo|sigmoid_per_step|ipo_per_step}",
-        "kl heldout_accuracy heldout_negative_log_likelihood heldout_calibration_error",
+        f"dpo not below dpo-{_LOSSES}, dpo-mistakes-20% not below dpo-mistakes-20%-{_LOSSES}",
+        "kl heldout_accuracy length_accuracy heldout_negative_log_likelihood heldout_calibration_error",
     ),
     "rewards": Claim(
         "Can the reward models be trusted?",
-        "Rewards are judged on fresh pairs of pi1 and pi2; the final policy's episodes may differ. The true reward of "
+        "Rewards are judged on fresh pairs of pi1 and pi2, and on the final policy's own episodes. The true reward of "
         "a step is positive on CartPole and negative on Acrobot. An ensemble of three is expected to be no worse than "
         "one model, and a model without weight decay (`-no-decay`) to be worse where 20 % of the labels are wrong.",
-        "dpo-10 dpo dpo-1000 rlhf-10 rlhf rlhf-1000 rlhf-ensemble rlhf-no-decay online-rlhf "
+        STUDY,
+        "dpo-10 dpo dpo-1000 rlhf-10 rlhf rlhf-1000 rlhf-ensemble rlhf-no-decay "
         "rlhf-mistakes-20%{|-ensemble|-no-decay}",
-        "rlhf above pi2, rlhf-ensemble above pi2, rlhf-ensemble not below rlhf, rlhf not below rlhf-no-decay, "
+        "rlhf-ensemble above pi2, rlhf-ensemble not below rlhf, rlhf not below rlhf-no-decay, "
         "rlhf-mistakes-20% above rlhf-mistakes-20%-no-decay, "
         "rlhf-mistakes-20%-ensemble not below rlhf-mistakes-20%",
-        "positive_reward heldout_accuracy heldout_negative_log_likelihood heldout_calibration_error "
-        "heldout_rank_correlation",
+        "positive_reward own_positive_reward heldout_accuracy length_accuracy heldout_negative_log_likelihood "
+        "heldout_calibration_error heldout_rank_correlation own_rank_correlation",
     ),
 }

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,17 +63,23 @@ class Trained(training.Result):
 
 @struct.dataclass
 class Score:
-    """How a trained policy ends.
+    """How a trained policy ends. "Own" is what is measured on its own episodes, the others are of the held-out pairs.
 
-    true_return, learned_return:  means over episodes; learned is what training maximised.
-    kl:              of the policy from its reference, mean over episodes, in nats.
-    quality:         of the learned returns of held-out pairs.
-    score_per_step:  their mean over the steps of those pairs.
+    true_return, learned_return:  means over own episodes; learned is what training maximised.
+    true_return_error:     standard error of the first.
+    kl:                    of the policy from its reference, mean over own episodes, in nats.
+    own_rank_correlation:  of the learned and the true returns of own episodes.
+    own_score_per_step:    mean learned score of own steps.
+    quality:               of the learned returns of held-out pairs.
+    score_per_step:        mean learned score of their steps.
     """
 
     true_return: Float[Array, "*batch"]
+    true_return_error: Float[Array, "*batch"]
     learned_return: Float[Array, "*batch"]
     kl: Float[Array, "*batch"]
+    own_rank_correlation: Float[Array, "*batch"]
+    own_score_per_step: Float[Array, "*batch"]
     quality: ranking.Quality
     score_per_step: Float[Array, "*batch"]
 
@@ -83,9 +90,12 @@ LABELS = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_sha
 
 @struct.dataclass
 class Evaluation:
-    """Mean returns of pi1 and pi2 [2], KL(pi1 || pi2) in nats per episode, and the trained policies' scores [R, P]."""
+    """Mean returns of pi1 and pi2 [2] with their standard errors, KL(pi1 || pi2) in nats per episode, and the trained
+    policies' scores [R, P].
+    """
 
     expert_return: Float[Array, "*batch 2"]
+    expert_return_error: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
     scores: Score
     labels: dict[str, Float[Array, "*batch"]]
@@ -134,13 +144,26 @@ def train_dpo(
     return _on_sizes(setup, pairs, on_pairs)
 
 
+CONSTANTS = {"plus": 1.0, "minus": -1.0}
+"""The reward of each step, for the controls that have the same one everywhere."""
+
+
+class Bias(nn.Module):
+    """A reward model that has nothing but its bias: all steps have the same reward."""
+
+    @nn.compact
+    def __call__(self, obs, action):
+        return jnp.broadcast_to(self.param("bias", nn.initializers.zeros, ()), obs.shape[:-1])
+
+
 def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> training.Result:
-    """Fit a reward model, or an ensemble, to every size of dataset [P]."""
+    """Fit a reward model, an ensemble, or a bias alone, to every size of dataset [P]."""
+    task = dataclasses.replace(setup.task, reward_network=Bias()) if setup.reward == "bias" else setup.task
 
     def on_pairs(some: Preferences) -> training.Result:
         if setup.num_members == 1:
-            return reward_model.train(setup.task, config, keys.reward_model, some)
-        members = reward_model.train_ensemble(setup.task, config, keys.reward_model, some, setup.num_members)
+            return reward_model.train(task, config, keys.reward_model, some)
+        members = reward_model.train_ensemble(task, config, keys.reward_model, some, setup.num_members)
         metrics = jax.tree.map(lambda leaf: leaf.mean(0), members.metrics)
         return training.Result(members.params, metrics, _first(members.divergence))
 
@@ -148,16 +171,21 @@ def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Pr
 
 
 def control_reward(setup: Setup, config: reward_model.Config, keys: Keys) -> training.Result:
-    """Make a reward model [P] without any pair. Its head is drawn for "random", and zero for other controls."""
+    """Make a reward model [P] without any pair.
+
+    Its head is zero, but its kernel is drawn for "random", and its bias is the reward of each step for "plus" and
+    "minus".
+    """
     key_init, key_head = jax.random.split(keys.reward_model)
     reward = init_reward(key_init, setup.task, config.use_next_obs)  # its head is zero
 
-    def draw(path: tuple, leaf: Array) -> Array:
-        is_head = jax.tree_util.keystr(path).endswith("['reward']['kernel']")
-        return jax.random.normal(key_head, leaf.shape) if is_head else leaf
+    def head(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path)
+        if name.endswith("['reward']['kernel']") and setup.reward == "random":
+            return jax.random.normal(key_head, leaf.shape)
+        return leaf + CONSTANTS.get(setup.reward, 0.0) if name.endswith("['reward']['bias']") else leaf
 
-    if setup.reward == "random":
-        reward = jax.tree.map_with_path(draw, reward)
+    reward = jax.tree.map_with_path(head, reward)
     of_sizes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(setup.sizes), *leaf.shape)), reward)
     never = jnp.zeros(len(setup.sizes), jnp.int32)
     return training.Result(of_sizes, None, Divergence(never, never))
@@ -219,19 +247,23 @@ def evaluate(
         lambda pi1, pi2, others: jnp.concatenate([jnp.stack([pi1, pi2]), others]), experts.pi1, experts.pi2, runs.params
     )
     played = jax.vmap(lambda policy: episodes(setup.task, policy, key, setup.eval_episodes))(policies)
-    returns = played.reward.sum(-1).mean(-1)
+    of_episodes = played.reward.sum(-1)
+    returns, errors = of_episodes.mean(-1), of_episodes.std(-1) / setup.eval_episodes**0.5
     _, heldout = preferences.split(pairs, setup.num_heldout)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), heldout.chosen, heldout.rejected)
 
-    def score(run: tuple[Trained, Array, Trajectory, Array]) -> Score:
-        trained, reference, episodes, true_return = run
+    def score(run: tuple[Trained, Array, Trajectory, Array, Array]) -> Score:
+        trained, reference, episodes, true_return, error = run
         ref_params = select(reference == 0, experts.pi1, experts.pi2)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
-        chosen, rejected = learned(both)
+        (chosen, rejected), own = learned(both), learned(episodes)
         return Score(
             true_return=true_return,
-            learned_return=learned(episodes).mean(),
+            true_return_error=error,
+            learned_return=own.mean(),
             kl=trajectory_kl(trained.params, ref_params, episodes).mean(),
+            own_rank_correlation=ranking.rank_correlation(own, episodes.reward.sum(-1)),
+            own_score_per_step=own.sum() / episodes.mask.sum(),
             quality=ranking.quality(chosen, rejected, heldout),
             score_per_step=(chosen + rejected).sum() / both.mask.sum(),
         )
@@ -239,11 +271,12 @@ def evaluate(
     references = jnp.repeat(jnp.array(setup.references, jnp.int32), len(setup.sizes))
     of_pi1, of_runs = (jax.tree.map(lambda leaf, which=which: leaf[which], played) for which in (0, slice(2, None)))
     # One policy after another: side by side, their activations would need gigabytes.
-    scores = jax.lax.map(score, (runs, references, of_runs, returns[2:]))
+    scores = jax.lax.map(score, (runs, references, of_runs, returns[2:], errors[2:]))
     shape = len(setup.references), len(setup.sizes)
     return Evaluation(
         shown=first_episodes(setup, policies, played) if setup.show else None,
         expert_return=returns[:2],
+        expert_return_error=errors[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
         labels={name: getattr(ranking, name)(heldout) for name in LABELS},

@@ -50,7 +50,8 @@ class Row(functions.Score):
 class Outcome:
     """Results of S seeds: NumPy arrays with the seeds on the leading axis.
 
-    returns:  mean true return of pi1 and pi2; pi1_kl: KL(pi1 || pi2), nats per episode.
+    returns:  mean true return of pi1 and pi2; errors: their standard errors.
+    pi1_kl:   KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
     reward_models:  of each dataset size, the same for every reference; none for methods without one.
     labels:   of the held-out pairs, by the names in `functions.LABELS`.
@@ -60,6 +61,7 @@ class Outcome:
 
     experts: Result
     returns: dict[str, Float[Array, " S"]]
+    errors: dict[str, Float[Array, " S"]]
     pi1_kl: Float[Array, " S"]
     rows: list[Row]
     reward_models: list[training.Result]
@@ -156,6 +158,7 @@ def _start_batch(
         outcome = Outcome(
             experts=experts.value,
             returns=dict(zip(POLICIES, evaluation.expert_return.T, strict=True)),
+            errors=dict(zip(POLICIES, evaluation.expert_return_error.T, strict=True)),
             pi1_kl=evaluation.pi1_kl,
             rows=rows_of(settings, groups),
             reward_models=[_at(each.fitted.value, p) for each in groups if each.fitted for p in range(len(each.sizes))],
@@ -205,7 +208,7 @@ def _train(
     if settings.method == "dpo":
         trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=lanes, optimise=True)
     elif settings.method == "rlhf":
-        if settings.reward == "learned":
+        if settings.reward in ("learned", "bias"):
             config = settings.reward_model_config(max(sizes))
             fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=lanes, optimise=True)
         else:

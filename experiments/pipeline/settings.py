@@ -56,8 +56,9 @@ class Settings:
     """Lowest and highest return of an episode, the unit of the annotator's thresholds; None: the task's own."""
     network: Literal["mlp", "conv"] = "mlp"
     """"mlp": one hidden layer on flat observations; "conv": a convolution before it, for images."""
-    reward: Literal["learned", "zero", "random", "true"] = "learned"
-    """What PPO maximises. All but "learned" are controls that ignore the preferences."""
+    reward: Literal["learned", "bias", "plus", "minus", "zero", "random", "true"] = "learned"
+    """What PPO maximises. All but "learned" are controls. "bias" is a reward model that has nothing but its bias. The
+    others ignore the preferences: "plus" is +1 for each step, "minus" is -1."""
     num_members: int = setting(1, low=1, high=MOST)
     """Reward models in PPO's ensemble."""
     num_heldout: int = setting(200, low=1, high=MOST)

@@ -47,6 +47,11 @@ def mean_or_none(per_seed: Any) -> float | None:
     return float(known.mean()) if known.size else None
 
 
+def below(returns: Any, errors: Any, baseline: Any, baseline_errors: Any) -> Any:
+    """Return where mean returns are below a baseline's by more than two standard errors of the difference."""
+    return returns < baseline - 2 * np.hypot(errors, baseline_errors)
+
+
 def null_for_nan(values: Any) -> Any:
     """Return an array as nested lists, with None for NaN and infinity, which JSON does not have."""
     numbers = np.asarray(values, np.float64)
@@ -68,12 +73,14 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     rows = []
     for row in outcome.rows:
         known = sound(entries, seeds, row.reference, row.num_pairs)
+        failed = known & below(row.true_return, row.true_return_error, outcome.returns["pi2"], outcome.errors["pi2"])
         rows.append(
             {
                 "num_pairs": row.num_pairs,
                 "init": "pi2",
                 "reference": row.reference,
                 "policy": score(np.where(known, row.true_return, np.nan)),
+                "failed": np.array(seeds)[failed].tolist(),
                 "heldout_accuracy": mean_or_none(row.quality.return_accuracy[known]),
                 "label_accuracy": mean_or_none(row.quality.label_accuracy[known]),
                 "length_accuracy": mean_or_none(labels["length_accuracy"][known]),

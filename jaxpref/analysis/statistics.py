@@ -42,7 +42,7 @@ def iqm(scores: Scores, axis: int | None = None) -> Any:
 
 def bootstrap_interval(scores: Scores, statistic: Statistic = iqm, **options: Unpack[Bootstrap]) -> tuple[float, float]:
     """Compute the percentile bootstrap interval (low, high) of a statistic. With one seed both ends are its score."""
-    return _estimate(np.positive, statistic, [_by_task(scores)], options)[1:]
+    return _estimate(np.positive, statistic, [_by_task(scores)], options)[1:3]
 
 
 def paired_difference(
@@ -52,7 +52,36 @@ def paired_difference(
 
     Both have the same seeds, and a resample draws a seed for both. So what a seed does to both cancels.
     """
-    return _estimate(np.subtract, statistic, _same_seeds(scores, baseline), options)
+    return _estimate(np.subtract, statistic, _same_seeds(scores, baseline), options)[:3]
+
+
+def p_value(
+    scores: Scores,
+    baseline: Baseline,
+    bound: float = 0.0,
+    statistic: Statistic = iqm,
+    **options: Unpack[Bootstrap],
+) -> float:
+    """Compute the one-sided p-value of "the paired difference is above `bound`".
+
+    It is the share of resamples in which the difference is not above it. The sample itself counts as one that is not.
+    So the least p-value of B resamples is 1 / (B + 1).
+    """
+    differences = _estimate(np.subtract, statistic, _same_seeds(scores, baseline), options)[3]
+    return float((1 + (differences <= bound).sum()) / (1 + differences.size))
+
+
+def holm(p_values: Sequence[float]) -> Float[np.ndarray, " C"]:
+    """Adjust the p-values of C comparisons for their number (Holm, 1979, https://www.jstor.org/stable/4615733).
+
+    The i-th smallest is multiplied by C - i + 1. None becomes smaller than one before it, or larger than 1.
+    """
+    raw = np.asarray(p_values, np.float64)
+    order = np.argsort(raw)
+    steps = np.arange(raw.size, 0, -1) * raw[order]
+    adjusted = np.empty_like(raw)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
 
 
 def explained_share(
@@ -66,7 +95,7 @@ def explained_share(
     """
     runs = _same_seeds(scores, full, floor)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _estimate(lambda one, full, floor: np.divide(one - floor, full - floor), statistic, runs, options)
+        return _estimate(lambda one, full, floor: np.divide(one - floor, full - floor), statistic, runs, options)[:3]
 
 
 def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:
@@ -84,7 +113,7 @@ def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[B
         counts, baseline_counts = _counts(index[:num_tasks]), _counts(index[num_tasks:])
         return np.mean((counts @ wins * baseline_counts).sum(axis=-1), axis=0) / (num_runs * num_baseline)
 
-    low, high = _interval(probability, [num_runs] * num_tasks + [num_baseline] * num_tasks, **options)
+    low, high, _ = _bootstrap(probability, [num_runs] * num_tasks + [num_baseline] * num_tasks, **options)
     return float(low), float(high)
 
 
@@ -106,30 +135,36 @@ def profile_band(scores: Scores, thresholds: Thresholds, **options: Unpack[Boots
     def profile(index: Sequence[np.ndarray]) -> Any:
         return (_counts(index) @ above).mean(axis=0).T / num_seeds
 
-    return _interval(profile, [num_seeds] * num_tasks, **options)
+    return _bootstrap(profile, [num_seeds] * num_tasks, **options)[:2]
 
 
 def _estimate(
     combine: Callable[..., Any], statistic: Statistic, runs: Sequence[Float[np.ndarray, "T S"]], options: Bootstrap
-) -> tuple[float, float, float]:
-    """Compute `combine(statistic(runs[0]), ...)` and its interval; all runs have the same seeds, drawn together."""
+) -> tuple[float, float, float, Float[np.ndarray, " resamples"]]:
+    """Compute `combine(statistic(runs[0]), ...)`, its interval, and its values of the resamples.
+
+    All runs have the same seeds, drawn together.
+    """
 
     def of_resamples(index: Sequence[np.ndarray]) -> Any:
         drawn = (np.concatenate([row[i] for row, i in zip(each, index, strict=True)], axis=1) for each in runs)
         return combine(*(statistic(each, axis=1) for each in drawn))
 
-    low, high = _interval(of_resamples, [runs[0].shape[1]] * len(runs[0]), **options)
-    return float(combine(*map(statistic, runs))), float(low), float(high)
+    low, high, values = _bootstrap(of_resamples, [runs[0].shape[1]] * len(runs[0]), **options)
+    return float(combine(*map(statistic, runs))), float(low), float(high), values
 
 
-def _interval(
+def _bootstrap(
     statistic: Callable[[Sequence[np.ndarray]], Any],
     sizes: Sequence[int],
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> tuple[Any, Any]:
-    """Bootstrap a statistic [..., resamples] of drawn indices, one array [resamples, size] for each size."""
+) -> tuple[Any, Any, Any]:
+    """Bootstrap a statistic [..., resamples] of drawn indices, one array [resamples, size] for each size.
+
+    Returns both ends of its interval [...], and its values.
+    """
     import scipy.stats
 
     check_count(num_resamples, "num_resamples")
@@ -143,12 +178,12 @@ def _interval(
     # scipy refuses a sample of one run. Its only resample is itself.
     samples = [np.arange(size) for size in sizes if size > 1]
     if not samples:
-        return of_resamples()[..., 0], of_resamples()[..., 0]
+        return of_resamples()[..., 0], of_resamples()[..., 0], of_resamples()
     options: dict[str, Any] = {"n_resamples": num_resamples, "confidence_level": confidence, "rng": seed}
     # It warns of ends that are NaN, in words about another method. Here NaN says that a share has no meaning.
     with warnings.catch_warnings(action="ignore", category=scipy.stats.DegenerateDataWarning):
         result = scipy.stats.bootstrap(samples, of_resamples, vectorized=True, method="percentile", **options)
-    return result.confidence_interval
+    return *result.confidence_interval, result.bootstrap_distribution
 
 
 def _counts(index: Sequence[Int[np.ndarray, "resamples S"]]) -> Float[np.ndarray, "T resamples S"]:
