@@ -58,9 +58,9 @@ CHECK_EVERY = 10
 class Config:
     """How a reward model is fitted to preferences: the first half of RLHF."""
 
-    num_updates: int = setting(200, low=1)
+    num_updates: int = setting(100, low=1)
     """Gradient steps."""
-    num_folds: int = setting(3, low=0)
+    num_folds: int = setting(2, low=0)
     """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
     use_next_obs: bool = setting(True)
     """Learn a reward of (obs, action, next_obs), not of (obs, action): see `networks.RewardModel`. A task's own reward
@@ -75,7 +75,7 @@ class Config:
     pairs to the end."""
     optimiser: Optimiser | None = setting(None)
     """A function of the learning rate, such as `optax.sgd`; None: Adam. The decay does not follow its schedule."""
-    learning_rate: Scalar = setting(3e-3, low=0)
+    learning_rate: Scalar = setting(6e-3, low=0)
     """Step size of the optimiser."""
     weight_decay: Scalar = setting(10.0, low=0)
     """Decoupled: each update subtracts learning_rate * weight_decay of every kernel. Biases do not decay."""

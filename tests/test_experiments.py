@@ -552,7 +552,7 @@ def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs
     )
     fitted = jax.eval_shape(fit, keys, pairs)
     assert fitted.params.params["reward"]["bias"].shape == (2, 3, 1)
-    assert fitted.metrics.loss.shape == (2, 200)
+    assert fitted.metrics.loss.shape == (2, 100)
 
 
 # --- many processes, many batches -------------------------------------------------------------------------------------
