@@ -47,7 +47,8 @@ def train(
         FeedForward32Policy, venv, policy_kwargs=features, seed=seed, n_steps=2048 // venv.num_envs, clip_range=0.1,
         ent_coef=0.01, gae_lambda=0.95, n_epochs=n_epochs, gamma=gamma, learning_rate=learning_rate,
     )  # fmt: skip
-    first_return, _ = evaluate_policy(agent.policy, test_venv, job["num_episodes"])
+    # The first policy plays as in training, the last one as in the example: the most likely action.
+    first_return, _ = evaluate_policy(agent.policy, test_venv, job["num_episodes"], deterministic=False)
     model, loss = preference_comparisons.PreferenceModel(reward_net), preference_comparisons.CrossEntropyRewardLoss()
     preference_comparisons.PreferenceComparisons(
         preference_comparisons.AgentTrainer(agent, reward_net, venv, rng, exploration_frac=0.05),
