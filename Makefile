@@ -11,7 +11,7 @@ EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
 .PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test pytest lint format lock docs wheel \
-        bench bench-peer clean
+        bench bench-peer bench-imitation clean
 
 help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
@@ -27,6 +27,7 @@ help:
 	@echo "make lock      write constraints.txt anew from the newest versions"
 	@echo "make bench     how fast it is, as ratios measured in one run, and what changed since the last one"
 	@echo "make bench-peer   PPO's speed against rejax's, which gets a virtual environment of its own"
+	@echo "make bench-imitation   RLHF against imitation's, in returns and seconds: about half an hour, an environment of its own"
 	@echo "make clean     remove the virtual environment and the caches; results stay"
 	@echo 'flags: make cartpole-dpo ARGS="--help"'
 
@@ -118,5 +119,14 @@ lock:
 bench-peer: $(STAMP) .venv-peer/.installed
 	@$(BIN)/python -m experiments.bench --sections peer --repeats 9 --out results/bench-peer $(ARGS)
 
+# imitation needs an older NumPy and gymnasium.
+.venv-imitation/.installed: constraints-imitation.txt
+	$(PYTHON) -m venv .venv-imitation
+	.venv-imitation/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-imitation.txt imitation
+	@touch $@
+
+bench-imitation: $(STAMP) .venv-imitation/.installed
+	@$(BIN)/python -m experiments.bench --sections imitation --out results/bench-imitation $(ARGS)
+
 clean:
-	rm -rf $(VENV) .venv-peer .cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer .venv-imitation .cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from experiments import START
-from experiments.benchmarks import library, peer, timing
+from experiments.benchmarks import against_imitation, library, peer, timing
 from experiments.benchmarks.timing import Row, Settings
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import exit_codes
@@ -27,6 +27,7 @@ SECTIONS = {
     "memory": library.measure_memory,
     "devices": library.measure_devices,
     "peer": peer.measure,
+    "imitation": against_imitation.measure,
 }
 
 

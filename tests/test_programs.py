@@ -1,6 +1,7 @@
 """The scripts of experiments: what is wrong with a command is one line and exit code 2, and nothing is touched."""
 
 import itertools
+import os
 import runpy
 import shlex
 import signal
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import experiments
-from experiments.benchmarks import library, peer, timing
+from experiments.benchmarks import against_imitation, library, peer, timing
 from experiments.harness import devices
 from experiments.harness.errors import UsageError
 from experiments.pipeline import command
-from jaxpref import store
+from jaxpref import ppo, store
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,10 +106,34 @@ def test_an_interruption_while_modules_load_is_one_line():
     assert (done.stdout, done.stderr) == ("", experiments.INTERRUPTED + "\n")
 
 
-def test_the_peers_environment_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(peer, "PYTHON", Path("no such python"))
-    with pytest.raises(UsageError, match=r"no such python is missing, .*: make bench-peer makes it"):
-        peer.measure(timing.Settings())
+@pytest.mark.parametrize(("module", "target"), [(peer, "bench-peer"), (against_imitation, "bench-imitation")])
+def test_the_peers_environment_is_named_where_it_is_missing(monkeypatch, module, target):
+    monkeypatch.setattr(module, "PYTHON", Path("no such python"))
+    with pytest.raises(UsageError, match=rf"no such python is missing, .*: make {target} makes it"):
+        module.measure(timing.Settings())
+
+
+def test_the_other_sides_seeds_are_shared_by_two_processes_and_make_one_row(monkeypatch, tmp_path):
+    """It trains nothing here: a seed ends with its own number as its return, after 100 steps and 3 seconds."""
+    (tmp_path / "script.py").write_text(
+        "import json, sys\n"
+        "first, step = json.loads(sys.argv[1])['seeds']\n"
+        "for seed in range(first, 4, step):\n"
+        "    print(json.dumps([-1, seed, 100, 3.0]))\n"
+    )
+    monkeypatch.setattr(against_imitation, "PYTHON", sys.executable)
+    monkeypatch.setattr(against_imitation, "SCRIPT", tmp_path / "script.py")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    row = against_imitation.theirs("cartpole", "tuned", {}, 60)
+    # The middle half of 0, 2, 1, 3 is 1 and 2.
+    expected = {"seeds": 4, "start_return": -1.0, "return": 1.5, "worst": 0.0, "env_steps": 100.0, "s_per_seed": 3.0}
+    assert row | expected == row
+    assert 0 <= row["low"] <= 1.5 <= row["high"] <= 3
+
+
+def test_steps_of_ppo_are_those_of_its_updates_and_evaluations():
+    config = ppo.Config(num_updates=6, num_envs=4, num_steps=10, eval_every=3, eval_episodes=5)
+    assert against_imitation.steps_of(config, 6, 200) == 6 * 4 * 10 + 2 * 5 * 200
 
 
 def test_functions_run_in_turns_and_the_first_turn_does_not_count():

@@ -19,7 +19,7 @@ from jaxpref.files import store
 
 Row = dict[str, Any]
 Experiment = Literal["cartpole_dpo", "cartpole_rlhf", "acrobot_dpo", "acrobot_rlhf"]
-Section = Literal["rollouts", "trainers", "experiments", "memory", "devices", "peer"]
+Section = Literal["rollouts", "trainers", "experiments", "memory", "devices", "peer", "imitation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Settings:
     """What is measured."""
 
     sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
-    """Parts of the table. "peer" needs an environment of its own: make bench-peer."""
+    """Parts of the table. "peer" and "imitation" need environments of their own: make bench-peer, bench-imitation."""
     num_envs: tuple[int, ...] = setting((16, 2048), low=1)  # Environments side by side in a rollout.
     num_seeds: tuple[int, ...] = setting((1, 16), low=1)  # Seeds in one call of a trainer; the most also on one device.
     experiments: tuple[Experiment, ...] = ("cartpole_dpo",)  # Run with and without compiled programs.
     memory_seeds: tuple[int, ...] = setting((16, 48), low=1)  # Seeds of the runs whose peak memory is compared.
+    imitation_s: int = setting(1200, low=1)  # Seconds for imitation's side: its seeds in them, one more at the end.
     repeats: int = setting(3, low=1)  # Repeats of every measurement, in turns; the median counts.
     against: Path | None = None  # summary.json to compare with; None: the one that is in --out.
     out: Path = Path("results/bench")  # Folder for summary.json; the one before it becomes previous.json.
