@@ -125,9 +125,10 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
 
 
 def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Table:
-    """Run arms on all seeds, one batch of seeds after another. Arms with the same settings are one run.
+    """Run arms on all seeds, one batch of seeds after another.
 
-    So are arms that differ in their number of pairs. Those with 200 pairs are apart: they share their pairs.
+    Arms with the same settings are one run. So are arms that differ in their number of pairs. Those with 200 pairs are
+    apart: they share their pairs.
     """
     arms = {name: arm(task, name) for name in names}
 
@@ -135,17 +136,18 @@ def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Ta
         settings = arms[name].settings
         return settings if settings.num_pairs == (200,) else dataclasses.replace(settings, num_pairs=())
 
-    # Arms with the same pairs follow each other, so that pairs stay in memory.
+    # Arms with the same pairs follow each other, so that few pairs are played twice.
     order = sorted(arms, key=lambda name: repr((shared(name).annotator, shared(name).num_pairs, shared(name))))
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
-        for settings, group in itertools.groupby(order, shared):
-            together = list(group)
-            sizes = {size for name in together for size in arms[name].settings.num_pairs}
-            settings = dataclasses.replace(settings, seeds=tuple(batch), num_pairs=tuple(sorted(sizes)))
-            outcome = run(f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", settings)
+    for settings, group in itertools.groupby(order, shared):
+        together = list(group)
+        sizes = {size for name in together for size in arms[name].settings.num_pairs}
+        settings = dataclasses.replace(settings, num_pairs=tuple(sorted(sizes)))
+        for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
+            of_batch = dataclasses.replace(settings, seeds=tuple(batch))
+            outcome = run(f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", of_batch)
             for name in together:
-                parts[name].append(numbers(settings, outcome, arms[name].policy))
+                parts[name].append(numbers(of_batch, outcome, arms[name].policy))
     return {name: {key: np.concatenate([part[key] for part in of]) for key in of[0]} for name, of in parts.items()}
 
 

@@ -32,6 +32,8 @@ LIBRARIES = {"builtins", "functools", "copyreg", "numpy", "jax", "jaxlib", "flax
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 """XLA's options for a program that is not optimised. On CPUs it compiles in less than half the time. Rollouts run as
 fast, PPO a quarter slower, and sums over many pairs 4 times slower."""
+LOADED = 60
+"""Programs in memory. Linux allows a process 65,530 mappings, and a program has hundreds. Others are loaded again."""
 
 
 @dataclasses.dataclass
@@ -46,7 +48,13 @@ class Program:
     like: Any
     num_runs: int
     compile: Callable[[], Compiled]
+    trace: Callable[[], Any]  # cached
     compiled: Future[Compiled] | None = None
+
+    def unload(self) -> None:
+        """Let go of what is compiled, and of the trace, which holds it, too."""
+        self.compiled = None
+        self.trace.cache_clear()  # type: ignore[attr-defined]
 
 
 def fingerprint(*parts: Any) -> tuple[Any, bool]:
@@ -136,8 +144,11 @@ class Programs:
                     self.memo.write(name, identity, pickle.dumps(traced), "trace")
             key, like = traced
             compile_it = functools.partial(self._compile, name, key, num_runs, options, lambda: trace()[2])
-            self._found[identity] = Program(key, like, num_runs, compile_it)
-        return self._found[identity]
+            self._found[identity] = Program(key, like, num_runs, compile_it, trace)
+        program = self._found[identity] = self._found.pop(identity)  # the last one used comes last
+        for old in [*self._found.values()][:-LOADED]:
+            old.unload()
+        return program
 
     def _compile(self, name: str, key: str, num_runs: int, options: Any, lower: Callable[[], Lowered]) -> Compiled:
         """Load a compiled program, or compile and keep it."""
