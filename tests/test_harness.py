@@ -1,6 +1,7 @@
 """The harness: stages over runs and devices, the memo, the folder's lock, progress."""
 
 import functools
+import gc
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from flax import struct
 from helpers import assert_same_bytes
+from jax.extend.backend import get_backend
 from rich.console import Console
 
 import jaxpref
@@ -148,6 +150,21 @@ def test_another_number_is_not_another_program(tmp_path):
         values = [stages.run("first", functools.partial(first, 1.0), Config(rate=rate), SEEDS) for rate in (1.0, 2.0)]
         np.testing.assert_allclose(values[1].value.params["w"][:, 0], 2 * SEEDS + 1)
     assert TRACED == ["first"]
+
+
+def test_of_many_programs_the_oldest_are_unloaded_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "LOADED", 1)
+    with Stages(Memo(tmp_path)) as stages:
+        old = stages.run("losses", losses.sigmoid, np.float32(0.5), np.float32(SEEDS))
+        np.testing.assert_allclose(old.value, np.log1p(np.exp(-0.5 * SEEDS)), rtol=1e-5)
+        loaded = get_backend().live_executables
+        (executable,) = [id(each) for each in loaded() if each is old.program.compiled.result().runtime_executable()]
+        stages.run("double", lambda _, seed: 2 * seed, None, SEEDS).compute()
+        gc.collect()
+        assert executable not in map(id, loaded())
+        again = stages.run("losses", losses.sigmoid, np.float32(0.7), np.float32(SEEDS))
+        assert again.program is old.program
+        np.testing.assert_allclose(again.value, np.log1p(np.exp(-0.7 * SEEDS)), rtol=1e-5)
 
 
 # --- programs that earlier processes compiled -------------------------------------------------------------------------

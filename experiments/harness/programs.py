@@ -48,13 +48,8 @@ class Program:
     like: Any
     num_runs: int
     compile: Callable[[], Compiled]
-    trace: Callable[[], Any]  # cached
+    forget: Callable[[], None]  # clears the caches that hold what is compiled
     compiled: Future[Compiled] | None = None
-
-    def unload(self) -> None:
-        """Let go of what is compiled, and of the trace, which holds it, too."""
-        self.compiled = None
-        self.trace.cache_clear()  # type: ignore[attr-defined]
 
 
 def fingerprint(*parts: Any) -> tuple[Any, bool]:
@@ -133,9 +128,9 @@ class Programs:
         args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_runs, *leaf.shape[1:]), leaf.dtype), shapes)
         identity, lasting = fingerprint(function, config, args, lanes, options, self.most_devices)
         if identity not in self._found:
-            mapped = over_runs(function, num_runs, lanes, self.most_devices)
+            function = over_runs(function, num_runs, lanes, self.most_devices)
             # Without a sharding of its own, an argument that the function ignores would go to all devices.
-            mapped = jax.jit(mapped, in_shardings=(None, runs_sharding(num_runs, self.most_devices)))
+            mapped: Any = jax.jit(function, in_shardings=(None, runs_sharding(num_runs, self.most_devices)))
             trace = functools.cache(functools.partial(_trace, mapped, config, args, options))
             traced = self.memo.read(name, identity, pickle.loads, "trace") if lasting else None
             if traced is None:
@@ -144,10 +139,17 @@ class Programs:
                     self.memo.write(name, identity, pickle.dumps(traced), "trace")
             key, like = traced
             compile_it = functools.partial(self._compile, name, key, num_runs, options, lambda: trace()[2])
-            self._found[identity] = Program(key, like, num_runs, compile_it, trace)
+
+            def forget() -> None:
+                trace.cache_clear()
+                mapped.clear_cache()
+
+            self._found[identity] = Program(key, like, num_runs, compile_it, forget)
         program = self._found[identity] = self._found.pop(identity)  # the last one used comes last
         for old in [*self._found.values()][:-LOADED]:
-            old.unload()
+            if old.compiled is not None:
+                old.compiled = None
+                old.forget()
         return program
 
     def _compile(self, name: str, key: str, num_runs: int, options: Any, lower: Callable[[], Lowered]) -> Compiled:
