@@ -174,7 +174,8 @@ class Stages(AbstractContextManager["Stages"]):
         sizes = {key: num_bytes(lazy.like) for key, lazy in list(self._recent.items())}  # run() adds to it meanwhile
         for key in list(sizes)[:-1]:
             if sum(sizes.values()) > RECENT:
-                del sizes[key], self._recent[key]
+                del sizes[key]
+                self._recent.pop(key, None)  # another thread may have dropped it
 
 
 def _by_run(inputs: Any, variants: Any, axes: tuple[int, ...], num_runs: int) -> tuple[Any, ...]:
