@@ -39,7 +39,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "pi2-again": {"evaluation": 1},
     "-pi1": {"reference": ("pi1",)},
     "-original-ppo": {"ppo": vars(original_ppo())},
-    "-original-experts": {"experts": "reinforce"},  # and the task's own settings of the original study
     "-ppo-experts": {"experts": "ppo"},
     **{f"-{kind}": {"reward": kind} for kind in ("bias", "plus", "minus", "zero", "random", "true")},
     **{f"-{size}": {"num_pairs": (size,)} for size in (10, 50, 1000)},
@@ -92,7 +91,7 @@ def arm(task: TaskName, name: str) -> Arm:
     parts = PARTS | {"-hesitant": {"annotator": {"temperature": TEMPERATURES.get(task)}}}
     parts["-equal-kl"] = {"ppo": {"kl_coef": EQUAL_KL.get(task)}}
     if "-original-experts" in name:
-        parts["-original-experts"] |= {"reinforce": vars(original_settings(task, "dpo").reinforce)}
+        parts["-original-experts"] = {"reinforce": vars(original_settings(task, "dpo").reinforce)}
     config: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
     config["method"] = next((method for method in get_args(Method) if name.startswith(method)), "dpo")
     for part, changes in parts.items():
@@ -155,7 +154,7 @@ def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) ->
     """Return an arm's numbers [S]: NaN on seeds that diverged, and where there is no learned score to judge."""
     row = next((row for row in outcome.rows if row.num_pairs == policy), outcome.rows[0])
     returns: dict[str, Any] = {"true_return": row.true_return, "learned_return": row.learned_return, "kl": row.kl}
-    returns["failed"] = below(row.true_return, row.true_return_error, outcome.returns["pi2"], outcome.errors["pi2"])
+    error = row.true_return_error
     labels = {name: outcome.labels[name] for name in ("label_entropy", "best_accuracy", "length_accuracy")}
     judged: dict[str, Any] = {
         "heldout_accuracy": row.quality.return_accuracy,
@@ -170,11 +169,9 @@ def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) ->
     training: Any = row.reference, policy
     if isinstance(policy, str):
         returns = {"true_return": outcome.returns[policy], "kl": outcome.pi1_kl if policy == "pi1" else 0.0}
-        returns["failed"] = below(
-            returns["true_return"], outcome.errors[policy], outcome.returns["pi2"], outcome.errors["pi2"]
-        )
-        training = ()
+        error, training = outcome.errors[policy], ()
     if isinstance(policy, str) or settings.reward == "true":
         judged = dict.fromkeys(judged, np.nan)
+    returns["failed"] = below(returns["true_return"], error, outcome.returns["pi2"], outcome.errors["pi2"])
     known = sound(diverged(settings, outcome), settings.seeds, *training)
     return {name: np.where(known, values, np.float32(np.nan)) for name, values in (returns | labels | judged).items()}

@@ -26,7 +26,8 @@ MARGIN = 0.02
 ALPHA = 0.025
 """One-sided, after Holm's correction: as strict as a 95 % interval."""
 BOOTSTRAP: statistics.Bootstrap = {"num_resamples": 10_000}
-CONTROLS = "|".join(("bias", "plus", "minus", "zero", "random", "coin", "true"))
+CONTROLS = "bias|plus|minus|zero|random|coin|true"
+"""Words of the names of arms that say how much of the gain they explain."""
 COLUMNS = {
     "kl": ("KL to reference, nats per episode", "%.1f"),
     "explained": ("share of the gain explained", "%s"),
@@ -123,12 +124,10 @@ def judge(entries: list[dict[str, Any]]) -> None:
 def page(claims: dict[ClaimName, Claim], summary: dict[str, Any]) -> str:
     """Write everything, one claim a section."""
     compared = [(task, entry) for found in summary["claims"].values() for task in found for entry in found[task]]
-    verdicts = [
-        (verdict, [each for each in compared if each[1]["verdict"] == verdict]) for verdict in ("NO", "not shown")
-    ]
+    found = {name: [each for each in compared if each[1]["verdict"] == name] for name in ("yes", "NO", "not shown")}
     template = Template(TEMPLATE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     used = {"labels": LABELS, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
-    return template.render(compared=compared, verdicts=dict(verdicts), margin=MARGIN, **used) + "\n"
+    return template.render(compared=compared, verdicts=found, margin=MARGIN, **used) + "\n"
 
 
 @style()
