@@ -6,12 +6,14 @@
 https://arxiv.org/abs/2402.04792, for DPO). All rounds are one scan, so they jit and vmap like a trainer. Together they
 ask `num_pairs` questions and make the trainer's `num_updates` updates. The number of rounds must divide both, the
 updates into multiples of `eval_every`.
+
+A person cannot answer inside of a scan. `rlhf_rounds` and `dpo_rounds` return the parts of a round.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,75 @@ class Result(training.Result):
     reward_divergence: Divergence | None = None
 
 
+class Rounds(NamedTuple):
+    """The parts of a round, and the networks that the first one begins with.
+
+    play:   (keys[4], networks) -> (first, second), the pairs that are worth a question, both [num_pairs / num_rounds].
+    learn:  (key, networks, preferences) -> (networks, (metrics, divergence, reward_divergence)). It takes all
+            preferences so far. Those that are not labelled yet have weight zero.
+    """
+
+    networks: Networks
+    play: Callable[[Any, Networks], tuple[Trajectory, Trajectory]]
+    learn: Callable[[Key[Array, ""], Networks, Preferences], tuple[Networks, Any]]
+
+
+def rlhf_rounds(
+    task: Task,
+    config: Config,
+    reward_config: reward_model.Config,
+    ppo_config: ppo.Config,
+    key: Key[Array, ""],
+    num_pairs: int,
+    init_params: Network,
+    ref_params: Network,
+    segment: int | None = None,
+) -> Rounds:
+    """Return the parts of `train_rlhf`. `key` draws the untrained ensemble."""
+    check_config(reward_config, reward_model.Config, "reward_config")
+    check_config(ppo_config, ppo.Config, "ppo_config")
+    one_round = _one_round(task, config, ppo_config, num_pairs, init_params)
+    check_segment(task, segment)
+    # Later rounds keep the value head of earlier rounds, which was trained on a learned reward.
+    one_round = dataclasses.replace(one_round, reset_value=False)
+    if ppo_config.reset_value:
+        init_params = ppo.without_value(init_params)
+
+    def learn(key, networks, pairs):
+        key_fit, key_train = jax.random.split(key)
+        fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members)
+        result = ppo.train(task, one_round, key_train, networks[0], ref_params, fitted.params)
+        return (result.params, fitted.params), (result.metrics, result.divergence, fitted.divergence)
+
+    untrained = jax.vmap(lambda key: init_reward(key, task, reward_config.use_next_obs))(
+        jax.random.split(key, config.num_members)
+    )
+    play = functools.partial(_play, task, config, num_pairs // config.num_rounds, segment)
+    return Rounds((init_params, reward_model.as_ensemble(untrained)), play, learn)
+
+
+def dpo_rounds(
+    task: Task,
+    config: Config,
+    dpo_config: dpo.Config,
+    num_pairs: int,
+    init_params: Network,
+    ref_params: Network,
+    segment: int | None = None,
+) -> Rounds:
+    """Return the parts of `train_dpo`."""
+    check_config(dpo_config, dpo.Config, "dpo_config")
+    one_round = _one_round(task, config, dpo_config, num_pairs, init_params)
+    check_segment(task, segment)
+
+    def learn(key, networks, pairs):
+        result = dpo.train(task, one_round, key, pairs, networks[0], ref_params)
+        return (result.params, None), (result.metrics, result.divergence, None)
+
+    play = functools.partial(_play, task, config, num_pairs // config.num_rounds, segment)
+    return Rounds((init_params, None), play, learn)
+
+
 def train_rlhf(
     task: Task,
     config: Config,
@@ -78,28 +149,11 @@ def train_rlhf(
 
     segment: compare clips of this many steps (`preferences.clip_pairs`); None: whole episodes.
     """
-    check_config(reward_config, reward_model.Config, "reward_config")
-    check_config(ppo_config, ppo.Config, "ppo_config")
-    one_round = _one_round(task, config, ppo_config, key, num_pairs, init_params)
-    check_segment(task, segment)
-    # Later rounds keep the value head of earlier rounds, which was trained on a learned reward.
-    one_round = dataclasses.replace(one_round, reset_value=False)
+    check_key(key)
     key_init, key_rounds = jax.random.split(key)
-    if ppo_config.reset_value:
-        init_params = ppo.without_value(init_params)
-
-    def learn(key, networks, pairs):
-        key_fit, key_train = jax.random.split(key)
-        fitted = reward_model.train_ensemble(task, reward_config, key_fit, pairs, config.num_members)
-        result = ppo.train(task, one_round, key_train, networks[0], ref_params, fitted.params)
-        return (result.params, fitted.params), (result.metrics, result.divergence, fitted.divergence)
-
-    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds, segment)
-    untrained = jax.vmap(lambda key: init_reward(key, task, reward_config.use_next_obs))(
-        jax.random.split(key_init, config.num_members)
-    )
-    networks = init_params, reward_model.as_ensemble(untrained)
-    return _rounds(config.num_rounds, num_pairs, key_rounds, networks, ask, learn)
+    networks = init_params, ref_params
+    rounds = rlhf_rounds(task, config, reward_config, ppo_config, key_init, num_pairs, *networks, segment)
+    return _train(rounds, config.num_rounds, num_pairs, key_rounds, annotator)
 
 
 def train_dpo(
@@ -117,22 +171,14 @@ def train_dpo(
 
     Of `config` only `num_rounds` is used. segment: compare clips of this many steps; None: whole episodes.
     """
-    check_config(dpo_config, dpo.Config, "dpo_config")
-    one_round = _one_round(task, config, dpo_config, key, num_pairs, init_params)
-    check_segment(task, segment)
-
-    def learn(key, networks, pairs):
-        result = dpo.train(task, one_round, key, pairs, networks[0], ref_params)
-        return (result.params, None), (result.metrics, result.divergence, None)
-
-    ask = functools.partial(_ask, task, config, annotator, num_pairs // config.num_rounds, segment)
-    return _rounds(config.num_rounds, num_pairs, key, (init_params, None), ask, learn)
+    check_key(key)
+    rounds = dpo_rounds(task, config, dpo_config, num_pairs, init_params, ref_params, segment)
+    return _train(rounds, config.num_rounds, num_pairs, key, annotator)
 
 
-def _one_round(task: Task, config: Config, trainer: Any, key: Any, num_pairs: int, init_params: Network) -> Any:
+def _one_round(task: Task, config: Config, trainer: Any, num_pairs: int, init_params: Network) -> Any:
     """Check what the trainers of the rounds do not see. Return a trainer's config with the updates of one round."""
     check_config(config, Config)
-    check_key(key)
     check_count(num_pairs, "num_pairs")
     check_policy(task, init_params, "init_params")
     for name, number in {"num_pairs": num_pairs, "num_updates": trainer.num_updates}.items():
@@ -163,18 +209,16 @@ def choose(
     return jnp.argsort(order)[:num_chosen]
 
 
-def _ask(
+def _play(
     task: Task,
     config: Config,
-    annotator: Annotator,
     num_asked: int,
     segment: int | None,
-    key: Key[Array, ""],
+    keys: Any,
     networks: Networks,
-) -> Preferences:
-    """Play the candidates of a round, and label `num_asked` of them."""
-    params, ensemble = networks
-    key_first, key_second, key_choice, key_label, key_clip = jax.random.split(key, 5)
+) -> tuple[Trajectory, Trajectory]:
+    """Play the candidates of a round, and choose `num_asked` of them."""
+    (params, ensemble), (key_first, key_second, key_choice, key_clip) = networks, keys
     num_played = num_asked if ensemble is None else num_asked * config.num_candidates
     first = episodes(task, params, key_first, num_played)
     second = episodes(task, params, key_second, num_played)
@@ -182,13 +226,16 @@ def _ask(
     if ensemble is not None and config.num_candidates > 1:
         asked = choose(key_choice, disagreement(ensemble, first, second), num_asked, config.disagreement)
         first, second = jax.tree.map(lambda leaf: leaf[asked], (first, second))
-    return label_pairs(key_label, first, second, annotator)
+    return first, second
 
 
-def _rounds(
-    num_rounds: int, num_pairs: int, key: Key[Array, ""], networks: Networks, ask: Callable, learn: Callable
-) -> Result:
+def _train(rounds: Rounds, num_rounds: int, num_pairs: int, key: Key[Array, ""], annotator: Annotator) -> Result:
     """Run the loop that both methods share. Pairs that are not labelled yet have weight zero."""
+
+    def ask(key, networks):
+        key_first, key_second, key_choice, key_label, key_clip = jax.random.split(key, 5)
+        first, second = rounds.play((key_first, key_second, key_choice, key_clip), networks)
+        return label_pairs(key_label, first, second, annotator)
 
     def play_round(carry, inputs):
         networks, pairs = carry
@@ -198,12 +245,12 @@ def _rounds(
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first_pair, axis=0)
         pairs = jax.tree.map(write, pairs, answers)
         pair_return = (true_return(answers.chosen) + true_return(answers.rejected)).mean() / 2
-        networks, learned = learn(key_learn, networks, pairs)
+        networks, learned = rounds.learn(key_learn, networks, pairs)
         return (networks, pairs), (pair_return, learned)
 
-    shapes = jax.eval_shape(ask, key, networks)
+    shapes = jax.eval_shape(ask, key, rounds.networks)
     nothing = jax.tree.map(lambda leaf: jnp.zeros((num_pairs, *leaf.shape[1:]), leaf.dtype), shapes)
-    rounds = jax.random.split(key, num_rounds), jnp.arange(num_rounds) * (num_pairs // num_rounds)
-    (networks, pairs), (pair_return, learned) = jax.lax.scan(play_round, (networks, nothing), rounds)
+    inputs = jax.random.split(key, num_rounds), jnp.arange(num_rounds) * (num_pairs // num_rounds)
+    (networks, pairs), (pair_return, learned) = jax.lax.scan(play_round, (rounds.networks, nothing), inputs)
     (params, ensemble), (metrics, divergence, reward_divergence) = networks, learned
     return Result(params, metrics, divergence, pairs, pair_return, ensemble, reward_divergence)

@@ -38,6 +38,7 @@ class Task:
     baseline:    obs -> hand-made baseline of the original study, read at the next observation.
     obs_shape:   shape of an observation before it was made flat, which a convolution needs; None: [obs_size].
     observe:     the environment's observation -> one in scales that a network can learn from; None: as it is.
+    draw:        one observation -> its picture, uint8 [height, width, 3], for people to look at; None: `render.frames`.
     policy_network:  flax module, obs[..., O] -> (distribution or logits[..., A], value[...]); None: `ActorCritic`.
         Its last, linear layers are named "policy" and "value": `init_policy` scales the one, PPO resets the other.
     reward_network:  flax module, (obs[..., O], action[...]) -> reward[...]; None: `RewardModel`. With an attribute
@@ -61,6 +62,7 @@ class Task:
     baseline: Callable[[Observation], Float[Array, "*batch"]] | None = struct.field(pytree_node=False, default=None)
     obs_shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     observe: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
+    draw: Callable[[Any], Any] | None = struct.field(pytree_node=False, default=None)
     policy_network: Any = struct.field(pytree_node=False, default=None)
     reward_network: Any = struct.field(pytree_node=False, default=None)
 

@@ -67,6 +67,8 @@ def problems(settings: Settings) -> Iterator[str]:
     if settings.reward_model.holdout_every > pairs_at_once:
         yield f"--reward-model.holdout-every must be at most the number of pairs, {pairs_at_once}"
     if settings.method.startswith("online"):
+        if settings.preferences:
+            yield f"--preferences has no effect on {settings.method}, which asks about its own pairs"
         name = "ppo" if settings.method == "online-rlhf" else "dpo"
         trained, rounds = getattr(settings, name), settings.online.num_rounds
         if any(size % rounds for size in settings.num_pairs):
@@ -74,6 +76,8 @@ def problems(settings: Settings) -> Iterator[str]:
         if trained.num_updates % (rounds * trained.eval_every):
             least = f"--online.num-rounds * --{name}.eval-every, {rounds * trained.eval_every}"
             yield f"--{name}.num-updates must be a multiple of {least}, got {trained.num_updates}"
+    if bool(settings.preferences) != bool(settings.pairs):
+        yield "--preferences and --pairs, the file that they are about, need each other"
     if settings.processes and settings.process >= settings.processes:
         yield f"--process must be less than --processes, {settings.processes}, got {settings.process}"
     if settings.coordinator and not re.fullmatch(r"\S+:\d{1,5}", settings.coordinator):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from experiments.harness.devices import gather, share
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
-from experiments.pipeline import functions
+from experiments.pipeline import functions, recorded
 from experiments.pipeline.settings import Policy, Settings
 from jaxpref import networks, tasks, training
 from jaxpref.divergence import Divergence
@@ -96,6 +96,8 @@ def task_of(settings: Settings) -> Task:
         if getattr(settings.annotator, name) > 0 and task.return_range is None:
             flag = f"--annotator.{name.replace('_', '-')}"
             raise ValueError(f"{flag} is a share of the range of returns, which {task.name} lacks: give --return-range")
+    if settings.preferences:
+        recorded.for_seeds(settings, task, 1)
     return task
 
 
@@ -146,11 +148,12 @@ def _start_batch(
             name, functools.partial(functions.with_keys, function), config, batches[number], *inputs, **options
         )
 
-    num_played = max(settings.num_pairs) + settings.num_heldout
+    people = [recorded.for_seeds(settings, task, len(batches[number]))] if settings.preferences else []
+    num_played = settings.num_heldout + (0 if people else max(settings.num_pairs))
     train_experts = functools.partial(functions.train_experts, task)
     experts = stage(settings.expert_stage, train_experts, settings.expert_config, lanes=8)
     play = functools.partial(functions.play_pairs, task, num_played, settings.segment)
-    pairs = stage("preferences", play, settings.annotator, experts, lanes=4)
+    pairs = stage("preferences", play, settings.annotator, experts, *people, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
 
     def collect() -> Outcome:

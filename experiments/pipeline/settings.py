@@ -43,6 +43,10 @@ class Settings:
     """Steps after which an episode is cut off; None: the task's own time limit."""
     fixed_horizon: bool = False
     """Let all episodes go on to the horizon: after their end the state stays as it is, and the reward is 0."""
+    preferences: str = ""
+    """Train on people's answers, a file of JSON lines, in place of the annotator's, which still labels held-out pairs."""
+    pairs: str = ""
+    """The file of pairs that the answers are about; with --preferences."""
     segment: int | None = setting(None, low=1)
     """Compare clips of this many steps, each from a random place of its episode; None: whole episodes."""
     experts: Literal["reinforce", "ppo"] = "reinforce"

@@ -37,13 +37,13 @@ def animate(task: Task, episodes: Trajectory | None, summary: dict[str, Any]) ->
     trained = [f"rows.{place}.policy" for place, row in enumerate(summary["rows"]) if row["num_pairs"] == most]
     num_steps = episodes.mask[0].sum(axis=-1)
     return [
-        _animation(task, path, jax.tree.map(operator.itemgetter((0, place)), episodes), int(num_steps.max()))
+        animation(task, path, jax.tree.map(operator.itemgetter((0, place)), episodes), int(num_steps.max()))
         for place, path in enumerate(["policies.pi2", "policies.pi1", *trained])
         if num_steps[place]
     ]
 
 
-def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Animation:
+def animation(task: Task, path: str, episode: Trajectory, longest: int) -> Animation:
     """Draw an episode. Its GIF lasts as long as one of `longest` steps, so that all repeat at the same time.
 
     CartPole has its natural speed, Acrobot five times its own. An episode of another task takes some seconds. The last
@@ -55,7 +55,7 @@ def _animation(task: Task, path: str, episode: Trajectory, longest: int) -> Anim
     seconds = round(stride * seconds_per_step, 2)
     shown = [*range(0, num_steps, stride), num_steps]
     obs = np.concatenate([episode.obs[:num_steps], episode.next_obs[num_steps - 1 : num_steps]])
-    pictures = render.frames(task.name, obs[shown].reshape(-1, *(task.obs_shape or (task.obs_size,))))
+    pictures = render.draw(task, obs[shown])
     faded = (255 - (255 - pictures[-1:]) // 3).astype(np.uint8)
     wait = (longest - num_steps) / stride * seconds
     durations = [*np.diff(shown) / stride * seconds, SECONDS_AT_THE_END, SECONDS_AT_THE_END + wait]

@@ -21,7 +21,7 @@ from experiments.harness.errors import DIVERGED, UsageError, exit_codes
 from experiments.harness.memo import Memo
 from experiments.harness.progress import Progress, bar_on
 from experiments.harness.stages import Stages
-from experiments.pipeline import pipeline
+from experiments.pipeline import pipeline, recorded
 from experiments.pipeline.command import check_unused, parse
 from experiments.pipeline.settings import Method, Settings, changes, from_config
 from jaxpref.files import store
@@ -47,6 +47,7 @@ def run_all(runs: Sequence[Settings]) -> None:
     if first.processes != 1:
         devices.join_processes(first.coordinator, first.processes, first.process)
     try:
+        runs = [recorded.with_sizes(settings) for settings in runs]
         tasks = [pipeline.task_of(settings) for settings in runs]  # a wrong one leaves no folder behind
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -80,9 +80,11 @@ def shown(value: Any) -> str:
 
 def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) -> Path:
     """Write `report.html` beside the figures; return its path. All text of the page is escaped."""
-    settings, source = from_config(summary["config"]), Path(__file__).with_name("page.html.jinja").read_text()
+    settings = from_config(summary["config"])
+    source, style = (Path(__file__).with_name(name).read_text() for name in ("page.html.jinja", "style.css"))
     template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = template.render(
+        style=Markup(style),
         summary=summary,
         title=title(summary),
         rows=table.rows(summary),

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
 from jaxpref.analysis.plots import COLOURS, GREY
+from jaxpref.types import Task
 
 SUPERSAMPLING = 2
 """Pictures are drawn this many times larger and then reduced, which makes their edges smooth."""
@@ -43,6 +44,12 @@ def frames(task_name: str, obs: Float[np.ndarray, "T ..."]) -> Frames:
     }
     draw = drawings.get(task_name)
     return _bars(obs) if draw is None else np.stack([draw(one).picture() for one in obs])
+
+
+def draw(task: Task, obs: Float[np.ndarray, "T O"]) -> Frames:
+    """Draw observations as the task says: by `task.draw`, or else by `frames`."""
+    shaped = np.asarray(obs).reshape(-1, *(task.obs_shape or (task.obs_size,)))
+    return frames(task.name, shaped) if task.draw is None else np.stack([np.asarray(task.draw(one)) for one in shaped])
 
 
 def gif(pictures: Frames, seconds: Sequence[float]) -> bytes:
