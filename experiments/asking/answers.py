@@ -73,6 +73,22 @@ def read_answers(lines: list[bytes]) -> dict[Asked, Answer]:
     return answers
 
 
+def _mended(labels: Path) -> list[bytes]:
+    """Return the lines of the file. A last line that a crash cut off was never confirmed: remove it."""
+    data = labels.read_bytes() if labels.exists() else b""
+    *lines, last = data.split(b"\n")
+    if last:
+        try:
+            json.loads(last)
+        except ValueError:
+            os.truncate(labels, len(data) - len(last))
+        else:
+            with labels.open("ab") as file:
+                file.write(b"\n")
+            lines.append(last)
+    return lines
+
+
 class Questions:
     """The questions about a file of pairs, and their answers in the file `labels`. Several threads may use it."""
 
@@ -84,36 +100,23 @@ class Questions:
         self._leases: dict[int, tuple[str, float]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             self._leases = {int(pair): lease for pair, lease in json.loads(self._leases_path.read_text()).items()}
-        self._file = labels.open("ab+", buffering=0)
-        self._file.seek(0)
-        lines = self._mend(self._file.read())
+        self._labels = labels
+        lines = _mended(labels)
         if not lines:
             self._append({"pairs": sha256})
         read_labels(lines, num_pairs, sha256)  # raises ValueError for answers to other pairs
         self.answers = read_answers(lines)
 
-    def _mend(self, data: bytes) -> list[bytes]:
-        """Return the lines. A last line that a crash cut off was never confirmed: remove it."""
-        *lines, last = data.split(b"\n")
-        if last:
-            try:
-                json.loads(last)
-            except ValueError:
-                self._file.truncate(len(data) - len(last))
-            else:
-                self._file.write(b"\n")
-                lines.append(last)
-        return lines
-
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line. It is on disk when this returns; if that fails, none of it is left."""
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(size)
-            raise
+        with self._labels.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                file.write(json.dumps(entry).encode() + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
 
     @property
     def complete(self) -> bool:

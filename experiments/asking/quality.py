@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -39,31 +37,23 @@ class Line(NamedTuple):
         return "–" if self.value is None else f"{self.value:.0f}" if self.name == "answers" else f"{self.value:.2f}"
 
 
-def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Compute Cohen's kappa of two ratings of the same items: (p_observed - p_chance) / (1 - p_chance); NaN if all are
-    the same (Cohen, 1960, https://doi.org/10.1177/001316446002000104).
+def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
+    """Compute Cohen's kappa of two ratings of each item: (p_observed - p_chance) / (1 - p_chance). NaN if all are the
+    same (Cohen, 1960, https://doi.org/10.1177/001316446002000104).
     """
-    if not first:
-        return float("nan")
-    one, other = np.asarray(first), np.asarray(second)
-    chance = sum((one == choice).mean() * (other == choice).mean() for choice in {*first, *second})
-    return float(((one == other).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
+    ratings = np.array(pairs, str).reshape(-1, 2)
+    chance = sum(np.prod((ratings == choice).mean(0)) for choice in np.unique(ratings))
+    return float(((ratings[:, 0] == ratings[:, 1]).mean() - chance) / (1 - chance)) if 0 < chance < 1 else float("nan")
 
 
-def krippendorffs_alpha(ratings: list[list[str | None]]) -> float:
-    """Compute Krippendorff's alpha of nominal ratings [annotators][items], None if not asked; NaN without variation."""
-    kinds = sorted({choice for row in ratings for choice in row if choice is not None})
+def krippendorffs_alpha(items: Sequence[Sequence[str | None]]) -> float:
+    """Compute Krippendorff's alpha of nominal ratings [items][annotators], None if not asked. NaN without variation."""
+    rated = [item for item in items if sum(choice is not None for choice in item) > 1]
+    kinds = sorted({choice for item in rated for choice in item if choice is not None})
     if len(kinds) < 2:
         return float("nan")
-    table = [[np.nan if choice is None else kinds.index(choice) for choice in row] for row in ratings]
-    return float(krippendorff.alpha(np.array(table, float), level_of_measurement="nominal"))
-
-
-def _share(name: str, hits: int, num: int, what: str, interval: bool = True) -> Line:
-    if num == 0:
-        return Line(name, None, f"no {what}")
-    low, high = binomtest(hits, num).proportion_ci(method="wilson")
-    return Line(name, hits / num, f"{hits} of {num} {what}" + (f" (95 %: {low:.0%} to {high:.0%})" if interval else ""))
+    table = [[np.nan if choice is None else kinds.index(choice) for choice in item] for item in rated]
+    return float(krippendorff.alpha(np.array(table, float).T, level_of_measurement="nominal"))
 
 
 def report(answers: dict[Asked, Answer], gaps: np.ndarray, checks: float) -> list[Line]:
@@ -72,65 +62,60 @@ def report(answers: dict[Asked, Answer], gaps: np.ndarray, checks: float) -> lis
     gaps:    true return of each pair's first trajectory minus the second's [N]; NaN if unknown.
     checks:  share of the pairs, those with the largest gaps, whose answer is clear.
     """
-    everything = list(answers.values())
-    decided = [each for each in everything if each.choice in ("first", "second")]
-    twice = [pair for pair, repeat in answers if repeat and (pair, False) in answers]
-    both = [[answers[pair, repeat] for pair in twice] for repeat in (False, True)]
-    same_person = [_name(one) == _name(other) for one, other in zip(*both, strict=True)]
-    own = [[each.choice for each in itertools.compress(side, same_person)] for side in both]
-    agree = sum(one == other for one, other in zip(*own, strict=True))
-    known = [each for each in decided if np.isfinite(gaps[each.pair]) and gaps[each.pair] != 0]
-    num_checks = round(checks * np.isfinite(gaps).sum())
-    clear = set(np.argsort(-np.abs(np.nan_to_num(gaps)), kind="stable")[:num_checks].tolist())
-    asked = [each for each in everything if each.pair in clear and gaps[each.pair] != 0]
-    missed = sum(each.choice != ("first" if gaps[each.pair] > 0 else "second") for each in asked)
-    sided = [each for each in decided if "left" in each.note]
-    timed = [each.note["seconds"] for each in everything if "seconds" in each.note]
+    every, gaps = list(answers.values()), np.nan_to_num(gaps)
+    better = np.where(gaps > 0, "first", "second")
+    known = [each for each in every if gaps[each.pair] != 0]
+    clear = np.argsort(-np.abs(gaps), kind="stable")[: round(checks * len(gaps))]
+    sides = [each for each in every if each.choice in ("first", "second")]
+    twice = [(answers[pair, False], again) for (pair, repeat), again in answers.items() if repeat]
+    own = [(one.choice, again.choice) for one, again in twice if _person(one) == _person(again)]
+    people = sorted({_person(each) for each in every})
+    table: dict[int, dict[str, str]] = {each.pair: {} for each in every}
+    for each in every:
+        if each.choice != "skip":
+            table[each.pair][_person(each)] = each.choice
+    alpha = krippendorffs_alpha([[of_pair.get(person) for person in people] for of_pair in table.values()])
     return [
-        Line("answers", len(everything), f"of {len({pair for pair, _ in answers})} pairs"),
-        _share("agree with themselves", agree, len(own[0]), "pairs that came again, sides exchanged"),
-        _number("Cohen's kappa, with themselves", cohens_kappa(*own), "1: always the same answer, 0: as by chance"),
-        _number("Krippendorff's alpha, between annotators", _alpha(everything), f"of {_names(everything)}"),
-        _share("left side chosen", sum(_left(each) for each in sided), len(sided), "answers for a side"),
-        _share("checks missed", missed, len(asked), "pairs whose true returns differ most", interval=False),
+        Line("answers", len(every), f"of {len(table)} pairs, by {', '.join(people) or 'nobody'}"),
+        _share("agree with themselves", [one == again for one, again in own], "pairs that came again, sides exchanged"),
+        _number("Cohen's kappa, with themselves", cohens_kappa(own), "1: always the same answer, 0: as by chance"),
+        _number("Krippendorff's alpha, between people", alpha, "1: always the same answer, 0: as by chance"),
         _share(
-            f"faster than {TOO_FAST_S} s", sum(s < TOO_FAST_S for s in timed), len(timed), "answers", interval=False
+            "left side",
+            [each.choice == each.note["left"] for each in sides if "left" in each.note],
+            "answers for a side",
         ),
-        _share("ties", sum(each.choice == "tie" for each in everything), len(everything), "answers", interval=False),
-        _share("skips", sum(each.choice == "skip" for each in everything), len(everything), "answers", interval=False),
         _share(
-            "as the true return", sum((gaps[e.pair] > 0) == (e.choice == "first") for e in known), len(known), "answers"
+            "checks missed", [each.choice != better[each.pair] for each in known if each.pair in clear], "clear pairs"
+        ),
+        _share(
+            f"faster than {TOO_FAST_S} s",
+            [each.note["seconds"] < TOO_FAST_S for each in every if "seconds" in each.note],
+            "answers",
+        ),
+        _share("ties", [each.choice == "tie" for each in every], "answers"),
+        _share("skips", [each.choice == "skip" for each in every], "answers"),
+        _share(
+            "as the true return",
+            [each.choice == better[each.pair] for each in known if each in sides],
+            "answers for a side",
         ),
     ]
 
 
+def _person(answer: Answer) -> str:
+    return str(answer.note.get("annotator") or "somebody")
+
+
+def _share(name: str, hits: list[bool], what: str) -> Line:
+    if not hits:
+        return Line(name, None, f"no {what}")
+    low, high = binomtest(sum(map(bool, hits)), len(hits)).proportion_ci(method="wilson")
+    return Line(name, float(np.mean(hits)), f"{sum(hits)} of {len(hits)} {what}; 95 %: {low:.2f} to {high:.2f}")
+
+
 def _number(name: str, value: float, text: str) -> Line:
-    return Line(name, value if np.isfinite(value) else None, text if np.isfinite(value) else "not known yet")
-
-
-def _name(answer: Answer) -> str:
-    return str(answer.note.get("annotator", ""))
-
-
-def _names(answers: list[Answer]) -> str:
-    return ", ".join(sorted({_name(each) or "no name" for each in answers}))
-
-
-def _left(answer: Answer) -> bool:
-    return answer.choice == answer.note["left"]
-
-
-def _alpha(answers: list[Answer]) -> float:
-    """Of the last answer of each annotator about each pair, except skips."""
-    table: dict[str, dict[int, str]] = defaultdict(dict)
-    for each in answers:
-        if each.choice != "skip":
-            table[_name(each)][each.pair] = each.choice
-    pairs = sorted({each.pair for each in answers})
-    rows: list[list[str | None]] = [[of.get(pair) for pair in pairs] for of in table.values()]
-    return (
-        krippendorffs_alpha(rows) if any(sum(map(bool, column)) > 1 for column in zip(*rows, strict=True)) else np.nan
-    )
+    return Line(name, value, text) if np.isfinite(value) else Line(name, None, "not known yet")
 
 
 def of_models(task: Task, preferences: Preferences, policy: Network | None = None) -> list[Line]:
@@ -164,4 +149,4 @@ def of_models(task: Task, preferences: Preferences, policy: Network | None = Non
 
     accuracies = jax.jit(lambda: jax.lax.map(fold, jnp.arange(FOLDS)))()
     text = f"of {num_pairs} answered pairs ranked as answered, each by a model that has not seen it"
-    return [_number(name, float(jnp.nanmean(values)), text) for name, values in accuracies.items()]
+    return [_number(name, float(jnp.nanmean(accuracies[name])), text) for name in ("reward model", "DPO")]
