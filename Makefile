@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools-installed
-EVERYTHING := '.[dev,experiments]'
+SERVER := $(VENV)/.server-installed
+EVERYTHING := '.[dev,experiments,label]'
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
 
-.PHONY: help install $(EXPERIMENTS) study evidence controls sweep report test pytest lint format lock docs wheel \
+.PHONY: help install $(EXPERIMENTS) study evidence controls sweep label teach report test pytest lint format lock docs wheel \
         bench bench-peer bench-imitation clean
 
 help:
@@ -19,6 +20,8 @@ help:
 	@echo "make evidence  claims about preferences, tested on 100 seeds (SEEDS=10 for fewer): a page with figures"
 	@echo "make controls  zero, random, true rewards and coin-flipped labels in place of what was learned"
 	@echo "make sweep     beta or kl_coef x pairs x temperature x seeds: heat maps, return against KL"
+	@echo "make label     a page that shows pairs of a finished run in the browser and asks which one is better"
+	@echo "make teach     the same in rounds: the policy plays, you answer, it learns"
 	@echo "make report    write report.html of every experiment in results/ anew, without training"
 	@echo "make test      formatter check, linter, type checker, documentation and every test"
 	@echo "make lint      the first three; make format mends what can be mended"
@@ -70,6 +73,14 @@ controls: $(STAMP)
 sweep: $(STAMP)
 	@$(BIN)/python -m experiments.sweep $(if $(SEEDS),--num-seeds $(SEEDS)) $(ARGS)
 
+# What the page for people needs beyond an experiment.
+$(SERVER): $(STAMP)
+	$(call get,$(BIN)/python,--editable '.[experiments,label]')
+	@touch $@
+
+label teach: $(SERVER)
+	@$(BIN)/python -m experiments.$@ $(ARGS)
+
 report: $(STAMP)
 	@$(BIN)/python -m experiments.reporting.page $(ARGS)
 
@@ -106,7 +117,7 @@ wheel:
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,experiments]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,experiments,label]'
 	.venv-lock/bin/python -m pip freeze --exclude jaxpref > constraints.txt
 	rm -rf .venv-lock
 

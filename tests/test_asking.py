@@ -18,10 +18,10 @@ import pytest
 from helpers import random_trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_person import Person
 
 from experiments.asking import answers, quality, server
 from experiments.asking.clips import COLUMNS, Clips
-from experiments.asking.scripted import Person
 from experiments.asking.site import Site
 from jaxpref import store, tasks
 from jaxpref.annotators import Label

@@ -110,7 +110,7 @@ def test_a_person_labels_thirty_pairs(browser, program):
         for tab in (page, other, copy):
             tab.keyboard.press("ArrowLeft")
             tab.wait_for_timeout(20)
-    page.get_by_text("All is answered").wait_for()
+    page.get_by_text("Everything is answered").wait_for()
     asked = Counter((line["pair"], line["note"]["repeat"]) for line in answers_in(pairs))
     assert sorted(asked.values()) == [1] * (NUM_PAIRS + 3 - 1) + [2]  # three came again, one was taken back
     assert not [words for words in said if "ERR_CONNECTION_REFUSED" not in words]

@@ -188,6 +188,8 @@ def test_targets_and_range_are_those_of_the_horizon(task, horizon, targets, retu
         ("--reward-model.holdout-every 1001", "--reward-model.holdout-every must be at most .* 1000"),
         ("--method online-dpo --online.num-rounds 7", "--num-pairs must be multiples of --online.num-rounds, 7"),
         ("--method online-dpo --dpo.num-updates 30", "--dpo.num-updates must be a multiple of --online.num-rounds *"),
+        ("--preferences labels.jsonl", "--preferences and --pairs, the file that they are about, need each other"),
+        ("--method online-dpo --preferences a --pairs b", "--preferences has no effect on online-dpo"),
         ("--preset original --task Catch-bsuite", "--preset original has no Catch-bsuite"),
     ],
 )

@@ -26,9 +26,10 @@ from helpers import numpy_policy, numpy_reward
 import jaxpref
 from experiments.harness import folder
 from experiments.harness.memo import Memo
-from experiments.pipeline import functions, pipeline
+from experiments.pipeline import functions, pipeline, recorded
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
+from experiments.pipeline.settings import from_config
 from experiments.reporting import experiment
 from jaxpref import dpo, preferences, store
 from jaxpref.networks import ActorCritic, Network, RewardModel
@@ -347,6 +348,35 @@ def test_ppo_starts_from_pi2_and_its_reference_is_what_it_is_said_to_be(rlhf_run
     kl = metrics["trained_pi1"]["kl"][:, :, 0]
     assert (kl[[0, 2]] > 1e-3).all()
     np.testing.assert_allclose(kl[1], 0, atol=1e-6)
+
+
+# --- people's answers -------------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_trains_on_peoples_answers(run, dpo_run, tmp_path):
+    """The pairs that seed 3 was trained on, and a person who answers as its annotator did: the same policies. Without
+    --num-pairs, all answered pairs count: one is skipped here."""
+    pairs = dpo_run.pairs(3)
+    sides = [jax.tree.map(lambda leaf: leaf[: max(SIZES)], side) for side in (pairs.chosen, pairs.rejected)]
+    store.save_pairs(tmp_path / "pairs.npz", *sides)
+    lines = [json.dumps({"pair": pair, "choice": "first"}) for pair in range(max(SIZES))]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(lines))
+    words = ["--preferences", str(labels), "--pairs", str(tmp_path / "pairs.npz")]
+    again = run("dpo", (3,), *words)
+    for name in ("trained_pi1", "trained_pi2"):
+        before = policy_of(dpo_run.load("policies.npz"), name, 0)
+        for one, other in zip(
+            jax.tree.leaves(before), jax.tree.leaves(policy_of(again.load("policies.npz"), name, 0)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    labels.write_text("\n".join([*lines, '{"pair": 2, "choice": "skip"}']))
+    settings = from_config(again.summary["config"] | {"num_pairs": [10, 50, 200, 1000]})
+    assert recorded.with_sizes(settings).num_pairs == (max(SIZES) - 1,)
+    with pytest.raises(ValueError, match="--num-pairs must be at most 7, the number of answers in"):
+        recorded.with_sizes(dataclasses.replace(settings, num_pairs=(8,)))
+    with pytest.raises(ValueError, match=r"pairs.npz has trajectories of 200 steps, more than the 25 of the held-out"):
+        recorded.for_seeds(dataclasses.replace(settings, segment=25), jaxpref.cartpole(), 1)
 
 
 # --- the same again ---------------------------------------------------------------------------------------------------

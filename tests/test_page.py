@@ -262,7 +262,7 @@ def test_an_observation_of_no_axis_is_drawn_as_one_number():
     task = jaxpref.task("FrozenLake-misc", horizon=3)
     assert task.obs_shape == ()
     obs, steps = np.zeros((3, 1), np.float32), np.zeros(3, np.float32)
-    drawn = animations._animation(task, "policies.pi2", Trajectory(obs, steps, steps, obs, np.ones(3, bool)), 3)
+    drawn = animations.animation(task, "policies.pi2", Trajectory(obs, steps, steps, obs, np.ones(3, bool)), 3)
     assert drawn.gif.startswith(b"GIF")
 
 

@@ -1,5 +1,6 @@
 """Pictures of episodes: where things stand in them, by the colours of their pixels."""
 
+import dataclasses
 import io
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from PIL import Image, ImageColor
 
 from jaxpref import render
 from jaxpref.gymnax_tasks import mountain_car_observe
+from jaxpref.types import Task
 
 BLUE, ORANGE, GREEN, GREY, LINE, BLACK, WHITE = (
     np.array(ImageColor.getrgb(colour))
@@ -237,6 +239,19 @@ def test_bars_go_up_and_down_in_units_of_each_numbers_largest_value():
     for column, filled in ((10, [(0, 81), (40, 81), (80, 81)]), (200, [(80, 161), (40, 81), (80, 81)])):
         for picture, (first, end) in zip(blue, filled, strict=True):
             np.testing.assert_array_equal(np.nonzero(picture[:, column])[0], np.arange(first, end))
+
+
+def test_a_task_may_have_a_drawing_of_its_own_and_keeps_the_shape_of_its_images():
+    obs = np.arange(24.0).reshape(2, 12)
+    task = Task("other", None, None, horizon=2, obs_size=12, num_actions=2, obs_shape=(2, 3, 2))
+    np.testing.assert_array_equal(render.draw(task, obs), render.frames("other", obs.reshape(2, 2, 3, 2)))
+
+    def filled(one):
+        return np.full((4, 6, 3), one.sum(), np.uint8)
+
+    pictures = render.draw(dataclasses.replace(task, draw=filled), obs)
+    np.testing.assert_array_equal(pictures[:, 0, 0, 0], [66, 210])
+    assert pictures.shape == (2, 4, 6, 3)
 
 
 def test_channels_of_an_image_have_colours_of_their_own():

@@ -23,7 +23,7 @@ FLOORS = (
     "fast.dense types"
 )
 """The house of jaxpref, top floor first: a module imports modules of lower floors only."""
-ROOMS = "scripts > claims benchmarks > reporting > pipeline > harness"
+ROOMS = "scripts > claims benchmarks asking > reporting > pipeline > harness"
 """The house of experiments: a module imports modules of its own room and of lower floors only."""
 
 

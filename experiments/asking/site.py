@@ -31,7 +31,7 @@ class Site:
         self.task, self.questions, self.answered = task, cast(Questions | None, None), threading.Event()
         self.status: dict[str, Any] = {"instruction": instruction, "rounds": rounds, "round": 0, "shown": None}
         self._painter, self._comparisons = ThreadPoolExecutor(1), list[Clips]()
-        self.progress("getting ready")
+        self.progress("Getting ready")
 
     def ask(self, pairs: Path, labels: Path, repeats: float = 0.0) -> Questions:
         """Ask about the pairs in a file."""

@@ -138,7 +138,7 @@ def teach(settings: Teach, site: Site, stages: Stages, console: Console) -> list
     def stage(name: str, function: Callable, *inputs: Any) -> Any:
         return stages.run(name, functools.partial(function, setup), settings.configs, seeds, *inputs, lanes=1).value
 
-    site.progress("training the first policy" if settings.start == "pi2" else "getting ready")
+    site.progress("Training the first policy" if settings.start == "pi2" else "Getting ready")
     start = first_policy(settings, site.task, stages)
     networks, results = stage("begin", begin, start), [stage("evaluate", evaluate, start)]
     for number in range(1, settings.num_rounds + 1):
@@ -150,7 +150,7 @@ def teach(settings: Teach, site: Site, stages: Stages, console: Console) -> list
         site.status["round"] = number
         site.ask(pairs, labels, settings.repeats)
         site.answered.wait()
-        site.progress(f"learning from {number * settings.num_pairs} pairs", seconds)
+        site.progress(f"Learning from {number * settings.num_pairs} pairs", seconds)
         begun, preferences = time.perf_counter(), answers_so_far(settings, number)
         preferences = jax.tree.map(lambda leaf: leaf[None], preferences)
         networks = stage("learn", learn, rounds, start, networks, preferences)

@@ -114,19 +114,13 @@ def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys)
 
 
 def play_pairs(
-    task: Task,
-    num_pairs: int,
-    segment: int | None,
-    config: annotators.Config,
-    keys: Keys,
-    experts: Result,
-    recorded: Preferences | None = None,
+    task: Task, num_pairs: int, segment: int | None, config: Any, keys: Keys, experts: Result, *recorded: Preferences
 ) -> Preferences:
     """Play and label the largest dataset, if it is not `recorded`, followed by the held-out pairs."""
     annotator = annotators.teacher_of(task, config)
     policies = experts.pi1, experts.pi2
     played = preferences.sample_preferences(task, *policies, keys.preferences, num_pairs, annotator, segment)
-    return played if recorded is None else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), recorded, played)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *recorded, played)
 
 
 def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:

@@ -44,7 +44,7 @@ class Settings:
     fixed_horizon: bool = False
     """Let all episodes go on to the horizon: after their end the state stays as it is, and the reward is 0."""
     preferences: str = ""
-    """Train on people's answers, a file of JSON lines, in place of the annotator's, which still labels held-out pairs."""
+    """Train on people's answers, a file of JSON lines. Held-out pairs still have the annotator's."""
     pairs: str = ""
     """The file of pairs that the answers are about; with --preferences."""
     segment: int | None = setting(None, low=1)

@@ -1,0 +1,118 @@
+"""Teaching in rounds, over HTTP: what every round leaves, and that it goes on wherever it was stopped."""
+
+import dataclasses
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from scripted_person import Person
+
+from experiments.asking import teaching
+from experiments.asking.server import serving
+from experiments.asking.site import Site
+from experiments.harness.errors import UsageError
+from experiments.harness.memo import Memo
+from experiments.harness.stages import Stages
+from jaxpref import dpo, ppo, reward_model, store, tasks
+from jaxpref.networks import init_policy
+
+NUM_PAIRS = 4
+TASK = tasks.task("Catch-bsuite")
+SMALL = teaching.Teach(
+    task="Catch-bsuite",
+    start="random",
+    num_rounds=2,
+    num_pairs=NUM_PAIRS,
+    repeats=0.25,
+    dpo=dpo.Config(num_updates=4, eval_every=2, eval_episodes=1, learning_rate=0.1),
+    reward_model=reward_model.Config(num_updates=2),
+    ppo=ppo.Config(num_updates=2, num_envs=4, num_steps=8, num_minibatches=2, eval_every=1, eval_episodes=1),
+)
+
+
+def brighter_on_top(left, right):
+    """Something that a person sees: which clip has less ink in its last picture."""
+    return "left" if left[-1].sum() > right[-1].sum() else "right"
+
+
+def taught(settings, memo, monkeypatch):
+    """(returns, what the person answered) of all rounds."""
+    monkeypatch.setattr(teaching.quality, "of_models", lambda *_: [])
+    settings.folder.mkdir(exist_ok=True)
+    site, answered = Site(TASK, settings.instruction, settings.num_rounds), []
+
+    def judge(left, right):
+        answered.append(brighter_on_top(left, right))
+        return answered[-1]
+
+    with Stages(Memo(memo)) as stages, serving(site, settings.folder, "127.0.0.1", 0) as address:
+        thread = threading.Thread(target=Person(address, judge).answer_all)
+        thread.start()
+        means = teaching.teach(settings, site, stages, Console(quiet=True))
+        thread.join(20)
+    return means, answered
+
+
+def policies_of(settings):
+    return [(settings.folder / f"round-{number}" / "policy.npz").read_bytes() for number in (1, 2)]
+
+
+@pytest.mark.parametrize("method", ["dpo", "rlhf"])
+def test_every_round_is_kept_and_goes_on_wherever_it_was_stopped(method, tmp_path, monkeypatch):
+    settings = dataclasses.replace(SMALL, method=method, out=tmp_path / "out")
+    memo = tmp_path / "memo"
+    means, answered = taught(settings, memo, monkeypatch)
+    assert len(means) == 3
+    assert len(answered) == 2 * (NUM_PAIRS + 1)  # one of each round comes again
+    for number in (1, 2):
+        folder = settings.folder / f"round-{number}"
+        labels = store.load_labels(folder / "labels.jsonl", folder / "pairs.npz", TASK)
+        np.testing.assert_array_equal(labels.weight, np.ones(NUM_PAIRS))
+    report = (settings.folder / "report.html").read_text()
+    assert all(words in report for words in ("the first policy", "after round 2", settings.instruction))
+    expected = policies_of(settings)
+    assert expected[0] != expected[1]
+
+    assert taught(settings, memo, monkeypatch) == (means, [])  # nothing is asked again
+    assert policies_of(settings) == expected
+
+    # Stopped in round 2 after two answers, and nothing that was computed is left.
+    shutil.rmtree(memo)
+    (settings.folder / "round-2" / "policy.npz").unlink()
+    labels = settings.folder / "round-2" / "labels.jsonl"
+    labels.write_bytes(b"".join(labels.read_bytes().splitlines(keepends=True)[:3]))
+    (settings.folder / "round-2" / ".labels.jsonl.leases").unlink()  # two minutes later
+    again, answered = taught(settings, memo, monkeypatch)
+    assert len(answered) == NUM_PAIRS + 1 - 2
+    assert policies_of(settings) == expected
+    assert again == means
+
+
+def test_it_starts_from_a_file(tmp_path):
+    """A policy of a round, or one of a run: of its first seed and its most pairs."""
+    policy = init_policy(jax.random.key(3), TASK)
+    store.save_pytree(tmp_path / "policy.npz", policy)
+    several = jax.tree.map(lambda leaf: np.stack([np.stack([0 * leaf, leaf]), np.stack([leaf, 0 * leaf])]), policy)
+    store.save_pytree(tmp_path / "policies.npz", {"trained_pi2": several, "pi2": several})
+    for start in ("policy.npz", "policies.npz:trained_pi2"):
+        settings = dataclasses.replace(SMALL, start=str(tmp_path / start))
+        found = teaching.first_policy(settings, TASK, None)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(policy), strict=True):
+            np.testing.assert_array_equal(one, other[None])
+    for start in ("no.npz", "policies.npz", "policies.npz:pi3"):
+        with pytest.raises(UsageError, match="is neither pi2, random nor a policy of Catch-bsuite"):
+            teaching.first_policy(dataclasses.replace(SMALL, start=str(tmp_path / start)), TASK, None)
+    of_catch = dataclasses.replace(SMALL, start=str(tmp_path / "policy.npz"))
+    with pytest.raises(UsageError, match="nor a policy of cartpole"):
+        teaching.first_policy(of_catch, tasks.cartpole(), None)
+
+
+def test_rounds_of_other_settings_are_not_mixed(tmp_path):
+    settings = dataclasses.replace(SMALL, out=tmp_path)
+    teaching.check_same(settings)
+    teaching.check_same(dataclasses.replace(settings, port=1, instruction="other words"))
+    with pytest.raises(UsageError, match=r"holds rounds with another --num-pairs, --dpo.beta: name another folder"):
+        teaching.check_same(dataclasses.replace(settings, num_pairs=6, dpo=dpo.Config(**vars(SMALL.dpo) | {"beta": 1})))
