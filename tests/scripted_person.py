@@ -18,7 +18,6 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageColor
 from rich.console import Console
@@ -30,8 +29,6 @@ from experiments.asking.site import Site
 from experiments.harness import devices
 from experiments.harness.cli import read
 from experiments.harness.errors import exit_codes
-from experiments.harness.memo import Memo
-from experiments.harness.stages import Stages
 from experiments.reporting import figures
 from jaxpref import tasks
 from jaxpref.analysis import plots, statistics
@@ -60,7 +57,7 @@ class Person:
 
     def act(self, action: str, **fields: Any) -> dict[str, Any]:
         """Do what the page can do; return what it would show."""
-        return json.loads(self.request(action, {"page": self.page, "have": [], **fields}))
+        return json.loads(self.request(action, {"page": self.page, **fields}))
 
     def pictures(self, question: dict[str, Any], side: str) -> np.ndarray:
         """Fetch the pictures of a clip."""
@@ -75,7 +72,7 @@ class Person:
         while (view := self.act("state"))["phase"] != "done":
             for question in view["questions"][:1]:
                 choice = self.judge(*(self.pictures(question, side) for side in ("left", "right")))
-                self.act("answer", question=question["id"], choice=choice, seconds=1.0, name=self.name)
+                self.act("answer", question=question["id"], choice=choice, seconds=1.0, person=self.name)
             if not view["questions"]:
                 time.sleep(0.05)
 
@@ -135,7 +132,7 @@ def judge_of(lesson: Lesson, seed: int) -> Judge:
     return judge
 
 
-def teach(lesson: Lesson, seed: int, stages: Stages) -> np.ndarray:
+def teach(lesson: Lesson, seed: int) -> np.ndarray:
     """Teach a policy over HTTP. Return (mean return, share of time on the left) before and after each round."""
     shape = {"num_rounds": lesson.num_rounds, "num_pairs": lesson.num_pairs, "repeats": 0.0}
     settings = teaching.Teach(**shape, seed=seed, out=lesson.out / f"{lesson.wish}-{lesson.mistake_prob:g}" / str(seed))
@@ -145,9 +142,9 @@ def teach(lesson: Lesson, seed: int, stages: Stages) -> np.ndarray:
     with serving(site, settings.folder, "127.0.0.1", 0) as address:
         person = threading.Thread(target=Person(address, judge_of(lesson, seed)).answer_all)
         person.start()
-        teaching.teach(settings, site, stages, console)
+        first = teaching.first_policy(settings, task)
+        teaching.teach(settings, site, first, console)
         person.join()
-    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), teaching.first_policy(settings, task, stages))
     paths = [settings.folder / f"round-{number}" / "policy.npz" for number in range(1, lesson.num_rounds + 1)]
     return np.array([_measure(policy) for policy in (first, *(store.load_pytree(path, first) for path in paths))]).T
 
@@ -161,8 +158,7 @@ def _measure(policy: Any) -> tuple[jax.Array, jax.Array]:
 def main(lesson: Lesson, console: Console) -> None:
     """Teach on all seeds; print what has changed, and draw it."""
     devices.set_up_jax(1)
-    with Stages(Memo()) as stages:
-        measured = np.stack([teach(lesson, seed, stages) for seed in range(lesson.num_seeds)])  # [S, 2, rounds + 1]
+    measured = np.stack([teach(lesson, seed) for seed in range(lesson.num_seeds)])  # [S, 2, rounds + 1]
     table, names = Table("", "before", "after", box=None), ("return", "share of time on the left")
     lesson.out.mkdir(parents=True, exist_ok=True)
     with figures.style():

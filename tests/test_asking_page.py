@@ -127,7 +127,7 @@ def test_the_page_on_a_phone_in_the_dark_with_the_keyboard_alone(browser, progra
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     tree = page.locator("main").aria_snapshot()
     names = re.findall(r"- '?button \"([^\"]+)\"", tree)
-    assert [name.split()[0] for name in names] == ["←", "B", "↑", "↓", "u", "space", "−", "+", "?"]
+    assert [name.split()[0] for name in names] == ["←", "B", "↑", "↓", "u", "space", "p", "−", "+", "?"]
     assert len(re.findall(r"- img \"Clip [AB], [\d.]+ seconds of the task\"", tree)) == 2
     assert 'progressbar "How much is done"' in tree
     assert "button\n" not in tree  # one without a name
@@ -146,6 +146,6 @@ def test_the_page_on_a_phone_in_the_dark_with_the_keyboard_alone(browser, progra
     page.get_by_label("Your name").fill("Ana")
     page.keyboard.press("Escape")
     and_next(page, lambda: page.keyboard.press("ArrowDown"))
-    assert [(line["choice"], line["note"]["annotator"]) for line in answers_in(program[0])][1] == ("skip", "Ana")
+    assert [(line["choice"], line["note"]["person"]) for line in answers_in(program[0])][1] == ("skip", "Ana")
     assert not said
     context.close()

@@ -1,7 +1,6 @@
 """Teaching in rounds, over HTTP: what every round leaves, and that it goes on wherever it was stopped."""
 
 import dataclasses
-import shutil
 import threading
 
 import jax
@@ -10,12 +9,10 @@ import pytest
 from rich.console import Console
 from scripted_person import Person
 
-from experiments.asking import teaching
+from experiments.asking import labelling, teaching
 from experiments.asking.server import serving
 from experiments.asking.site import Site
 from experiments.harness.errors import UsageError
-from experiments.harness.memo import Memo
-from experiments.harness.stages import Stages
 from jaxpref import dpo, ppo, reward_model, store, tasks
 from jaxpref.networks import init_policy
 
@@ -38,9 +35,9 @@ def brighter_on_top(left, right):
     return "left" if left[-1].sum() > right[-1].sum() else "right"
 
 
-def taught(settings, memo, monkeypatch):
+def taught(settings, monkeypatch):
     """(returns, what the person answered) of all rounds."""
-    monkeypatch.setattr(teaching.quality, "of_models", lambda *_: [])
+    monkeypatch.setattr(teaching.quality, "model_accuracy", lambda *_: [])
     settings.folder.mkdir(exist_ok=True)
     site, answered = Site(TASK, settings.instruction, settings.num_rounds), []
 
@@ -48,10 +45,10 @@ def taught(settings, memo, monkeypatch):
         answered.append(brighter_on_top(left, right))
         return answered[-1]
 
-    with Stages(Memo(memo)) as stages, serving(site, settings.folder, "127.0.0.1", 0) as address:
+    with serving(site, settings.folder, "127.0.0.1", 0) as address:
         thread = threading.Thread(target=Person(address, judge).answer_all)
         thread.start()
-        means = teaching.teach(settings, site, stages, Console(quiet=True))
+        means = teaching.teach(settings, site, teaching.first_policy(settings, TASK), Console(quiet=True))
         thread.join(20)
     return means, answered
 
@@ -63,8 +60,7 @@ def policies_of(settings):
 @pytest.mark.parametrize("method", ["dpo", "rlhf"])
 def test_every_round_is_kept_and_goes_on_wherever_it_was_stopped(method, tmp_path, monkeypatch):
     settings = dataclasses.replace(SMALL, method=method, out=tmp_path / "out")
-    memo = tmp_path / "memo"
-    means, answered = taught(settings, memo, monkeypatch)
+    means, answered = taught(settings, monkeypatch)
     assert len(means) == 3
     assert len(answered) == 2 * (NUM_PAIRS + 1)  # one of each round comes again
     for number in (1, 2):
@@ -76,16 +72,16 @@ def test_every_round_is_kept_and_goes_on_wherever_it_was_stopped(method, tmp_pat
     expected = policies_of(settings)
     assert expected[0] != expected[1]
 
-    assert taught(settings, memo, monkeypatch) == (means, [])  # nothing is asked again
+    assert taught(settings, monkeypatch) == (means, [])  # nothing is asked again
     assert policies_of(settings) == expected
 
-    # Stopped in round 2 after two answers, and nothing that was computed is left.
-    shutil.rmtree(memo)
-    (settings.folder / "round-2" / "policy.npz").unlink()
+    # Stopped in round 2 after two answers.
+    for name in ("policy", "networks"):
+        (settings.folder / "round-2" / f"{name}.npz").unlink()
     labels = settings.folder / "round-2" / "labels.jsonl"
     labels.write_bytes(b"".join(labels.read_bytes().splitlines(keepends=True)[:3]))
     (settings.folder / "round-2" / ".labels.jsonl.leases").unlink()  # two minutes later
-    again, answered = taught(settings, memo, monkeypatch)
+    again, answered = taught(settings, monkeypatch)
     assert len(answered) == NUM_PAIRS + 1 - 2
     assert policies_of(settings) == expected
     assert again == means
@@ -99,20 +95,19 @@ def test_it_starts_from_a_file(tmp_path):
     store.save_pytree(tmp_path / "policies.npz", {"trained_pi2": several, "pi2": several})
     for start in ("policy.npz", "policies.npz:trained_pi2"):
         settings = dataclasses.replace(SMALL, start=str(tmp_path / start))
-        found = teaching.first_policy(settings, TASK, None)
+        found = teaching.first_policy(settings, TASK)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(policy), strict=True):
-            np.testing.assert_array_equal(one, other[None])
+            np.testing.assert_array_equal(one, other)
     for start in ("no.npz", "policies.npz", "policies.npz:pi3"):
         with pytest.raises(UsageError, match="is neither pi2, random nor a policy of Catch-bsuite"):
-            teaching.first_policy(dataclasses.replace(SMALL, start=str(tmp_path / start)), TASK, None)
+            teaching.first_policy(dataclasses.replace(SMALL, start=str(tmp_path / start)), TASK)
     of_catch = dataclasses.replace(SMALL, start=str(tmp_path / "policy.npz"))
     with pytest.raises(UsageError, match="nor a policy of cartpole"):
-        teaching.first_policy(of_catch, tasks.cartpole(), None)
+        teaching.first_policy(of_catch, tasks.cartpole())
 
 
 def test_rounds_of_other_settings_are_not_mixed(tmp_path):
-    settings = dataclasses.replace(SMALL, out=tmp_path)
-    teaching.check_same(settings)
-    teaching.check_same(dataclasses.replace(settings, port=1, instruction="other words"))
-    with pytest.raises(UsageError, match=r"holds rounds with another --num-pairs, --dpo.beta: name another folder"):
-        teaching.check_same(dataclasses.replace(settings, num_pairs=6, dpo=dpo.Config(**vars(SMALL.dpo) | {"beta": 1})))
+    labelling.check_same(tmp_path / "out", {"num_pairs": 4, "dpo.beta": 0.1})
+    labelling.check_same(tmp_path / "out", {"num_pairs": 4, "dpo.beta": 0.1})
+    with pytest.raises(UsageError, match=r"was made with another --num-pairs, --dpo.beta: name another folder"):
+        labelling.check_same(tmp_path / "out", {"num_pairs": 6, "dpo.beta": 1.0})

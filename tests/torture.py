@@ -143,7 +143,12 @@ class Client(threading.Thread):
                         return
                     for question in view["questions"][:1]:
                         choice = self.rng.choice(["left", "right", "tie", "skip"])
-                        pending = {"question": question["id"], "choice": choice, "seconds": 1, "name": self.person.name}
+                        pending = {
+                            "question": question["id"],
+                            "choice": choice,
+                            "seconds": 1,
+                            "person": self.person.name,
+                        }
                 if pending:
                     self.person.act("answer", **pending)
                     self.confirmed.append(pending["choice"])

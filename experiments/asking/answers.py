@@ -4,10 +4,10 @@ Everything follows from the file of pairs and the file of answers, so a server t
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ from jaxpref.files.labels import read_labels
 
 LEASE_S = 120.0
 """Seconds in which nobody else is asked about a pair that somebody was given."""
+HELD = 3
+"""Questions that a page holds: one on the screen, and the next ones, loaded already."""
 LATER = 5
-"""Other questions between a pair and its repetition, at least."""
+"""Other questions between a pair and its repetition, if there are so many."""
 
 
 class Question(NamedTuple):
@@ -33,35 +35,43 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer that counts. `note` has its time, seconds, sides, annotator and page."""
+    """An answer that counts. `note` has its time, seconds, sides, person and page."""
 
     pair: int
     choice: str
     note: dict[str, Any]
 
 
-Asked = tuple[int, bool]
+QuestionKey = tuple[int, bool]
 """A pair, and whether it is its repetition."""
 
 
-def questions_of(num_pairs: int, sha256: str, repeats: float) -> dict[Asked, Question]:
+class Lease(NamedTuple):
+    """Who was given a pair last, by which question, and until when nobody else gets it."""
+
+    question: str
+    page: str
+    end: float
+
+
+def questions_of(num_pairs: int, sha256: str, repeats: float) -> dict[QuestionKey, Question]:
     """Return all questions, in the order in which they are asked. A share `repeats` comes again, sides exchanged."""
     rng = np.random.default_rng(int(sha256, 16))
     pairs, swapped = rng.permutation(num_pairs).tolist(), rng.random(num_pairs) < 0.5
     num_repeats = round(repeats * num_pairs)
     again = rng.uniform(np.arange(num_repeats) + LATER, num_pairs + LATER)
     order = np.argsort(np.concatenate([np.arange(num_pairs), again]), kind="stable")
-    asked = [(pair, False) for pair in pairs] + [(pair, True) for pair in pairs[:num_repeats]]
+    keys = [(pair, False) for pair in pairs] + [(pair, True) for pair in pairs[:num_repeats]]
     questions = {}
-    for pair, repeat in (asked[place] for place in order):
+    for pair, repeat in (keys[place] for place in order):
         name = hashlib.sha256(f"{sha256} {pair} {repeat}".encode()).hexdigest()[:16]
         questions[pair, repeat] = Question(name, pair, repeat, ("first", "second")[int(swapped[pair] ^ repeat)])
     return questions
 
 
-def read_answers(lines: list[bytes]) -> dict[Asked, Answer]:
+def read_answers(lines: list[bytes]) -> dict[QuestionKey, Answer]:
     """Return the answers that count, in their order: the last one to each question, without those that were undone."""
-    answers: dict[Asked, Answer] = {}
+    answers: dict[QuestionKey, Answer] = {}
     for line in filter(bytes.strip, lines):
         entry = json.loads(line)
         if "pair" in entry:
@@ -73,7 +83,7 @@ def read_answers(lines: list[bytes]) -> dict[Asked, Answer]:
     return answers
 
 
-def _mended(labels: Path) -> list[bytes]:
+def read_and_repair(labels: Path) -> list[bytes]:
     """Return the lines of the file. A last line that a crash cut off was never confirmed: remove it."""
     data = labels.read_bytes() if labels.exists() else b""
     *lines, last = data.split(b"\n")
@@ -90,80 +100,86 @@ def _mended(labels: Path) -> list[bytes]:
 
 
 class Questions:
-    """The questions about a file of pairs, and their answers in the file `labels`. Several threads may use it."""
+    """The questions about a file of pairs, and their answers in the file `labels`. Callers take turns."""
 
     def __init__(self, pairs: Path, num_pairs: int, labels: Path, repeats: float = 0.0):
         sha256 = hashlib.sha256(pairs.read_bytes()).hexdigest()
         self.all = questions_of(num_pairs, sha256, repeats)
         self.by_id = {question.id: question for question in self.all.values()}
-        self._lock, self._leases_path = threading.RLock(), labels.with_name(f".{labels.name}.leases")
-        self._leases: dict[int, tuple[str, float]] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            self._leases = {int(pair): lease for pair, lease in json.loads(self._leases_path.read_text()).items()}
-        self._labels = labels
-        lines = _mended(labels)
+        self._labels, self._leases_path = labels, labels.with_name(f".{labels.name}.leases")
+        self._leases: dict[int, Lease] = {}
+        with contextlib.suppress(FileNotFoundError):
+            self._leases = {pair: Lease(*lease) for pair, *lease in json.loads(self._leases_path.read_text())}
+        lines = read_and_repair(labels)
         if not lines:
             self._append({"pairs": sha256})
         read_labels(lines, num_pairs, sha256)  # raises ValueError for answers to other pairs
         self.answers = read_answers(lines)
 
+    @property
+    def num_answered(self) -> int:
+        """How many questions have an answer."""
+        return len(self.answers.keys() & self.all.keys())
+
+    def give(self, page: str) -> list[Question]:
+        """Return the questions of a page: those that it was given earlier, and new ones up to HELD."""
+        now, remaining = time.time(), [each for key, each in self.all.items() if key not in self.answers]
+        leases = {pair: lease for pair, lease in self._leases.items() if lease.end > now}
+        nobody = Lease("", page, 0.0)
+        own = [each for each in remaining if leases.get(each.pair, nobody).page == page]
+        held = [each for each in own if leases.get(each.pair, nobody).question == each.id]
+        new = [each for each in own if each not in held and (not each.repeat or (each.pair, False) in self.answers)]
+        held += new[: max(0, HELD - len(held))]
+        self._lease(leases, held, page)
+        return held
+
+    def _lease(self, leases: dict[int, Lease], questions: list[Question], page: str) -> None:
+        self._leases = leases | {each.pair: Lease(each.id, page, time.time() + LEASE_S) for each in questions}
+        temporary = self._leases_path.with_suffix(".new")  # not synced: it outlives this process, no more
+        temporary.write_text(json.dumps([(pair, *lease) for pair, lease in self._leases.items()]))
+        temporary.replace(self._leases_path)
+
+    def answer(self, name: str, choice: str, seconds: float, person: str, page: str) -> None:
+        """Write an answer: left, right, tie or skip. A page may send the same one again. KeyError: no such question."""
+        question = self.by_id[name]
+        sides = {"left": question.left, "right": "second" if question.left == "first" else "first"}
+        choice, key = sides.get(choice, choice), (question.pair, question.repeat)
+        before = self.answers.get(key)
+        if before and (before.choice, before.note.get("page")) == (choice, page):
+            return
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"time": when, "seconds": round(seconds, 3), "left": question.left, "repeat": question.repeat}
+        note |= {"person": person, "page": page}
+        self._append({"pair": question.pair, "choice": choice, "note": note})
+        self.answers.pop(key, None)
+        self.answers[key] = Answer(question.pair, choice, note)
+
+    def last(self, page: str) -> Question | None:
+        """Return the question that a page has answered last; None if there is none."""
+        own = [key for key, answer in self.answers.items() if answer.note.get("page") == page and key in self.all]
+        return self.all[own[-1]] if own else None
+
+    def undo(self, name: str, page: str) -> None:
+        """Take back a page's answer to this question, with one more line, if it is still its last one."""
+        question = self.last(page)
+        if question is None or question.id != name:
+            return
+        key = question.pair, question.repeat
+        other = self.answers.get((question.pair, not question.repeat))  # it counts from now on
+        note = {"undo": True, "repeat": question.repeat, "page": page}
+        self._append({"pair": question.pair, "choice": other.choice if other else "skip", "note": note})
+        del self.answers[key]
+        self._lease(self._leases, [question], page)
+
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line. It is on disk when this returns; if that fails, none of it is left."""
+        line = json.dumps(entry).encode() + b"\n"
         with self._labels.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                file.write(json.dumps(entry).encode() + b"\n")
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._labels))
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)
                 raise
-
-    @property
-    def complete(self) -> bool:
-        """Whether every question has its answer."""
-        return len(self.answers.keys() & self.all.keys()) == len(self.all)
-
-    def give(self, page: str, have: list[str], most: int) -> list[Question]:
-        """Return questions for a page beside those that it has. First come those that it was given earlier."""
-        with self._lock:
-            now, open_ = time.time(), [each for key, each in self.all.items() if key not in self.answers]
-            has = [question for question in open_ if question.id in have]
-            free = [question for question in open_ if question not in has and not self._taken(question, page, now)]
-            given = sorted(free, key=lambda question: question.pair not in self._leases)[: max(0, most - len(has))]
-            for question in (*has, *given):
-                self._leases[question.pair] = page, now + LEASE_S
-            self._leases_path.write_text(json.dumps(self._leases))  # not synced: it outlives this process, no more
-            return given
-
-    def _taken(self, question: Question, page: str, now: float) -> bool:
-        owner, end = self._leases.get(question.pair, (page, 0.0))
-        return (owner != page and now < end) or (question.repeat and (question.pair, False) not in self.answers)
-
-    def answer(self, name: str, choice: str, seconds: float, annotator: str, page: str) -> None:
-        """Write an answer: left, right, tie or skip. A page may send the same one again. KeyError: no such question."""
-        with self._lock:
-            question = self.by_id[name]
-            sides = {"left": question.left, "right": "second" if question.left == "first" else "first"}
-            choice, key = sides.get(choice, choice), (question.pair, question.repeat)
-            before = self.answers.get(key)
-            if before and (before.choice, before.note.get("page")) == (choice, page):
-                return
-            when = datetime.now(UTC).isoformat(timespec="seconds")
-            note = {"time": when, "seconds": round(seconds, 3), "left": question.left, "repeat": question.repeat}
-            note |= {"annotator": annotator, "page": page}
-            self._append({"pair": question.pair, "choice": choice, "note": note})
-            self.answers.pop(key, None)
-            self.answers[key] = Answer(question.pair, choice, note)
-
-    def undo(self, page: str) -> Question | None:
-        """Take a page's last answer back, with one more line, and return its question; None if there is none."""
-        with self._lock:
-            own = [key for key, answer in self.answers.items() if answer.note.get("page") == page and key in self.all]
-            if not own:
-                return None
-            pair, repeat = own[-1]
-            counts = self.answers.get((pair, not repeat))  # the answer that counts from now on
-            choice = counts.choice if counts else "skip"
-            self._append({"pair": pair, "choice": choice, "note": {"undo": True, "repeat": repeat, "page": page}})
-            del self.answers[pair, repeat]
-            return self.all[pair, repeat]

@@ -11,7 +11,7 @@ import krippendorff
 import numpy as np
 from scipy.stats import binomtest
 
-from experiments.asking.answers import Answer, Asked
+from experiments.asking.answers import Answer, QuestionKey
 from jaxpref import dpo, reward_model
 from jaxpref.analysis import ranking
 from jaxpref.networks import Network, init_policy, trajectory_log_prob, trajectory_reward
@@ -24,7 +24,7 @@ TOO_FAST_S = 0.5
 FOLDS = 5
 
 
-class Line(NamedTuple):
+class Measure(NamedTuple):
     """A line of the report. `value` is None where the answers cannot say it."""
 
     name: str
@@ -43,7 +43,11 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     """
     ratings = np.array(pairs, str).reshape(-1, 2)
     chance = sum(np.prod((ratings == choice).mean(0)) for choice in np.unique(ratings))
-    return float(((ratings[:, 0] == ratings[:, 1]).mean() - chance) / (1 - chance)) if 0 < chance < 1 else float("nan")
+    return (
+        float(((ratings[:, 0] == ratings[:, 1]).mean() - chance) / (1 - chance))
+        if len(ratings) and chance < 1
+        else float("nan")
+    )
 
 
 def krippendorffs_alpha(items: Sequence[Sequence[str | None]]) -> float:
@@ -56,7 +60,7 @@ def krippendorffs_alpha(items: Sequence[Sequence[str | None]]) -> float:
     return float(krippendorff.alpha(np.array(table, float).T, level_of_measurement="nominal"))
 
 
-def report(answers: dict[Asked, Answer], gaps: np.ndarray, checks: float) -> list[Line]:
+def report(answers: dict[QuestionKey, Answer], gaps: np.ndarray, checks: float) -> list[Measure]:
     """Describe the answers.
 
     gaps:    true return of each pair's first trajectory minus the second's [N]; NaN if unknown.
@@ -64,10 +68,14 @@ def report(answers: dict[Asked, Answer], gaps: np.ndarray, checks: float) -> lis
     """
     every, gaps = list(answers.values()), np.nan_to_num(gaps)
     better = np.where(gaps > 0, "first", "second")
-    known = [each for each in every if gaps[each.pair] != 0]
-    clear = np.argsort(-np.abs(gaps), kind="stable")[: round(checks * len(gaps))]
+    largest = np.argsort(-np.abs(gaps), kind="stable")[: round(checks * len(gaps))]
+    clear = {pair for pair in largest.tolist() if gaps[pair] != 0}
     sides = [each for each in every if each.choice in ("first", "second")]
-    twice = [(answers[pair, False], again) for (pair, repeat), again in answers.items() if repeat]
+    twice = [
+        (answers[pair, False], again)
+        for (pair, repeat), again in answers.items()
+        if repeat and (pair, False) in answers
+    ]
     own = [(one.choice, again.choice) for one, again in twice if _person(one) == _person(again)]
     people = sorted({_person(each) for each in every})
     table: dict[int, dict[str, str]] = {each.pair: {} for each in every}
@@ -75,50 +83,43 @@ def report(answers: dict[Asked, Answer], gaps: np.ndarray, checks: float) -> lis
         if each.choice != "skip":
             table[each.pair][_person(each)] = each.choice
     alpha = krippendorffs_alpha([[of_pair.get(person) for person in people] for of_pair in table.values()])
+    seconds = [each.note["seconds"] for each in every if isinstance(each.note.get("seconds"), int | float)]
     return [
-        Line("answers", len(every), f"of {len(table)} pairs, by {', '.join(people) or 'nobody'}"),
-        _share("agree with themselves", [one == again for one, again in own], "pairs that came again, sides exchanged"),
-        _number("Cohen's kappa, with themselves", cohens_kappa(own), "1: always the same answer, 0: as by chance"),
-        _number("Krippendorff's alpha, between people", alpha, "1: always the same answer, 0: as by chance"),
+        Measure("answers", len(every), f"about {len(table)} pairs, by {', '.join(people) or 'nobody'}"),
+        _share("the same again", [one == again for one, again in own], "pairs that came again, sides exchanged"),
+        _number("Cohen's kappa, with oneself", cohens_kappa(own)),
+        _number("Krippendorff's alpha, between people", alpha),
         _share(
             "left side",
             [each.choice == each.note["left"] for each in sides if "left" in each.note],
             "answers for a side",
         ),
         _share(
-            "checks missed", [each.choice != better[each.pair] for each in known if each.pair in clear], "clear pairs"
+            "checks missed", [each.choice != better[each.pair] for each in sides if each.pair in clear], "clear pairs"
         ),
-        _share(
-            f"faster than {TOO_FAST_S} s",
-            [each.note["seconds"] < TOO_FAST_S for each in every if "seconds" in each.note],
-            "answers",
-        ),
+        _share(f"faster than {TOO_FAST_S} s", [each < TOO_FAST_S for each in seconds], "answers"),
         _share("ties", [each.choice == "tie" for each in every], "answers"),
         _share("skips", [each.choice == "skip" for each in every], "answers"),
-        _share(
-            "as the true return",
-            [each.choice == better[each.pair] for each in known if each in sides],
-            "answers for a side",
-        ),
     ]
 
 
 def _person(answer: Answer) -> str:
-    return str(answer.note.get("annotator") or "somebody")
+    return str(answer.note.get("person") or "somebody")
 
 
-def _share(name: str, hits: list[bool], what: str) -> Line:
+def _share(name: str, hits: list[bool], what: str) -> Measure:
     if not hits:
-        return Line(name, None, f"no {what}")
+        return Measure(name, None, f"no {what}")
     low, high = binomtest(sum(map(bool, hits)), len(hits)).proportion_ci(method="wilson")
-    return Line(name, float(np.mean(hits)), f"{sum(hits)} of {len(hits)} {what}; 95 %: {low:.2f} to {high:.2f}")
+    return Measure(name, float(np.mean(hits)), f"{sum(hits)} of {len(hits)} {what}; 95 %: {low:.2f} to {high:.2f}")
 
 
-def _number(name: str, value: float, text: str) -> Line:
-    return Line(name, value, text) if np.isfinite(value) else Line(name, None, "not known yet")
+def _number(name: str, value: float) -> Measure:
+    known = bool(np.isfinite(value))
+    return Measure(name, value if known else None, "1: always the same, 0: as by chance" if known else "not known yet")
 
 
-def of_models(task: Task, preferences: Preferences, policy: Network | None = None) -> list[Line]:
+def model_accuracy(task: Task, preferences: Preferences, policy: Network | None = None) -> list[Measure]:
     """Return how often a reward model and DPO rank answered pairs as people did, by cross-validation in five folds.
 
     policy:  what DPO starts from; None: an untrained one.
@@ -126,7 +127,7 @@ def of_models(task: Task, preferences: Preferences, policy: Network | None = Non
     answered = take(jax.tree.map(jnp.asarray, preferences), jnp.flatnonzero(jnp.asarray(preferences.weight) > 0))
     num_pairs = len(answered.weight)
     if num_pairs < 2 * FOLDS:
-        return [Line(name, None, f"needs {2 * FOLDS} answers") for name in ("reward model", "DPO")]
+        return [Measure(name, None, f"needs {2 * FOLDS} answers") for name in ("reward model", "DPO")]
     policy = init_policy(jax.random.key(0), task) if policy is None else policy
     config = dpo.Config(eval_episodes=0)
 
@@ -149,4 +150,4 @@ def of_models(task: Task, preferences: Preferences, policy: Network | None = Non
 
     accuracies = jax.jit(lambda: jax.lax.map(fold, jnp.arange(FOLDS)))()
     text = f"of {num_pairs} answered pairs ranked as answered, each by a model that has not seen it"
-    return [_number(name, float(jnp.nanmean(accuracies[name])), text) for name in ("reward model", "DPO")]
+    return [Measure(name, float(jnp.nanmean(accuracies[name])), text) for name in ("reward model", "DPO")]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -36,13 +37,13 @@ from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory, true_return
 
-EPISODES = 100
-"""That a policy's return is the mean of."""
+NUM_EPISODES = 100
+"""Episodes that a mean return is measured on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teach(labelling.Page):
-    """Who is taught, and in how many rounds."""
+    """Who is taught, and in how many rounds. The trainers' numbers of updates are those of one round."""
 
     task: str = "cartpole"
     """cartpole, acrobot, or any gymnax id."""
@@ -62,8 +63,8 @@ class Teach(labelling.Page):
     out: Path | None = None
     """Folder of all rounds and the report; None: results/teach-TASK."""
     reward_model: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
-    ppo: ppo.Config = dataclasses.field(default_factory=ppo.Config)
-    dpo: dpo.Config = dataclasses.field(default_factory=dpo.Config)
+    ppo: ppo.Config = dataclasses.field(default_factory=lambda: ppo.Config(num_updates=12, eval_every=12))
+    dpo: dpo.Config = dataclasses.field(default_factory=lambda: dpo.Config(num_updates=30, eval_every=30))
     online: online.Config = dataclasses.field(default_factory=lambda: online.Config(num_candidates=4))
 
     @property
@@ -71,126 +72,102 @@ class Teach(labelling.Page):
         """The folder of all rounds and the report."""
         return self.out or Path("results") / f"teach-{self.task}"
 
-    @property
-    def configs(self) -> tuple:
-        """What the stages of a round need: the config of the rounds, and those of the trainers."""
-        rounds = dataclasses.replace(self.online, num_rounds=self.num_rounds)
-        return (rounds, self.dpo) if self.method == "dpo" else (rounds, self.reward_model, self.ppo)
+
+def rounds_of(settings: Teach, task: Task, start: Network) -> online.Rounds:
+    """Return the parts of a round, and the networks of the first one."""
+    config = dataclasses.replace(settings.online, num_rounds=settings.num_rounds)
+    rest = settings.num_rounds * settings.num_pairs, start, start, settings.segment
+    if settings.method == "dpo":
+        trainer = dataclasses.replace(settings.dpo, num_updates=settings.dpo.num_updates * settings.num_rounds)
+        return online.dpo_rounds(task, config, trainer, *rest)
+    player = dataclasses.replace(settings.ppo, num_updates=settings.ppo.num_updates * settings.num_rounds)
+    return online.rlhf_rounds(task, config, settings.reward_model, player, jax.random.key(settings.seed), *rest)
 
 
-class Setup(NamedTuple):
-    """What is static in the stages of a round."""
-
-    task: Task
-    num_pairs: int
-    segment: int | None
-
-
-def _parts(setup: Setup, configs: tuple, seed: jax.Array, start: Network) -> online.Rounds:
-    rounds, *trainers = configs
-    rest = setup.num_pairs, start, start, setup.segment
-    if len(trainers) == 1:
-        return online.dpo_rounds(setup.task, rounds, trainers[0], *rest)
-    return online.rlhf_rounds(setup.task, rounds, trainers[0], trainers[1], jax.random.key(seed), *rest)
-
-
-def begin(setup: Setup, configs: tuple, seed: jax.Array, start: Network) -> online.Networks:
-    """Return the networks of the first round."""
-    return _parts(setup, configs, seed, start).networks
-
-
-def play(
-    setup: Setup, configs: tuple, seed: jax.Array, number: jax.Array, start: Network, networks: online.Networks
-) -> tuple[Trajectory, Trajectory]:
-    """Play the pairs of a round."""
-    key = jax.random.fold_in(jax.random.key(seed), 2 * number)
-    return _parts(setup, configs, seed, start).play(jax.random.split(key, 4), networks)
-
-
-def learn(
-    setup: Setup,
-    configs: tuple,
-    seed: jax.Array,
-    number: jax.Array,
-    start: Network,
-    networks: online.Networks,
-    preferences: Preferences,
-) -> online.Networks:
-    """Learn from all answers so far."""
-    key = jax.random.fold_in(jax.random.key(seed), 2 * number + 1)
-    return _parts(setup, configs, seed, start).learn(key, networks, preferences)[0]
-
-
-def evaluate(setup: Setup, _: Any, seed: jax.Array, policy: Network) -> tuple[jax.Array, Trajectory]:
-    """Return a policy's mean true return, and one of its episodes. All policies have the same initial states."""
-    played = episodes(setup.task, policy, jax.random.key(seed), EPISODES)
-    return true_return(played).mean(), jax.tree.map(lambda leaf: leaf[0], played)
-
-
-def teach(settings: Teach, site: Site, stages: Stages, console: Console) -> list[float]:
+def teach(settings: Teach, site: Site, start: Network, console: Console) -> list[float]:
     """Go through all rounds; return the mean true return before the first round and after each.
 
-    Finished stages are in the memo and answers in their files, so the same call goes on where it was.
+    Answers, pairs and networks of each round are in files, so the same call goes on where it was.
     """
-    setup = Setup(site.task, settings.num_rounds * settings.num_pairs, settings.segment)
-    seeds, seconds = np.array([settings.seed], np.uint32), None
-
-    def stage(name: str, function: Callable, *inputs: Any) -> Any:
-        return stages.run(name, functools.partial(function, setup), settings.configs, seeds, *inputs, lanes=1).value
-
-    site.progress("Training the first policy" if settings.start == "pi2" else "Getting ready")
-    start = first_policy(settings, site.task, stages)
-    networks, results = stage("begin", begin, start), [stage("evaluate", evaluate, start)]
-    for number in range(1, settings.num_rounds + 1):
-        of_round, rounds = settings.folder / f"round-{number}", np.array([number], np.int32)
-        of_round.mkdir(exist_ok=True)
-        pairs, labels = of_round / "pairs.npz", of_round / "labels.jsonl"
-        if not pairs.exists():
-            store.save_pairs(pairs, *_first(stage("play", play, rounds, start, networks)))
-        site.status["round"] = number
-        site.ask(pairs, labels, settings.repeats)
-        site.answered.wait()
-        site.progress(f"Learning from {number * settings.num_pairs} pairs", seconds)
-        begun, preferences = time.perf_counter(), answers_so_far(settings, number)
-        preferences = jax.tree.map(lambda leaf: leaf[None], preferences)
-        networks = stage("learn", learn, rounds, start, networks, preferences)
-        results.append(stage("evaluate", evaluate, networks[0]))
-        store.save_pytree(of_round / "policy.npz", _first(networks[0]))
-        site.show(*(_first(episode) for _, episode in results[-2:]))
-        means, seconds = [float(mean[0]) for mean, _ in results], time.perf_counter() - begun
-        console.print(f"round {number}: mean return {means[-2]:.4g} before, {means[-1]:.4g} after; {seconds:.1f} s")
-    report(settings, site.task, _first(start), [_first(result) for result in results], console)
+    site.progress("Getting ready")
+    rounds, keys = (
+        rounds_of(settings, site.task, start),
+        jax.random.split(jax.random.key(settings.seed), 1 + settings.num_rounds),
+    )
+    networks, play, expected_s = rounds.networks, jax.jit(rounds.play), None
+    evaluate = jax.jit(functools.partial(_evaluate, site.task, keys[0]))
+    with concurrent.futures.ThreadPoolExecutor(1) as compiler:  # while the person answers
+        learn = compiler.submit(_compiled, rounds, settings, keys[0])
+        results = [evaluate(start)]
+        for number, key in enumerate(keys[1:], start=1):
+            of_round, (key_play, key_learn) = settings.folder / f"round-{number}", jax.random.split(key)
+            of_round.mkdir(exist_ok=True)
+            if not (of_round / "pairs.npz").exists():
+                store.save_pairs(of_round / "pairs.npz", *play(jax.random.split(key_play, 4), networks))
+            site.status["round"] = number
+            site.ask(of_round / "pairs.npz", of_round / "labels.jsonl", settings.repeats)
+            site.answered.wait()
+            begun = time.perf_counter()
+            site.progress(f"Learning from {number * settings.num_pairs} pairs", expected_s)
+            if not (of_round / "networks.npz").exists():
+                preferences = answers_so_far(settings, number)
+                networks, _ = learn.result()(key_learn, networks, jax.tree.map(jnp.asarray, preferences))
+                store.save_pytree(of_round / "policy.npz", networks[0])
+                store.save_pytree(of_round / "networks.npz", networks)
+            networks = jax.tree.map(jnp.asarray, store.load_pytree(of_round / "networks.npz", networks))
+            results.append(evaluate(networks[0]))
+            site.show(*(episode for _, episode in results[-2:]))
+            means, expected_s = [float(mean) for mean, _ in results], time.perf_counter() - begun
+            console.print(
+                f"round {number}: mean return {means[-2]:.4g} before, {means[-1]:.4g} after; {expected_s:.1f} s"
+            )
+    site.progress("Writing the report")
+    report(settings, site.task, start, results, console)
     site.status["phase"] = "done"
     return means
 
 
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+def _compiled(rounds: online.Rounds, settings: Teach, key: jax.Array) -> Any:
+    first, second = jax.eval_shape(rounds.play, jax.random.split(key, 4), rounds.networks)
+    number = settings.num_rounds * settings.num_pairs
+    sides = [
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape[1:]), leaf.dtype), side)
+        for side in (first, second)
+    ]
+    numbers = [jax.ShapeDtypeStruct((number,), jnp.float32)] * 3
+    return jax.jit(rounds.learn).lower(key, rounds.networks, Preferences(*sides, *numbers)).compile()
 
 
-def first_policy(settings: Teach, task: Task, stages: Stages) -> Network:
-    """Return the policy of round 1 [1, ...]. Raises UsageError for a file that does not hold it."""
-    seeds, untrained = np.array([settings.seed], np.uint32), init_policy(jax.random.key(settings.seed), task)
+def _evaluate(task: Task, key: jax.Array, policy: Network) -> tuple[jax.Array, Trajectory]:
+    """Return a policy's mean true return, and its first episode. All policies have the same initial states."""
+    played = episodes(task, policy, key, NUM_EPISODES)
+    return true_return(played).mean(), jax.tree.map(lambda leaf: leaf[0], played)
+
+
+def first_policy(settings: Teach, task: Task) -> Network:
+    """Return the policy of round 1. Raises UsageError for a file that does not hold it."""
+    untrained = init_policy(jax.random.key(settings.seed), task)
     if settings.start == "random":
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], untrained)
+        return untrained
     if settings.start == "pi2":
-        study = default_settings(settings.task, "rlhf")
+        study, seeds = default_settings(settings.task, "rlhf"), np.array([settings.seed], np.uint32)
         train = functools.partial(functions.with_keys, functools.partial(functions.train_experts, task))
-        return stages.run(study.expert_stage, train, study.expert_config, seeds, lanes=8).value.pi2
+        with Stages(Memo()) as stages:
+            experts = stages.run(study.expert_stage, train, study.expert_config, seeds, lanes=8).value
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), experts.pi2)
     path, _, name = settings.start.partition(":")
     try:
         tree = store.load_params(path)
-        params = (tree[name] if name else tree)["params"]
+        stored = Network(untrained.module, (tree[name] if name else tree)["params"])
         # A run's policies have an axis of seeds, and trained ones an axis of sizes.
-        return jax.tree.map(
-            lambda like, leaf: np.asarray(leaf)[(0, -1)[: leaf.ndim - like.ndim]].reshape(1, *like.shape),
-            untrained,
-            Network(untrained.module, params),
-        )
+        places = jax.tree.map(lambda like, leaf: (0, -1)[: leaf.ndim - like.ndim], untrained, stored)
+        policy = jax.tree.map(lambda leaf, place: jnp.asarray(leaf[place]), stored, places)
+        if jax.tree.map(jnp.shape, policy) != jax.tree.map(jnp.shape, untrained):
+            raise ValueError("its layers have other sizes")
     except (OSError, LookupError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"--start {settings.start} is neither pi2, random nor a policy of {task.name}: {error}"
-        ) from error
+        words = f"--start {settings.start} is neither pi2, random nor a policy of {task.name}"
+        raise UsageError(f"{words}: {error}") from error
+    return policy
 
 
 def answers_so_far(settings: Teach, num_rounds: int) -> Preferences:
@@ -210,52 +187,42 @@ def report(settings: Teach, task: Task, start: Network, results: list, console: 
     """Write `report.html`: the policy round by round, and how far to trust the answers."""
     answers, gaps = {}, []
     for number in range(settings.num_rounds):
-        folder = settings.folder / f"round-{number + 1}"
-        first, second = store.load_pairs(folder / "pairs.npz")
+        of_round = settings.folder / f"round-{number + 1}"
+        first, second = store.load_pairs(of_round / "pairs.npz")
         gaps.append(np.asarray(true_return(first) - true_return(second)))
-        for (pair, repeat), answer in read_answers((folder / "labels.jsonl").read_bytes().splitlines()).items():
+        for (pair, repeat), answer in read_answers((of_round / "labels.jsonl").read_bytes().splitlines()).items():
             pair += number * settings.num_pairs
             answers[pair, repeat] = answer._replace(pair=pair)
-    lines = quality.report(answers, np.concatenate(gaps), settings.share_of_checks)
-    lines += quality.of_models(task, answers_so_far(settings, settings.num_rounds), start)
-    longest = max(int(episode.mask.sum()) for _, episode in results)
+    measures = quality.report(answers, np.concatenate(gaps), settings.checks)
+    measures += quality.model_accuracy(task, answers_so_far(settings, settings.num_rounds), start)
     names = ["the first policy", *(f"after round {number}" for number in range(1, settings.num_rounds + 1))]
+    shown = jax.device_get(results)
+    longest = max(int(episode.mask.sum()) for _, episode in shown)
     rounds = [
         {"animation": animations.animation(task, name, episode, longest), "mean": float(mean)}
-        for name, (mean, episode) in zip(names, results, strict=True)
+        for name, (mean, episode) in zip(names, shown, strict=True)
     ]
-    labelling.report(console, settings.folder, settings.instruction, lines, rounds=rounds)
+    labelling.report(console, settings.folder, settings.instruction, measures, rounds=rounds)
 
 
 def run(settings: Teach, console: Console) -> None:
     """Teach a policy, with the page in a browser."""
     devices.set_up_jax(1)
+    how = ("out", "host", "port", "instruction", "checks")
+    own = {name: value for name, value in flat(settings).items() if name not in how}
     try:
         task = tasks.task(settings.task, fixed_horizon=settings.fixed_horizon)
         check_segment(task, settings.segment)
+        with folder.locked(settings.folder):
+            site = Site(task, settings.instruction, settings.num_rounds)
+            with serving(site, settings.folder, settings.host, settings.port) as address:
+                labelling.announce(console, address, settings)
+                site.progress("Training the first policy" if settings.start == "pi2" else "Getting ready")
+                start = first_policy(settings, task)
+                labelling.check_same(settings.folder, json.loads(json.dumps(own, default=str)))
+                teach(settings, site, start, console)
+                console.print("Ctrl-C ends")
+                with contextlib.suppress(KeyboardInterrupt):
+                    threading.Event().wait()
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with folder.locked(settings.folder), Stages(Memo()) as stages:
-        check_same(settings)
-        site = Site(task, settings.instruction, settings.num_rounds)
-        with serving(site, settings.folder, settings.host, settings.port) as address:
-            labelling.announce(console, address, settings)
-            try:
-                teach(settings, site, stages, console)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            console.print("Ctrl-C ends")
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-
-
-def check_same(settings: Teach) -> None:
-    """Keep the settings in the folder. Raises UsageError if it holds rounds with other ones."""
-    own, path = flat(settings), settings.folder / "settings.json"
-    own = {name: value for name, value in own.items() if name not in ("out", "host", "port", "instruction", "checks")}
-    own = json.loads(json.dumps(own, default=str))
-    earlier = store.load_json(path) if path.exists() else own
-    if differing := [name for name in own if own[name] != earlier.get(name)]:
-        words = ", ".join(f"--{name}" for name in differing)
-        raise UsageError(f"{settings.folder} holds rounds with another {words}: name another folder with --out")
-    store.save_json(path, own)
