@@ -90,16 +90,15 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
     Answers, pairs and networks of each round are in files, so the same call goes on where it was.
     """
     site.progress("Getting ready")
-    rounds, keys = (
+    key_evaluate, *keys = jax.random.split(jax.random.key(settings.seed), 1 + settings.num_rounds)
+    rounds, evaluate = (
         rounds_of(settings, site.task, start),
-        jax.random.split(jax.random.key(settings.seed), 1 + settings.num_rounds),
+        jax.jit(functools.partial(_evaluate, site.task, key_evaluate)),
     )
-    networks, play, expected_s = rounds.networks, jax.jit(rounds.play), None
-    evaluate = jax.jit(functools.partial(_evaluate, site.task, keys[0]))
-    with concurrent.futures.ThreadPoolExecutor(1) as compiler:  # while the person answers
-        learn = compiler.submit(_compiled, rounds, settings, keys[0])
-        results = [evaluate(start)]
-        for number, key in enumerate(keys[1:], start=1):
+    networks, play, results, expected_s = rounds.networks, jax.jit(rounds.play), [], None
+    with concurrent.futures.ThreadPoolExecutor(1) as background:  # while the person answers the first questions
+        first_result, learn = background.submit(evaluate, start), background.submit(_compile_learn, settings, rounds)
+        for number, key in enumerate(keys, start=1):
             of_round, (key_play, key_learn) = settings.folder / f"round-{number}", jax.random.split(key)
             of_round.mkdir(exist_ok=True)
             if not (of_round / "pairs.npz").exists():
@@ -107,35 +106,31 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
             site.status["round"] = number
             site.ask(of_round / "pairs.npz", of_round / "labels.jsonl", settings.repeats)
             site.answered.wait()
-            begun = time.perf_counter()
             site.progress(f"Learning from {number * settings.num_pairs} pairs", expected_s)
+            begun, results = time.perf_counter(), results or [first_result.result()]
             if not (of_round / "networks.npz").exists():
-                preferences = answers_so_far(settings, number)
-                networks, _ = learn.result()(key_learn, networks, jax.tree.map(jnp.asarray, preferences))
+                networks, _ = learn.result()(key_learn, networks, answers_so_far(settings, number))
                 store.save_pytree(of_round / "policy.npz", networks[0])
                 store.save_pytree(of_round / "networks.npz", networks)
             networks = jax.tree.map(jnp.asarray, store.load_pytree(of_round / "networks.npz", networks))
             results.append(evaluate(networks[0]))
             site.show(*(episode for _, episode in results[-2:]))
-            means, expected_s = [float(mean) for mean, _ in results], time.perf_counter() - begun
-            console.print(
-                f"round {number}: mean return {means[-2]:.4g} before, {means[-1]:.4g} after; {expected_s:.1f} s"
-            )
+            (before, after), expected_s = (float(mean) for mean, _ in results[-2:]), time.perf_counter() - begun
+            console.print(f"round {number}: mean return {before:.4g} before, {after:.4g} after; {expected_s:.1f} s")
     site.progress("Writing the report")
     report(settings, site.task, start, results, console)
     site.status["phase"] = "done"
-    return means
+    return [float(mean) for mean, _ in results]
 
 
-def _compiled(rounds: online.Rounds, settings: Teach, key: jax.Array) -> Any:
-    first, second = jax.eval_shape(rounds.play, jax.random.split(key, 4), rounds.networks)
-    number = settings.num_rounds * settings.num_pairs
-    sides = [
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape[1:]), leaf.dtype), side)
-        for side in (first, second)
-    ]
-    numbers = [jax.ShapeDtypeStruct((number,), jnp.float32)] * 3
-    return jax.jit(rounds.learn).lower(key, rounds.networks, Preferences(*sides, *numbers)).compile()
+def _compile_learn(settings: Teach, rounds: online.Rounds) -> Any:
+    """Compile `rounds.learn` for the preferences of all rounds."""
+    key, num_pairs = jax.random.key(0), settings.num_rounds * settings.num_pairs
+    sides = jax.eval_shape(rounds.play, jax.random.split(key, 4), rounds.networks)
+    chosen, rejected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_pairs, *leaf.shape[1:]), leaf.dtype), sides)
+    number: Any = jax.ShapeDtypeStruct((num_pairs,), jnp.float32)
+    preferences = Preferences(chosen, rejected, weight=number, prob=number, target=number)
+    return jax.jit(rounds.learn).lower(key, rounds.networks, preferences).compile()
 
 
 def _evaluate(task: Task, key: jax.Array, policy: Network) -> tuple[jax.Array, Trajectory]:
@@ -176,9 +171,9 @@ def answers_so_far(settings: Teach, num_rounds: int) -> Preferences:
     parts = [store.load_labels(folder / "labels.jsonl", folder / "pairs.npz") for folder in folders]
     missing = (settings.num_rounds - num_rounds) * settings.num_pairs
 
-    def join(*leaves: Any) -> np.ndarray:
+    def join(*leaves: Any) -> jax.Array:
         joined = np.concatenate(leaves)
-        return np.concatenate([joined, np.zeros((missing, *joined.shape[1:]), joined.dtype)])
+        return jnp.concatenate([joined, np.zeros((missing, *joined.shape[1:]), joined.dtype)])
 
     return jax.tree.map(join, *parts)
 
