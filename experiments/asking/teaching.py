@@ -95,7 +95,7 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
         rounds_of(settings, site.task, start),
         jax.jit(functools.partial(_evaluate, site.task, key_evaluate)),
     )
-    networks, play, results, expected_s = rounds.networks, jax.jit(rounds.play), [], None
+    networks, play, results, expected_s = rounds.networks, jax.jit(rounds.play), list[Any](), None
     with concurrent.futures.ThreadPoolExecutor(1) as background:  # while the person answers the first questions
         first_result, learn = background.submit(evaluate, start), background.submit(_compile_learn, settings, rounds)
         for number, key in enumerate(keys, start=1):
