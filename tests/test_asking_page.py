@@ -6,8 +6,14 @@ import shutil
 import signal
 from collections import Counter
 
+import jax
+import numpy as np
 import pytest
-from test_asking import free_port, start_program, write_pairs
+from test_asking import TASK, free_port, start_program, write_pairs
+
+from experiments.asking.server import serving
+from experiments.asking.site import Site
+from jaxpref import store
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -148,4 +154,48 @@ def test_the_page_on_a_phone_in_the_dark_with_the_keyboard_alone(browser, progra
     and_next(page, lambda: page.keyboard.press("ArrowDown"))
     assert [(line["choice"], line["note"]["person"]) for line in answers_in(program[0])][1] == ("skip", "Ana")
     assert not said
+    context.close()
+
+
+def test_a_round_of_teaching_shows_its_progress_and_what_it_has_changed(browser, tmp_path):
+    """Two rounds of two pairs: questions, training, before and after, questions, and the end."""
+    site, said = Site(TASK, "Lean to the left", rounds=2), []
+    files = [
+        (write_pairs(tmp_path / f"{number}.npz", 2, seed=number), tmp_path / f"{number}.jsonl") for number in (1, 2)
+    ]
+    episodes = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), store.load_pairs(files[0][0])[0]) for i in (0, 1)]
+    context = browser.new_context()
+    with serving(site, tmp_path, "127.0.0.1", 0) as address:
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        page.get_by_text("Getting ready").wait_for()
+        for number in (1, 2):
+            site.status["round"] = number
+            site.ask(*files[number - 1])
+            if number == 2:
+                page.get_by_text("This is what the answers have changed").wait_for()
+                assert page.locator("figcaption").all_inner_texts() == ["Before the last round", "After it"]
+                assert page.locator("#pick-left, #tie, #undo").evaluate_all("all => all.every(one => !one.checkVisibility())")
+                page.keyboard.press("ArrowLeft")  # means nothing here
+                page.keyboard.press("u")
+                page.keyboard.press("ArrowRight")
+            page.get_by_text(f"Round {number} of 2. 0 answered, 2 left").wait_for()
+            page.wait_for_selector("#pick-left")
+            and_next(page, lambda: page.keyboard.press("ArrowLeft"))
+            page.keyboard.press("Enter")  # of no button: means nothing
+            page.keyboard.press("ArrowDown")
+            page.get_by_text("2 answered, 0 left").wait_for()
+            assert site.answered.wait(5)
+            site.progress("Learning from 2 pairs", 5.0)
+            page.get_by_text("Learning from 2 pairs").wait_for()
+            assert page.locator("#asking").is_hidden()
+            page.keyboard.press("u")  # the training has begun
+            site.show(*episodes)
+        site.status["phase"] = "done"
+        page.get_by_role("button", name="continue").click()
+        page.get_by_text("Everything is answered").wait_for()
+    assert not said
+    assert [len(labels.read_text().splitlines()) for _, labels in files] == [3, 3]
     context.close()
