@@ -518,7 +518,7 @@ def test_a_report_hand_worked():
     assert lines["ties"].value == 1 / 7
     assert lines["skips"].value == 0
     assert lines["Krippendorff's alpha, between people"].value is None  # Bo and Ana share one pair
-    assert lines["answers"].text == "about 4 pairs, by Ana, Bo"
+    assert lines["answers"].text == "pairs: 4; people: Ana, Bo"
 
 
 def test_a_repetition_whose_first_answer_was_taken_back_is_no_agreement():

@@ -177,7 +177,9 @@ def test_a_round_of_teaching_shows_its_progress_and_what_it_has_changed(browser,
             if number == 2:
                 page.get_by_text("This is what the answers have changed").wait_for()
                 assert page.locator("figcaption").all_inner_texts() == ["Before the last round", "After it"]
-                assert page.locator("#pick-left, #tie, #undo").evaluate_all("all => all.every(one => !one.checkVisibility())")
+                assert page.locator("#pick-left, #tie, #undo").evaluate_all(
+                    "all => all.every(one => !one.checkVisibility())"
+                )
                 page.keyboard.press("ArrowLeft")  # means nothing here
                 page.keyboard.press("u")
                 page.keyboard.press("ArrowRight")

@@ -22,9 +22,12 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers import numpy_policy, numpy_reward
+from rich.console import Console
 
 import jaxpref
+from experiments.asking import labelling
 from experiments.harness import folder
+from experiments.harness.errors import UsageError
 from experiments.harness.memo import Memo
 from experiments.pipeline import functions, pipeline, recorded
 from experiments.pipeline.command import parse
@@ -377,6 +380,31 @@ def test_an_experiment_trains_on_peoples_answers(run, dpo_run, tmp_path):
         recorded.with_sizes(dataclasses.replace(settings, num_pairs=(8,)))
     with pytest.raises(ValueError, match=r"pairs.npz has trajectories of 200 steps, more than the 25 of the held-out"):
         recorded.for_seeds(dataclasses.replace(settings, segment=25), jaxpref.cartpole(), 1)
+
+
+def test_pairs_of_a_run_are_played_once_and_the_report_prints_what_people_answered(dpo_run, tmp_path, capsys):
+    """By pi1 and pi2 of the run's first seed, in clips; the same command goes on with the same pairs."""
+    settings = labelling.Label(run=dpo_run.folder, num_pairs=3, segment=7, out=tmp_path)
+    task, pairs, pi2 = labelling._of_run(settings)
+    for one, other in zip(
+        jax.tree.leaves(pi2), jax.tree.leaves(policy_of(dpo_run.load("policies.npz"), "pi2", 0)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    first, second = store.load_pairs(pairs, task)
+    assert first.obs.shape == second.obs.shape == (3, 7, 4)
+    content = pairs.read_bytes()
+    labelling._of_run(settings)
+    assert pairs.read_bytes() == content
+    with pytest.raises(UsageError, match="was made with another --num-pairs, --segment"):
+        labelling._of_run(dataclasses.replace(settings, num_pairs=4, segment=8))
+    (tmp_path / "labels.jsonl").write_text('{"pair": 1, "choice": "tie"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelling.devices, "set_up_jax", lambda _: None)
+        labelling.run(dataclasses.replace(settings, report=True), Console())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pairs: 1; people: somebody" in printed
+    assert "1 of 1 answers; 95 %: 0.21 to 1.00" in printed  # ties
+    assert "needs 10 answers" in (tmp_path / "report.html").read_text()
 
 
 # --- the same again ---------------------------------------------------------------------------------------------------

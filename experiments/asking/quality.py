@@ -85,7 +85,7 @@ def report(answers: dict[QuestionKey, Answer], gaps: np.ndarray, checks: float) 
     alpha = krippendorffs_alpha([[of_pair.get(person) for person in people] for of_pair in table.values()])
     seconds = [each.note["seconds"] for each in every if isinstance(each.note.get("seconds"), int | float)]
     return [
-        Measure("answers", len(every), f"about {len(table)} pairs, by {', '.join(people) or 'nobody'}"),
+        Measure("answers", len(every), f"pairs: {len(table)}; people: {', '.join(people) or 'none'}"),
         _share("the same again", [one == again for one, again in own], "pairs that came again, sides exchanged"),
         _number("Cohen's kappa, with oneself", cohens_kappa(own)),
         _number("Krippendorff's alpha, between people", alpha),
