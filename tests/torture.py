@@ -159,7 +159,7 @@ class Client(threading.Thread):
 
 def answers(folder: Path, rng: random.Random) -> Iterator[str]:
     """Kill the program for labelling at random moments. Yield what went wrong; "" if nothing."""
-    pairs, number = folder / "pairs.npz", 2000
+    pairs, number = folder / "pairs.npz", 6000
     numbers = np.random.default_rng(0)
     store.save_pairs(pairs, *(random_trajectories(numbers, [3] * number, 3) for _ in range(2)))
     port = free_port()
