@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools-installed
 SERVER := $(VENV)/.server-installed
+WITH_SERVER := '.[experiments,label]'
 EVERYTHING := '.[dev,experiments,label]'
 EXPERIMENTS := cartpole-dpo acrobot-dpo cartpole-rlhf acrobot-rlhf
 ARGS ?=
@@ -75,7 +76,7 @@ sweep: $(STAMP)
 
 # What the page for people needs beyond an experiment.
 $(SERVER): $(STAMP)
-	$(call get,$(BIN)/python,--editable '.[experiments,label]')
+	$(call get,$(BIN)/python,--editable $(WITH_SERVER))
 	@touch $@
 
 label teach: $(SERVER)
