@@ -118,7 +118,7 @@ wheel:
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,experiments,label]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check $(EVERYTHING)
 	.venv-lock/bin/python -m pip freeze --exclude jaxpref > constraints.txt
 	rm -rf .venv-lock
 

@@ -67,7 +67,7 @@ class Result(training.Result):
 class Rounds(NamedTuple):
     """The parts of a round, and the networks that the first one begins with.
 
-    play:   (keys[4], networks) -> (first, second), the pairs that are worth a question, both [num_pairs / num_rounds].
+    play:   (keys[4], networks) -> (first, second), the pairs to ask about, both [num_pairs / num_rounds].
     learn:  (key, networks, preferences) -> (networks, (metrics, divergence, reward_divergence)). It takes all
             preferences so far. Those that are not labelled yet have weight zero.
     """
@@ -151,8 +151,7 @@ def train_rlhf(
     """
     check_key(key)
     key_init, key_rounds = jax.random.split(key)
-    networks = init_params, ref_params
-    rounds = rlhf_rounds(task, config, reward_config, ppo_config, key_init, num_pairs, *networks, segment)
+    rounds = rlhf_rounds(task, config, reward_config, ppo_config, key_init, num_pairs, init_params, ref_params, segment)
     return _train(rounds, config.num_rounds, num_pairs, key_rounds, annotator)
 
 

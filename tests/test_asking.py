@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.client
+import io
 import json
 import resource
 import signal
@@ -20,6 +21,7 @@ import pytest
 from helpers import random_trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scripted_person import Person
 from starlette.requests import Request
 
@@ -30,6 +32,7 @@ from jaxpref import store, tasks
 from jaxpref.annotators import Label
 from jaxpref.files.labels import read_labels
 from jaxpref.preferences import apply_labels
+from jaxpref.types import Task
 
 ROOT = Path(__file__).parents[1]
 HORIZON = 6
@@ -221,6 +224,18 @@ def test_a_clip_has_every_stride_th_picture_and_the_last_one(pairs):
     assert (described["speed"], described["columns"]) == (1, COLUMNS)
     assert described["seconds_per_frame"] == pytest.approx(0.1)
     assert [picture[:8] for picture in clips.draw()] == [b"\x89PNG\r\n\x1a\n"] * 2
+
+
+def test_clips_of_images_and_of_a_task_with_its_own_drawing():
+    """Two steps are three pictures in a row of ten: images of 2 x 3 are enlarged to 106 x 159, drawings stay 4 x 5."""
+    rng = np.random.default_rng(0)
+    one = jax.tree.map(lambda leaf: np.asarray(leaf[0]), random_trajectories(rng, [2], HORIZON, obs_size=12))
+    image = Task("other", None, None, HORIZON, obs_size=12, num_actions=2, obs_shape=(2, 3, 2))
+    drawn = dataclasses.replace(image, draw=lambda obs: np.full((4, 5, 3), 7, np.uint8))
+    for task, size in ((image, (1590, 106)), (drawn, (50, 4))):
+        clips = Clips(task, (one, one))
+        assert clips.describe()["frames"] == [3, 3]
+        assert [Image.open(io.BytesIO(picture)).size for picture in clips.draw()] == [size] * 2
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Which pair is asked next, and the file of answers: docs/preferences-format.md.
 
-Everything follows from the file of pairs and the file of answers, so a server that was killed goes on where it was.
+Everything follows from the file of pairs and the file of answers. So a server that was killed continues when it is started
+again.
 """
 
 import contextlib
@@ -100,7 +101,7 @@ def read_and_repair(labels: Path) -> list[bytes]:
 
 
 class Questions:
-    """The questions about a file of pairs, and their answers in the file `labels`. Callers take turns."""
+    """The questions about a file of pairs, and their answers in the file `labels`. One thread at a time may use it."""
 
     def __init__(self, pairs: Path, num_pairs: int, labels: Path, repeats: float = 0.0):
         sha256 = hashlib.sha256(pairs.read_bytes()).hexdigest()
@@ -135,7 +136,7 @@ class Questions:
 
     def _lease(self, leases: dict[int, Lease], questions: list[Question], page: str) -> None:
         self._leases = leases | {each.pair: Lease(each.id, page, time.time() + LEASE_S) for each in questions}
-        temporary = self._leases_path.with_suffix(".new")  # not synced: it outlives this process, no more
+        temporary = self._leases_path.with_suffix(".new")  # not synced: it must outlive this process only
         temporary.write_text(json.dumps([(pair, *lease) for pair, lease in self._leases.items()]))
         temporary.replace(self._leases_path)
 

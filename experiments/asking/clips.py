@@ -24,7 +24,7 @@ class Clips(NamedTuple):
     both: tuple[Trajectory, Trajectory]
 
     @property
-    def timing(self) -> tuple[int, float, int]:
+    def _timing(self) -> tuple[int, float, int]:
         """Steps and seconds from a picture to the next, and the speed.
 
         Speed 1 is the environment's own. Where that takes more than MOST_SECONDS, it is 2, 4, ... times as much.
@@ -40,11 +40,11 @@ class Clips(NamedTuple):
 
     @property
     def _shown(self) -> list[list[int]]:
-        return [[*range(0, length, self.timing[0]), length] for length in self._lengths]
+        return [[*range(0, length, self._timing[0]), length] for length in self._lengths]
 
     def describe(self) -> dict[str, Any]:
         """Return what a page needs to play the pictures."""
-        _, seconds_per_frame, speed = self.timing
+        _, seconds_per_frame, speed = self._timing
         frames = [len(shown) for shown in self._shown]
         return {"frames": frames, "columns": COLUMNS, "seconds_per_frame": seconds_per_frame, "speed": speed}
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import ROOT
 from experiments.asking import quality
 from experiments.asking.answers import read_answers
 from experiments.asking.server import LOOPBACK, serving
@@ -26,7 +25,7 @@ from experiments.harness import devices, folder
 from experiments.harness.errors import UsageError
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import MOST, flag, from_config
-from experiments.reporting.page import data_uri
+from experiments.reporting.page import STYLE, data_uri
 from jaxpref import tasks
 from jaxpref.checks import setting
 from jaxpref.files import store
@@ -36,7 +35,7 @@ from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, true_return
 
-TEMPLATE, STYLE = Path(__file__).with_name("report.html.jinja"), ROOT / "experiments" / "reporting" / "style.css"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Page:
     """Share of the pairs that have a clear answer: those whose true returns differ most. 0 if the instruction means
     something else."""
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets other machines in that have the token of the printed address."""
+    """Address to listen on. With 0.0.0.0, other machines may open the page, too; they need the printed token."""
     port: int = setting(8777, low=0, high=65535)
     """0: any free one."""
 
@@ -175,10 +174,11 @@ def _of_run(settings: Label) -> tuple[Task, Path, Network]:
 
 def describe(task: Task, pairs: Path, labels: Path, checks: float, policy: Network | None) -> list[quality.Measure]:
     """Describe the answers in a file, and what models learn from them."""
+    preferences = store.load_labels(labels, pairs)  # it names a line that is no answer
     first, second = store.load_pairs(pairs)
     answers = read_answers(labels.read_bytes().splitlines())
     measures = quality.report(answers, np.asarray(true_return(first) - true_return(second)), checks)
-    return measures + quality.model_accuracy(task, store.load_labels(labels, pairs), policy)
+    return measures + quality.model_accuracy(task, preferences, policy)
 
 
 def report(console: Console, out: Path, title: str, measures: Sequence[quality.Measure], **more: Any) -> None:

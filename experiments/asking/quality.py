@@ -42,12 +42,11 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     same (Cohen, 1960, https://doi.org/10.1177/001316446002000104).
     """
     ratings = np.array(pairs, str).reshape(-1, 2)
+    if len(np.unique(ratings)) < 2:
+        return float("nan")
+    observed = (ratings[:, 0] == ratings[:, 1]).mean()
     chance = sum(np.prod((ratings == choice).mean(0)) for choice in np.unique(ratings))
-    return (
-        float(((ratings[:, 0] == ratings[:, 1]).mean() - chance) / (1 - chance))
-        if len(ratings) and chance < 1
-        else float("nan")
-    )
+    return float((observed - chance) / (1 - chance))
 
 
 def krippendorffs_alpha(items: Sequence[Sequence[str | None]]) -> float:

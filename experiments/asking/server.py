@@ -30,7 +30,7 @@ from experiments.harness.errors import UsageError
 
 PAGE = Path(__file__).with_name("page.html").read_text()
 MOST_BYTES = 4096
-"""Of a request's body."""
+"""Largest size of a request's body."""
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 

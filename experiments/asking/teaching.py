@@ -91,11 +91,9 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
     """
     site.progress("Getting ready")
     key_evaluate, *keys = jax.random.split(jax.random.key(settings.seed), 1 + settings.num_rounds)
-    rounds, evaluate = (
-        rounds_of(settings, site.task, start),
-        jax.jit(functools.partial(_evaluate, site.task, key_evaluate)),
-    )
-    networks, play, results, expected_s = rounds.networks, jax.jit(rounds.play), list[Any](), None
+    rounds = rounds_of(settings, site.task, start)
+    play, evaluate = jax.jit(rounds.play), jax.jit(functools.partial(_evaluate, site.task, key_evaluate))
+    networks, results, seconds = rounds.networks, list[Any](), None
     with concurrent.futures.ThreadPoolExecutor(1) as background:  # while the person answers the first questions
         first_result, learn = background.submit(evaluate, start), background.submit(_compile_learn, settings, rounds)
         for number, key in enumerate(keys, start=1):
@@ -106,7 +104,7 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
             site.status["round"] = number
             site.ask(of_round / "pairs.npz", of_round / "labels.jsonl", settings.repeats)
             site.answered.wait()
-            site.progress(f"Learning from {number * settings.num_pairs} pairs", expected_s)
+            site.progress(f"Learning from {number * settings.num_pairs} pairs", seconds)
             begun, results = time.perf_counter(), results or [first_result.result()]
             if not (of_round / "networks.npz").exists():
                 networks, _ = learn.result()(key_learn, networks, answers_so_far(settings, number))
@@ -115,8 +113,8 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
             networks = jax.tree.map(jnp.asarray, store.load_pytree(of_round / "networks.npz", networks))
             results.append(evaluate(networks[0]))
             site.show(*(episode for _, episode in results[-2:]))
-            (before, after), expected_s = (float(mean) for mean, _ in results[-2:]), time.perf_counter() - begun
-            console.print(f"round {number}: mean return {before:.4g} before, {after:.4g} after; {expected_s:.1f} s")
+            seconds, (before, after) = time.perf_counter() - begun, [mean for mean, _ in results[-2:]]
+            console.print(f"round {number}: mean return {before:.4g} before, {after:.4g} after; {seconds:.1f} s")
     site.progress("Writing the report")
     report(settings, site.task, start, results, console)
     site.status["phase"] = "done"

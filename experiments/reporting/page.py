@@ -28,6 +28,8 @@ from jaxpref.types import Trajectory
 
 PIXELS = 1.6
 """Pixels of a figure for one of the page: figures are sharp on dense screens."""
+STYLE = Path(__file__).with_name("style.css")
+"""Of all pages that need nothing but themselves."""
 FIGURES = {
     "policies": "Every policy: points are seeds, diamonds the IQM with its interval.",
     "returns": "True return during training: the mean over seeds, and the band from their 10th to 90th percentile.",
@@ -81,10 +83,10 @@ def shown(value: Any) -> str:
 def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) -> Path:
     """Write `report.html` beside the figures; return its path. All text of the page is escaped."""
     settings = from_config(summary["config"])
-    source, style = (Path(__file__).with_name(name).read_text() for name in ("page.html.jinja", "style.css"))
+    source = Path(__file__).with_name("page.html.jinja").read_text()
     template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = template.render(
-        style=Markup(style),
+        style=Markup(STYLE.read_text()),
         summary=summary,
         title=title(summary),
         rows=table.rows(summary),
