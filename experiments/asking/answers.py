@@ -1,6 +1,6 @@
 """Which pair is asked next, and the file of answers: docs/preferences-format.md.
 
-Everything follows from the file of pairs and the file of answers. So a killed server continues when it is started again.
+All follows from the file of pairs and the file of answers. So a killed server continues when it is started again.
 """
 
 import contextlib
