@@ -12,6 +12,7 @@ from jaxpref.checks import check_config, check_key, check_kind
 from jaxpref.experts import Result, shaped_reward, train_to_targets
 from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network, check_policy, init_policy
+from jaxpref.returns import RewardUnit
 from jaxpref.rollout import Transition, episodes, start_stream
 from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, true_return
@@ -54,7 +55,7 @@ def update(
     key_update, key_eval = jax.random.split(jax.random.fold_in(key, number))
     reward_of = functools.partial(learned_from, task, config)
     size = jnp.where(state.reward_size > 0, state.reward_size, 1.0)
-    following, metrics = ppo.update(task, config, ref_params, reward_of, size, state, key_update)
+    following, metrics = ppo.update(task, config, ref_params, reward_of, RewardUnit(size), state, key_update)
     played = episodes(task, following.params, key_eval, config.eval_episodes)
     size = jnp.mean(jnp.abs(reward_of(played)), where=played.mask)
     size = state.reward_size + (size - state.reward_size) / (number + 1)

@@ -7,8 +7,8 @@ kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original
 
 A reward model of preferences has a unit: a difference of two returns is the log-odds of an answer. So `kl_coef` is in
 log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibration`), and
-then the policy stays near the reference. PPO learns from this sum, divided by the reward's mean magnitude. The division
-changes only the scale of what the value head predicts.
+then the policy stays near the reference. PPO learns from this sum in another unit (`RewardUnit`), which changes only what
+the value head predicts.
 """
 
 import functools
@@ -28,7 +28,7 @@ from jaxpref.divergence import find_divergence, param_size
 from jaxpref.fast.keys import fast_key
 from jaxpref.fast.shuffle import shuffled
 from jaxpref.networks import Network, apply_policy, apply_reward, check_policy, check_reward, replace_layer
-from jaxpref.returns import gae, reward_scale
+from jaxpref.returns import RewardUnit, gae, reward_scale, reward_unit
 from jaxpref.rollout import StreamState, Transition, episodes, start_stream, stream
 from jaxpref.tasks import Task
 from jaxpref.training import Result, scan_updates
@@ -76,9 +76,8 @@ class Config:
     normalise_advantage: bool = setting(True)
     """Scale advantages to mean 0 and deviation 1 over each minibatch."""
     reset_value: bool = setting(True)
-    """Start with a value head of zero. The initial policy's value head was trained on the true reward, and its
-    differences from step to step are a shaped version of that reward. PPO would learn from more than the preferences,
-    even where the learned reward is zero."""
+    """Start with a value head of zero. The initial policy's was trained on the true reward. Its differences from step
+    to step are a shaped version of that reward, and PPO would learn from more than the preferences."""
     optimiser: Optimiser | None = setting(None)
     """A function of the learning rate, such as `optax.sgd`; None: Adam."""
     learning_rate: Scalar = setting(1.5e-3, low=0)
@@ -210,7 +209,7 @@ def update(
     config: Config,
     ref_params: Network,
     reward_of: RewardOf,
-    reward_size: Float[Array, ""],
+    unit: RewardUnit,
     state: TrainState,
     key: Key[Array, ""],
 ) -> tuple[TrainState, Metrics]:
@@ -224,7 +223,8 @@ def update(
     _, next_value = apply_policy(state.params, flat.next_obs)
     reference, _ = apply_policy(ref_params, flat.obs)
     reward = reward_of(flat)
-    paid = penalised(config, played, reference, reward, flat.action) / reward_size
+    paid = penalised(config, played, reference, reward, flat.action)
+    paid = unit.of(paid, config.gamma, flat.terminated)
     paid, value, next_value = (leaf.reshape(steps.done.shape) for leaf in (paid, value, next_value))
     advantage, target = advantages(config, paid, value, next_value, steps, task.horizon)
     batch = Batch(flat, played.log_prob(flat.action), reference, advantage.reshape(-1), target.reshape(-1))
@@ -243,15 +243,6 @@ def without_value(params: Network) -> Network:
     return replace_layer(params, "value", jnp.zeros_like)
 
 
-def reward_magnitude(
-    task: Task, config: Config, key: Key[Array, ""], params: Network, reward_of: RewardOf
-) -> Float[Array, ""]:
-    """Measure mean |reward| per step over `config.eval_episodes` episodes of the policy; 1 for a reward of zero."""
-    played = episodes(task, params, key, config.eval_episodes)
-    magnitude = jnp.mean(jnp.abs(reward_of(played)), where=played.mask)
-    return jnp.where(magnitude > 0, magnitude, 1.0)
-
-
 def train(
     task: Task,
     config: Config,
@@ -268,11 +259,15 @@ def train(
     check_policy(task, ref_params, "ref_params")
     if reward_fn is learned_reward:
         check_reward(task, reward_params, "reward_params")
-    key_size, key_stream, key_train = jax.random.split(fast_key(key), 3)
+    key_unit, key_stream, key_train = jax.random.split(fast_key(key), 3)
     init_params = without_value(init_params) if config.reset_value else init_params
     reward_of = functools.partial(reward_fn, reward_params)
-    reward_size = reward_magnitude(task, config, key_size, init_params, reward_of)
     streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))
+    play = functools.partial(stream, task, init_params, num_steps=task.horizon)
+    _, steps = jax.vmap(play)(streams, jax.random.split(key_unit, config.num_envs))
+    _, value = apply_policy(init_params, steps.obs)
+    _, next_value = apply_policy(init_params, steps.next_obs)
+    unit = reward_unit(reward_of(steps), value, next_value, steps.terminated, config.gamma, task.horizon)
     start = TrainState(init_params, optimiser(config).init(init_params), streams)
 
     def returns(state: TrainState, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -280,7 +275,7 @@ def train(
         learned_return = jnp.where(played.mask, reward_of(played), 0.0).sum(-1)
         return learned_return.mean(), true_return(played).mean()
 
-    step = functools.partial(update, task, config, ref_params, reward_of, reward_size)
+    step = functools.partial(update, task, config, ref_params, reward_of, unit)
     state, metrics, (learned, true) = scan_updates(step, returns, start, key_train, config)
     divergence = find_divergence(metrics, state.params, config.num_updates)
     return Result(state.params, metrics.replace(learned_return=learned, true_return=true), divergence)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jaxpref.checks import check_sequence
@@ -48,3 +49,42 @@ def gae(
 def reward_scale(gamma: Scalar, horizon: int) -> Float[Array, ""]:
     """Compute the factor that makes returns of rewards of size 1 about 1 in size: 1 / min(horizon, 1 / (1 - gamma))."""
     return jnp.maximum(1 - gamma, 1 / horizon)
+
+
+@struct.dataclass
+class RewardUnit:
+    """How a reward is measured: divided by `size`, with the value of every state lower by `value`.
+
+    Where all steps have a similar reward, all values are similar. A value head that starts at zero learns them first
+    for observations with large features, and until then such differences act like a reward. Potential-based shaping
+    (Ng et al., 1999) by the constant `value` takes this away, and leaves the best policy as it is.
+    """
+
+    size: Scalar
+    value: Scalar = 0.0
+
+    def of(
+        self, reward: Float[Array, "*batch"], gamma: Scalar, terminated: Bool[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """Return the reward in this unit."""
+        return reward / self.size - self.value * (1 - gamma * ~terminated)
+
+
+def reward_unit(
+    reward: Float[Array, "*batch"],
+    value: Float[Array, "*batch"],
+    next_value: Float[Array, "*batch"],
+    terminated: Bool[Array, "*batch"],
+    gamma: Scalar,
+    horizon: int,
+) -> RewardUnit:
+    """Measure a reward on played steps: its mean magnitude, 1 for a reward of zero, and the `value` with which the mean
+    one-step error of the value head is zero. `value` and `next_value` are what the head says, times `reward_scale`.
+    """
+    size = jnp.abs(reward).mean()
+    size = jnp.where(size > 0, size, 1.0)
+    discount = gamma * ~terminated
+    error = reward / size + (discount * next_value - value) / reward_scale(gamma, horizon)
+    # A constant value V has the one-step error -(1 - discount) V: none, without discount and terminations.
+    share = 1 - discount.mean()
+    return RewardUnit(size, jnp.where(share > 0, error.mean() / jnp.where(share > 0, share, 1.0), 0.0))

@@ -97,3 +97,31 @@ def test_the_value_after_a_terminal_step_is_never_read(garbage):
     for clean, dirty in zip(total(value, next_value), total(value, spoilt), strict=True):
         assert np.isfinite(clean).all()
         np.testing.assert_array_equal(clean, dirty)
+
+
+# --- the unit of a reward ---------------------------------------------------------------------------------------------
+
+
+def test_the_unit_of_a_reward():
+    """Size (3 + 1 + 8) / 3 = 4. One of three steps terminates: V = (10 / 3) / 4 + 0.9 * 2/3 * V, so V = 25 / 12. A head
+    that says 0.1 everywhere, in units of 1 / (1 - 0.9), says 1 already. Without discount and terminations no V fits."""
+    reward, ends, nothing = jnp.array([3.0, -1.0, 8.0]), jnp.array([False, True, False]), jnp.zeros(3)
+
+    def unit(reward, head, ends, gamma):
+        found = returns.reward_unit(reward, nothing + head, nothing + head, ends, gamma, 10)
+        return found.size, found.value
+
+    np.testing.assert_allclose(unit(reward, 0, ends, 0.9), [4, 25 / 12], rtol=1e-6)
+    np.testing.assert_allclose(unit(reward, 0, ends & False, 1.0), [4, 0])
+    np.testing.assert_allclose(unit(reward, 0.1, ends, 0.9), [4, 25 / 12 - 1], rtol=1e-5)
+    assert unit(nothing, 0, ends, 0.9) == (1, 0)
+
+
+def test_in_its_unit_a_reward_has_the_same_advantages_relative_to_values_without_the_offset():
+    """Shaping by a constant: GAE of r / size with values V + value is GAE of the reward in its unit with values V."""
+    steps = map(jnp.array, random_steps(3))
+    unit = returns.RewardUnit(2.0, 0.7)
+    reward, value, next_value, terminated, done = steps
+    shifted = gae(unit.of(reward, 0.9, terminated), value, next_value, terminated, done, 0.9, 0.8)[0]
+    plain = gae(reward / 2, value + 0.7, next_value + 0.7, terminated, done, 0.9, 0.8)[0]
+    np.testing.assert_allclose(shifted, plain, atol=1e-5)
