@@ -7,8 +7,8 @@ kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original
 
 A reward model of preferences has a unit: a difference of two returns is the log-odds of an answer. So `kl_coef` is in
 log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibration`), and
-then the policy stays near the reference. PPO learns from this sum in another unit (`RewardUnit`), which changes only what
-the value head predicts.
+then the policy stays near the reference. PPO learns from this sum in another unit (`RewardUnit`), which changes only
+what the value head predicts.
 """
 
 import functools
