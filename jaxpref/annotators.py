@@ -135,7 +135,7 @@ def undecided(
 def skipping(
     key: Key[Array, ""], first: Trajectory, second: Trajectory, threshold: Scalar, return_range: Range = (0.0, 1.0)
 ) -> Label:
-    """Prefer the higher return; skip a pair if neither return reaches `threshold` times the range."""
+    """Prefer the higher return; skip a pair if neither return reaches this share of the range, from its lower end."""
     return teacher(key, first, second, Config(temperature=0.0, skip_threshold=threshold), return_range)
 
 

@@ -24,7 +24,7 @@ class Metrics:
     """One entry per update; NaN after training ended.
 
     loss:        of the update.
-    score:       after the update.
+    score:       of the update, which is compared with the targets. The trainer says which episodes it is a mean of.
     param_size:  largest magnitude of a parameter before the update.
     """
 

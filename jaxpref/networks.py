@@ -210,12 +210,13 @@ def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) 
 
 
 def fold_normalisation(reward: Network, mean: Float[Array, " F"], deviation: Float[Array, " F"]) -> Network:
-    """Move a normalisation of the inputs into the first layer of a `RewardModel`.
+    """Move a normalisation of the observations into the first layer of a `RewardModel`.
 
-    The result gives for x, an observation with its change, what `reward` gives for (x - mean) / deviation.
+    The result gives for x what `reward` gives for (x - mean) / deviation. x is an observation, with `use_next_obs`
+    followed by its change.
     """
     torso = reward.params["torso"]
-    of_obs, of_action = jnp.split(torso["kernel"], mean.shape)
+    of_obs, of_action = jnp.split(torso["kernel"], [mean.shape[0]])
     of_obs = of_obs / deviation[:, None]
     torso = {"kernel": jnp.concatenate([of_obs, of_action]), "bias": torso["bias"] - mean @ of_obs}
     return dataclasses.replace(reward, params={**reward.params, "torso": torso})

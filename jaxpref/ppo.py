@@ -7,8 +7,8 @@ kl_coef * KL(ref || pi) at the visited states is in the loss, as in the original
 
 A reward model of preferences has a unit: a difference of two returns is the log-odds of an answer. So `kl_coef` is in
 log-odds per nat, as DPO's beta is. A reward model that knows little has small rewards (`reward_model.calibration`), and
-then the policy stays near the reference. PPO learns from this sum in another unit (`RewardUnit`), which changes only
-what the value head predicts.
+then the policy stays near the reference. PPO learns from this sum in another unit (`returns.RewardUnit`): the best
+policy is the same, and the value head has less to learn.
 """
 
 import functools
@@ -112,7 +112,7 @@ class Metrics:
     loss:            mean over an update's gradient steps.
     entropy:         of the policy that played, mean over the states it played.
     kl:              exact KL(pi || ref), mean over the same states, in nats per step.
-    learned_reward:  mean per played step, before it is scaled.
+    learned_reward:  mean per played step, in the reward model's own unit.
     param_size:      largest magnitude of a parameter of the policy that played.
     """
 

@@ -32,7 +32,7 @@ def sample_preferences(
     others: Sequence[Network] = (),
     same_start: bool = False,
 ) -> Preferences:
-    """Play `num_pairs` episodes with each policy, and label the pairs. The annotator sees pi1's episode first.
+    """Play `num_pairs` pairs of episodes, one of each policy, and label them. The annotator sees pi1's episode first.
 
     segment:     compare clips of this many steps, as `clip_pairs` cuts them; None: whole episodes.
     others:      more policies. The pairs then cycle through the combinations of two of (pi1, pi2, *others), and the

@@ -11,10 +11,10 @@ a negative one tells it to end the episode. Four choices keep the offset to what
 
 - The head's kernel starts at zero (`networks.RewardModel`). So its bias, a reward for every step, is learned first. It
   ranks episodes by their length alone, and the features explain only what length does not.
-- Kernels decay and biases do not. So the bias outvotes wrong labels before the kernels memorise them. Observations are
-  normalised, so that the decay does not depend on their units.
+- Kernels decay and biases do not. So the model relies on its bias before the kernels can memorise wrong labels.
+  Observations are normalised, so that the decay does not depend on their units.
 - Returns are sums over steps, never means.
-- PPO scales the reward and does not move its offset.
+- PPO scales the reward and shapes it by a constant potential: `returns.RewardUnit`. The best policy stays the same.
 
 The labels do fix the scale: a difference of returns is the log-odds of an answer. But a model that has memorised its
 pairs is too sure of others. So the result is scaled by one number that is right for pairs it was not trained on: see

@@ -49,7 +49,7 @@ def cartpole(horizon: int = 200, fixed_horizon: bool = False) -> Task:
 def acrobot(horizon: int = 500, fixed_horizon: bool = False) -> Task:
     """Make Acrobot-v1: -1 for every step until the tip swings over the bar, at most 500 steps.
 
-    The targets are the study's. At other horizons they would mean something else, so `reinforce.train` finds others.
+    The targets are the study's. At other horizons they would mean something else: the experts' training finds others.
     `fixed_horizon` is that of `cartpole`.
     """
     return from_gymnax(

@@ -34,7 +34,7 @@ class Sweep:
     """Temperatures of the Bradley-Terry annotator, as shares of the task's range of returns."""
     beta: tuple[float, ...] = setting((0.01, 0.03, 0.1, 0.3, 1.0), low=0)  # DPO's pull to the reference.
     kl_coef: tuple[float, ...] = setting((0.0, 0.01, 0.03, 0.1, 0.3, 1.0), low=0)
-    """PPO's pull, in units of the learned reward's mean magnitude per step. Below 1 it is weak."""
+    """PPO's pull to the reference, in the unit of the learned reward (log-odds) per nat."""
     out: Path = Path("results/sweep")  # Folder; each grid has its own folder in it.
     devices: int = setting(0, low=0)  # CPU devices that seeds are spread over; 0: one for each core.
 
