@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.timing import Row, Settings
-from experiments.harness.devices import over_runs, padded_size
+from experiments.harness.devices import num_cores, over_runs, padded_size
 from experiments.harness.errors import UsageError
 from experiments.harness.memo import Memo
 from experiments.harness.stages import Stages
@@ -43,10 +43,10 @@ def row(task: str, method: str, start: str, returns: Any, env_steps: Any, cpu_s:
 
 def theirs(task: str, method: str, changes: Row, seconds: float) -> Row:
     """Train with imitation, in a process for each core, which starts new seeds for so many seconds."""
-    num_cores, peers = len(os.sched_getaffinity(0)), []
+    num_processes, peers = num_cores(), []
     job = {"task": task, "changes": changes, "seconds": seconds, "num_pairs": NUM_PAIRS, "num_episodes": NUM_EPISODES}
-    for first in range(num_cores):
-        words = [str(PYTHON), "-W", "ignore", str(SCRIPT), json.dumps(job | {"seeds": [first, num_cores]})]
+    for first in range(num_processes):
+        words = [str(PYTHON), "-W", "ignore", str(SCRIPT), json.dumps(job | {"seeds": [first, num_processes]})]
         peers.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1"}))
     seeds = [json.loads(line) for peer in peers for line in peer.communicate()[0].splitlines()]
     if any(peer.returncode for peer in peers):

@@ -16,9 +16,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from experiments.harness.errors import UsageError
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use. macOS cannot say it: there, return all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_up_jax(num_cpu_devices: int) -> None:
     """Configure JAX before its first use. 0 CPU devices are one for each core."""
-    jax.config.update("jax_num_cpu_devices", num_cpu_devices or len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices or num_cores())
     # `programs` keeps compiled programs. A program from JAX's own cache could not be written there.
     jax.config.update("jax_enable_compilation_cache", False)
     # Tracing makes many objects. At the usual threshold, Python's garbage collector takes a fifth of its time. Its last

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import hashlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.harness.devices import padded_size
+from experiments.harness.devices import num_cores, padded_size
 from experiments.harness.memo import LARGEST, Memo, digest, num_bytes
 from experiments.harness.programs import Program, Programs
 from experiments.harness.progress import Progress, bar_on, mean_return
@@ -108,7 +107,7 @@ class Stages(AbstractContextManager["Stages"]):
     def __init__(self, memo: Memo, most_devices: int | None = None):
         self.memo, self.programs = memo, Programs(memo, most_devices)
         self.progress, self.times = Progress(bar_on(Console(quiet=True))), dict[str, StageTime]()
-        self.compiler = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self.compiler = ThreadPoolExecutor(num_cores())
         self._recent: dict[str, Lazy] = {}
         self._runner, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.writes: list[Future] = []
