@@ -224,7 +224,7 @@ def update(
     reference, _ = apply_policy(ref_params, flat.obs)
     reward = reward_of(flat)
     paid = penalised(config, played, reference, reward, flat.action)
-    paid = unit.of(paid, config.gamma, flat.terminated)
+    paid = unit.convert(paid, config.gamma, flat.terminated)
     paid, value, next_value = (leaf.reshape(steps.done.shape) for leaf in (paid, value, next_value))
     advantage, target = advantages(config, paid, value, next_value, steps, task.horizon)
     batch = Batch(flat, played.log_prob(flat.action), reference, advantage.reshape(-1), target.reshape(-1))
@@ -241,6 +241,17 @@ def update(
 def without_value(params: Network) -> Network:
     """Return the same policy with a value head of zero."""
     return replace_layer(params, "value", jnp.zeros_like)
+
+
+def find_unit(
+    task: Task, config: Config, key: Key[Array, ""], params: Network, reward_of: RewardOf, streams: StreamState
+) -> RewardUnit:
+    """Play `task.horizon` steps of each environment, and find the unit of their reward."""
+    play = functools.partial(stream, task, params, num_steps=task.horizon)
+    _, steps = jax.vmap(play)(streams, jax.random.split(key, config.num_envs))
+    _, value = apply_policy(params, steps.obs)
+    _, next_value = apply_policy(params, steps.next_obs)
+    return reward_unit(reward_of(steps), value, next_value, steps.terminated, config.gamma, task.horizon)
 
 
 def train(
@@ -263,11 +274,7 @@ def train(
     init_params = without_value(init_params) if config.reset_value else init_params
     reward_of = functools.partial(reward_fn, reward_params)
     streams = jax.vmap(functools.partial(start_stream, task))(jax.random.split(key_stream, config.num_envs))
-    play = functools.partial(stream, task, init_params, num_steps=task.horizon)
-    _, steps = jax.vmap(play)(streams, jax.random.split(key_unit, config.num_envs))
-    _, value = apply_policy(init_params, steps.obs)
-    _, next_value = apply_policy(init_params, steps.next_obs)
-    unit = reward_unit(reward_of(steps), value, next_value, steps.terminated, config.gamma, task.horizon)
+    unit = find_unit(task, config, key_unit, init_params, reward_of, streams)
     start = TrainState(init_params, optimiser(config).init(init_params), streams)
 
     def returns(state: TrainState, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,4 +1,4 @@
-"""Discounted returns and generalised advantage estimation over one sequence of steps."""
+"""Discounted returns and generalised advantage estimation over one sequence of steps, and the unit of a reward."""
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +53,18 @@ def reward_scale(gamma: Scalar, horizon: int) -> Float[Array, ""]:
 
 @struct.dataclass
 class RewardUnit:
-    """How a reward is measured: divided by `size`, with the value of every state lower by `value`.
+    """The unit in which PPO measures a reward: divided by `size`, and shaped so that all values are lower by `value`.
 
-    Where all steps have a similar reward, all values are similar. A value head that starts at zero learns them first
-    for observations with large features, and until then such differences act like a reward. Potential-based shaping
-    (Ng et al., 1999) by the constant `value` takes this away, and leaves the best policy as it is.
+    Where all steps have a similar reward, all states have a similar value. A value head that starts at zero learns it
+    first where the features are large. Until it knows it everywhere, the differences between its values act like a
+    reward. Potential-based shaping (Ng et al., 1999) with the constant potential `value` leaves the head no such value
+    to learn. The best policy stays the same.
     """
 
     size: Scalar
     value: Scalar = 0.0
 
-    def of(
+    def convert(
         self, reward: Float[Array, "*batch"], gamma: Scalar, terminated: Bool[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
         """Return the reward in this unit."""
@@ -78,8 +79,12 @@ def reward_unit(
     gamma: Scalar,
     horizon: int,
 ) -> RewardUnit:
-    """Measure a reward on played steps: its mean magnitude, 1 for a reward of zero, and the `value` with which the mean
-    one-step error of the value head is zero. `value` and `next_value` are what the head says, times `reward_scale`.
+    """Find the unit of a reward on played steps.
+
+    `size` is its mean magnitude, or 1 for a reward of zero. With `value` the mean one-step error of the value head is
+    zero.
+
+    value, next_value:  the head's outputs at both observations of a step: values in units of 1 / `reward_scale`.
     """
     size = jnp.abs(reward).mean()
     size = jnp.where(size > 0, size, 1.0)

@@ -122,6 +122,6 @@ def test_in_its_unit_a_reward_has_the_same_advantages_relative_to_values_without
     steps = map(jnp.array, random_steps(3))
     unit = returns.RewardUnit(2.0, 0.7)
     reward, value, next_value, terminated, done = steps
-    shifted = gae(unit.of(reward, 0.9, terminated), value, next_value, terminated, done, 0.9, 0.8)[0]
+    shifted = gae(unit.convert(reward, 0.9, terminated), value, next_value, terminated, done, 0.9, 0.8)[0]
     plain = gae(reward / 2, value + 0.7, next_value + 0.7, terminated, done, 0.9, 0.8)[0]
     np.testing.assert_allclose(shifted, plain, atol=1e-5)

@@ -25,7 +25,7 @@ from jaxpref.types import Preferences, Scalar, Trajectory, select
 class Keys(NamedTuple):
     """One key for each purpose, the same for every method, size and reference: their results are compared in pairs."""
 
-    reinforce: jax.Array
+    experts: jax.Array
     preferences: jax.Array
     reward_model: jax.Array
     train: jax.Array
@@ -109,8 +109,8 @@ class Evaluation:
 def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys) -> Result:
     """Train pi1 and pi2."""
     if isinstance(config, ppo.Config):
-        return expert_ppo.train(task, config, keys.reinforce)
-    return reinforce.train(task, config, keys.reinforce)
+        return expert_ppo.train(task, config, keys.experts)
+    return reinforce.train(task, config, keys.experts)
 
 
 def play_pairs(

@@ -28,6 +28,7 @@ from jaxpref.preferences import check_segment
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences, Trajectory
 
+POLICIES = get_args(Policy)
 BATCH_BYTES = 1e9
 """Preference data of one batch of seeds. A stage holds several copies of it: gathered, padded, cut into rows."""
 LANES = 4
@@ -248,6 +249,3 @@ def _log(settings: Settings, outcome: Outcome, progress: Progress) -> None:
             progress.log("reward model", model.metrics, num_pairs=num_pairs)
     for row in outcome.rows:
         progress.log(settings.trainer, row.metrics, reference=row.reference, num_pairs=row.num_pairs)
-
-
-POLICIES = get_args(Policy)
