@@ -68,7 +68,7 @@ KINDS: dict[Any, tuple[str, Any]] = {
     Optimiser | None: ("a function of the learning rate, or None", Callable | None),
     Scalar: ("a number", int | float | np.number | jax.Array | np.ndarray),
 }
-"""{annotation of a field: (its values in words, their types)}. True is no number."""
+"""{annotation of a field: (its values in words, their types)}. `_problem` does not take True and False for numbers."""
 
 
 def _problem(kind: Any, value: Any, low: Number = -math.inf, high: Number = math.inf, choices: Any = ()) -> str | None:

@@ -40,7 +40,7 @@ class Categorical:
         return self.sample_from(jax.random.gumbel(key, self.logits.shape))
 
     def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T A"]:
-        """Draw the noise of `num_steps` samples at once, which is faster than step by step. Logits may be shapes."""
+        """Draw the noise of `num_steps` samples at once, which is faster. Of the logits only the shape is used."""
         return jax.random.gumbel(key, (self.logits.shape[-1], num_steps)).T  # an odd last axis is slow to draw
 
     def sample_from(self, noise: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
@@ -75,7 +75,7 @@ class Gaussian:
         return self.sample_from(jax.random.normal(key, self.mean.shape))
 
     def noise(self, key: Key[Array, ""], num_steps: int) -> Float[Array, "T D"]:
-        """Draw the noise of `num_steps` samples at once. The mean may be a shape."""
+        """Draw the noise of `num_steps` samples at once. Of the mean only the shape is used."""
         return jax.random.normal(key, (self.mean.shape[-1], num_steps)).T
 
     def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

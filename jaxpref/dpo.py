@@ -5,9 +5,11 @@
 (Rafailov et al., 2023). log pi of a trajectory is the sum over its steps. The environment's transition probabilities
 are the same for policy and reference, so they cancel.
 
-With this loss alone the policy drifts away, for two reasons. It widens the margins of pairs that are already ranked
-right: by default, labels are smoothed a little. It may make both trajectories of a pair less likely: the default loss
-also has the mean log-probability of the chosen steps.
+With this loss alone, the policy moves too far from the reference. The default loss prevents two causes of this:
+
+- The margins of pairs that are already ranked right grow for ever. So the labels are smoothed a little.
+- Both trajectories of a pair may become less likely. So the loss has a second term: minus the mean
+  log-probability of the chosen steps.
 """
 
 import functools
@@ -36,7 +38,7 @@ PerPair = Float[Array, " B"]
 
 @struct.dataclass
 class PairLogProbs:
-    """What a loss of B pairs looks at: log-probabilities of whole trajectories, in nats; of a mean step for `PER_STEP`.
+    """The inputs of a loss of B pairs: log-probabilities of whole trajectories, in nats, or their means for `PER_STEP`.
 
     chosen_steps, rejected_steps:  how many steps were played.
     target:  the probability that the label is right.
@@ -104,7 +106,7 @@ TARGETS: dict[Any, Callable[[PerPair, Scalar], PerPair]] = {
     "robust": losses.robust_target,
     "cloning": lambda target, label_smoothing: jnp.ones_like(target),
 }
-"""{name: (target, label_smoothing) -> the target that this loss learns}, where it is another one."""
+"""{name: (target, label_smoothing) -> the target that this loss learns}. Other losses learn the pair's own target."""
 
 
 @struct.dataclass
@@ -166,8 +168,8 @@ class Metrics:
 def pair_loss(config: Config, pairs: PairLogProbs) -> PerPair:
     """Compute each pair's loss: target * loss(pairs) + (1 - target) * loss(swapped pairs).
 
-    This is the rule for every loss, also a custom one. So a loss does not need to look at the target. One that does,
-    and is the same for the swapped pairs, is not changed by the rule.
+    This rule holds for every loss, also for a custom one. So a loss need not use the target. If a loss uses it and has
+    the same value for the swapped pairs, the rule changes nothing.
     """
 
     def loss(pairs: PairLogProbs) -> PerPair:
@@ -221,8 +223,8 @@ def train(
 ) -> Result:
     """Train a policy on `preferences` of [N] pairs, from `init_params`, with `ref_params` as the reference.
 
-    The task is played only to report true returns. With `config.eval_episodes` 0 it is never played, and an
-    `tasks.offline` task is enough.
+    The task is played only to report true returns. With `config.eval_episodes` 0 it is never played, and a task of
+    `tasks.offline` is enough.
     """
     check_config(config, Config)
     check_key(key)

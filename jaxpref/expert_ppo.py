@@ -1,4 +1,4 @@
-"""Experts by PPO on the true reward, where REINFORCE gets nowhere: images, continuous actions, rare rewards."""
+"""Experts by PPO on the true reward, for tasks that REINFORCE fails on: images, continuous actions, rare rewards."""
 
 import functools
 
@@ -39,7 +39,7 @@ class TrainState(ppo.TrainState):
 
 
 def learned_from(task: Task, config: ppo.Config, steps: Transition | Trajectory) -> Float[Array, "*batch"]:
-    """Return the true reward, shaped where the task says so."""
+    """Return what PPO maximises here: the true reward, shaped if the task asks for it."""
     return shaped_reward(task, config.gamma, steps) if task.shape_reward else steps.reward
 
 
@@ -65,8 +65,8 @@ def update(
 def train(task: Task, config: ppo.Config, key: Key[Array, ""], init_params: Network | None = None) -> Result:
     """Train on the true reward until pi1 and pi2 are found, or until `config.num_updates` updates are made.
 
-    The score is the mean return of `config.eval_episodes` episodes after each update. Where the task says so, training
-    has the shaped reward. The KL penalty holds the policy to the first one; `DEFAULTS` has none.
+    The score is the mean return of `config.eval_episodes` episodes after each update. PPO learns from the shaped reward
+    if the task asks for it. The reference of the KL penalty is the first policy; `DEFAULTS` has no penalty.
 
     init_params:  the first policy; None: a fresh, almost uniform one.
     """

@@ -1,6 +1,6 @@
 """Experts: pi1 (good) and pi2 (less good), snapshots of one training run on the true reward.
 
-A trainer says how one update is made. What is here decides when the snapshots are taken, and when training ends.
+A trainer defines one update. This module decides when the snapshots are taken, and when training ends.
 """
 
 import dataclasses
@@ -75,8 +75,8 @@ def function_of(task: Task, name: str) -> Callable[[Float[Array, "*batch O"]], F
 def train_to_targets(task: Task, num_updates: int, start: Any, update: Update, first_window: int) -> Result:
     """Make updates from the state `start` until both snapshots are taken, or until `num_updates` are made.
 
-    Where the task lacks a target, a first run of all updates shows how far training comes (`targets_of_curve`). A
-    second run repeats the same updates and takes the snapshots.
+    Where the task lacks a target, a first run of all updates finds it (`targets_of_curve`). A second run repeats the
+    same updates and takes the snapshots.
     """
     if task.pi1_target is not None and task.pi2_target is not None:
         return _run(task.pi1_target, task.pi2_target, num_updates, start, update)
@@ -87,7 +87,7 @@ def train_to_targets(task: Task, num_updates: int, start: Any, update: Update, f
         result = _run(pi1_target, pi2_target, num_updates, start, update)
         return targets_of_curve(result.metrics.score, first_window), result
 
-    # A scan makes one program of both runs. Two programs could round differently, and the runs would drift apart.
+    # A scan makes one program of both runs. Two programs could round differently, and then the scores would differ.
     _, results = jax.lax.scan(run_with, (jnp.float32(jnp.inf), jnp.float32(jnp.inf)), length=2)
     return jax.tree.map(lambda leaf: leaf[1], results)
 

@@ -86,8 +86,8 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
     """Return the car's energy at an observation of `mountain_car_observe`.
 
     The engine is weaker than gravity, 0.001 against 0.0025 cos(3 x), so the car needs energy to reach the flag. It is
-    50 * (sin(3 x) + (v^2 / 2) / (0.0025 / 3)): -50 at rest at the bottom and 50 at the flag's height, so that a swing
-    counts as much as some saved steps.
+    50 * (sin(3 x) + (v^2 / 2) / (0.0025 / 3)): -50 at rest at the bottom and 50 at the flag's height, so that a better
+    swing is worth as much as several steps.
     """
     position, velocity = obs[..., 0] - 0.5, obs[..., 1] / 15
     return 50 * (jnp.sin(3 * position) + 600 * velocity**2)

@@ -200,7 +200,7 @@ def init_reward(key: Key[Array, ""], task: Task, use_next_obs: bool = True) -> N
 
 
 def no_action(task: Task) -> Int[Array, ""] | Float[Array, " D"]:
-    """Return an action's zeros: one whole number, or D numbers."""
+    """Return an action that is zero: one whole number, or D numbers."""
     return jnp.int32(0) if task.action_range is None else jnp.zeros(task.num_actions)
 
 
@@ -223,7 +223,7 @@ def fold_normalisation(reward: Network, mean: Float[Array, " F"], deviation: Flo
 
 
 def apply_policy(policy: Network, obs: Float[Array, "*batch O"]) -> tuple[Distribution, Float[Array, "*batch"]]:
-    """Return the distribution over actions, or that of a module's logits, and the state value at each observation."""
+    """Return the distribution over actions, and the state value, at each observation. The module may return logits."""
     check_kind(policy, Network, "policy")
     output, value = policy.apply(obs)
     return Categorical(output) if hasattr(output, "shape") else output, value

@@ -7,7 +7,8 @@ https://arxiv.org/abs/2402.04792, for DPO). All rounds are one scan, so they jit
 ask `num_pairs` questions and make the trainer's `num_updates` updates. The number of rounds must divide both, the
 updates into multiples of `eval_every`.
 
-A person cannot answer inside of a scan. `rlhf_rounds` and `dpo_rounds` return the parts of a round.
+A person cannot answer inside a scan. For answers from outside, `rlhf_rounds` and `dpo_rounds` return the parts of a
+round.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ Networks = tuple[Network, Network | None]
 
 @struct.dataclass
 class Config:
-    """How many questions are asked when, and which."""
+    """How the questions are spread over rounds, and how they are chosen."""
 
     num_rounds: int = setting(5, low=1)
     """Rounds of playing, asking and learning. The trainer's updates are divided among them."""

@@ -1,4 +1,4 @@
-"""Preference datasets: sample pairs, label them, take parts of them, draw minibatches."""
+"""Preference datasets: sample pairs of trajectories, label them, take parts of them, draw minibatches."""
 
 import dataclasses
 import functools
@@ -192,9 +192,9 @@ def draw_index(key: Key[Array, ""], weight: Float[Array, " N"], batch_size: int)
     """Draw `batch_size` pairs in proportion to their weight, by stratified sampling.
 
     The cumulative weight is cut into `batch_size` equal strata, and one pair is drawn in each. A pair with share p of
-    the weight appears p * batch_size times, give or take two. So a mean over the minibatch estimates the weighted mean
-    without bias, and a dataset smaller than the minibatch is taken (almost) whole. A pair of weight zero is never
-    drawn.
+    the weight is drawn p * batch_size times on average, and always at most two times more or less. So a mean over the
+    minibatch estimates the weighted mean without bias, and a dataset smaller than the minibatch is taken (almost)
+    whole. A pair of weight zero is never drawn.
     """
     cumulative = jnp.cumsum(weight)
     strata = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size

@@ -3,8 +3,9 @@
     gradient = mean over episodes of sum over steps of grad log pi(a_t | s_t) * A_t,
     A_t = rewards-to-go - baseline(s_t)
 
-(Williams, 1992). The defaults are chosen so that every seed becomes an expert, not only the lucky ones: a uniform first
-policy, several episodes per update, a learned baseline, advantages normalised over the batch, and a little entropy.
+(Williams, 1992). The defaults are chosen so that training finds both snapshots on all seeds, not only on lucky ones: an
+almost uniform first policy, several episodes per update, a learned baseline, advantages that are normalised over the
+batch, and a small entropy bonus.
 """
 
 import dataclasses

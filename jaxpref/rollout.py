@@ -1,4 +1,4 @@
-"""Play the game: whole masked episodes, and the auto-resetting stream that PPO learns from.
+"""Play whole masked episodes, and the auto-resetting streams that PPO learns from.
 
 For speed, all action noise is drawn before a loop, and a loop over episodes ends when the last of them has ended.
 """
@@ -21,9 +21,9 @@ from jaxpref.tasks import Task
 from jaxpref.types import Trajectory, select, zero_beyond_mask
 
 CHUNK = 50
-"""Steps between two looks at whether any episode is still running."""
+"""Steps between two checks whether any episode is still running."""
 GROUP = 256
-"""Most episodes side by side. A group ends with its longest episode, and its arrays fit a core's cache."""
+"""The largest number of episodes side by side. A group ends with its longest one, and its arrays fit a core's cache."""
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ def _observe(task: Task, obs: Array) -> Float[Array, " O"]:
 
 
 def _step_keys(task: Task, key: Key[Array, ""], num_steps: int) -> Key[Array, " T"]:
-    """Return a key for each step; the same key, which costs nothing in the loop, where the task ignores it."""
+    """Return a key for each step. A task that ignores keys gets the same one for all steps, which costs nothing."""
     if task.stochastic:
         return jax.random.split(key, num_steps)
     return jnp.broadcast_to(jax.random.key(0), (num_steps,))
@@ -159,7 +159,7 @@ def _play_step(task: Task, policy: Network, carry, inputs):
     action = distribution.sample_from(noise)
     following, reward, terminated = step(task, key_step, current, action)
     alive = alive & in_time
-    # The environment of an ended episode stands still. Its observations lie beyond the mask and may change.
+    # After the end, the state stays as it is. The observations lie beyond the mask and may change.
     following = EnvStep(following.obs, select(alive, following.state, current.state))
     return (following, alive & ~terminated), (current.obs, action, reward, alive)
 

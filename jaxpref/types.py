@@ -1,4 +1,4 @@
-"""What stages hand to each other. `*batch` stands for the axes that the caller adds (episodes, pairs, seeds)."""
+"""The data that stages exchange. `*batch` stands for the axes that the caller adds (episodes, pairs, seeds)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ ActionRange = tuple[tuple[float, float], ...]
 
 @struct.dataclass
 class Task:
-    """An environment of gymnax's interface, and what the study needs to know of it.
+    """An environment of gymnax's interface, and what the study needs to know about it.
 
     Environment parameters, targets and the range of returns are leaves, the rest is static.
 
