@@ -1,4 +1,4 @@
-"""The study of jaxpref: experiments, evidence and benchmarks, each a small script over the rooms below it."""
+"""The study of jaxpref: experiments, evidence and benchmarks. Each is a small script that uses the folders here."""
 
 import sys
 import time

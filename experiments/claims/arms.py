@@ -68,7 +68,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "-sigmoid_per_step": {"dpo": {"loss": "sigmoid_per_step", "beta": 30.0}},
     "-ipo_per_step": {"dpo": {"loss": "ipo_per_step", "beta": 3.0}},
 }
-"""What the parts of an arm's name change."""
+"""The settings that each part of an arm's name changes."""
 TEMPERATURES = {"cartpole": 20.0, "acrobot": 50.0}  # of the hesitant annotator: a tenth of the range of returns
 EQUAL_KL = {"cartpole": 0.045, "acrobot": 0.45, "cartpole-fixed": 0.04, "acrobot-fixed": 0.015, "pendulum": 0.1}
 """PPO's kl_coef with which its KL is DPO's with 200 pairs, found on other seeds (700 to 719)."""
@@ -126,8 +126,8 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
 def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Table:
     """Run arms on all seeds, one batch of seeds after another.
 
-    Arms with the same settings are one run. So are arms that differ in their number of pairs. Those with 200 pairs are
-    apart: they share their pairs.
+    Arms with the same settings are one run. So are arms that differ only in their number of pairs. Those with 200 pairs
+    are separate, so that they all share the same pairs.
     """
     arms = {name: arm(task, name) for name in names}
 

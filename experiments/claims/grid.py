@@ -1,6 +1,6 @@
 """A sweep: strength of the pull to the reference x pairs x the annotator's temperature x seeds, with reference pi2.
 
-The strength is DPO's beta or PPO's kl_coef. A temperature and a strength are settings; one program serves all of them.
+The strength is DPO's beta or PPO's kl_coef. Temperature and strength are floats, so one program serves all of them.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""What runs a study and knows none: devices, the memo of finished stages, progress, the command line."""
+"""What any study runs on: devices, the memo of finished stages, progress, the command line."""

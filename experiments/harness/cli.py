@@ -1,4 +1,4 @@
-"""Settings from the command line. tyro speaks for itself: help, unknown flags, wrong values, suggestions."""
+"""Settings from the command line. Help, suggestions, and messages about unknown flags and wrong values are tyro's."""
 
 import argparse
 import dataclasses

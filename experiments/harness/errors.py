@@ -1,4 +1,4 @@
-"""What ends a program early, in words for its user."""
+"""Errors that end a program early, with messages and exit codes for its user."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def exit_codes(interrupted: str = INTERRUPTED) -> Iterator[None]:
     except KeyboardInterrupt:
         _leave(interrupted, 130)
     except BrokenPipeError:
-        # The reader of the output has left, as in `--help | head`.
+        # The program that reads the output has ended, as in `--help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:

@@ -22,9 +22,9 @@ FOLDER = Path(os.environ.get("JAXPREF_STAGES", ROOT / ".cache" / "stages"))
 KINDS = ("stage", "trace", "program")
 """Results of stages, and what `programs` keeps."""
 LARGEST = 100_000_000
-"""Bytes of a result. Larger ones are datasets, which are faster to play again than to read."""
+"""Bytes of the largest result that is kept. Larger ones are datasets, which are faster to play again than to read."""
 LIMIT = 2_000_000_000
-"""Bytes of the folder. Beyond it, the files that were not used for the longest time are removed."""
+"""Bytes of the folder. If it is larger, the files that were not used for the longest time are removed."""
 
 
 def digest(tree: Any) -> str:
@@ -53,7 +53,7 @@ class Memo:
         return None if self.fresh else self.read(name, key, lambda archive: store.from_npz(archive, like, name))
 
     def save(self, name: str, key: str, result: Any) -> None:
-        """Write a result, if it is not too large to be worth it."""
+        """Write a result, unless it is larger than `LARGEST`."""
         if num_bytes(result) <= LARGEST:
             self.write(name, key, store.to_npz(result))
 

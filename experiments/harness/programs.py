@@ -1,7 +1,7 @@
 """Compiled programs of stages, kept on disk under the hash of all that they are made from.
 
-A program that is there is neither traced nor compiled again. JAX's own cache finds a program only after it was traced,
-which takes longer than many a program runs.
+A program that is there is neither traced nor compiled again. JAX's own cache finds a program only after tracing, which
+often takes longer than the program itself.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from experiments.harness.devices import devices_for, over_runs, runs_sharding
 from experiments.harness.memo import Memo
 
 LIBRARIES = {"builtins", "functools", "copyreg", "numpy", "jax", "jaxlib", "flax", "gymnax", "jaxpref", "experiments"}
-"""Whose functions and classes may be in a kept program: their code is part of the hash."""
+"""Packages whose functions and classes may be in a kept program: their code or version is part of the hash."""
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 """XLA's options for a program that is not optimised. On CPUs it compiles in less than half the time. Rollouts run as
 fast, PPO a quarter slower, and sums over many pairs 4 times slower."""
@@ -55,8 +55,8 @@ class Program:
 def fingerprint(*parts: Any) -> tuple[Any, bool]:
     """Return the hash of what a program is traced from, and whether it holds beyond this process.
 
-    It does not if a function or a class is outside of LIBRARIES: its code may change. What cannot be pickled is like
-    nothing else.
+    It does not hold if a function or a class is outside of LIBRARIES, because its code may change. If a part cannot be
+    pickled, the hash is an object that equals no other.
     """
     file = io.BytesIO()
     pickler = _Pickler(file)

@@ -1,7 +1,8 @@
-"""How far a run has come: a live bar on a terminal, plain lines, and two files.
+"""Report the progress of a run: a live bar on a terminal, plain lines, and two files.
 
 `progress.jsonl` gets a line when a run starts, after each stage and when it ends. `metrics.jsonl` gets the metrics of a
-training stage, one line for each update, when the stage is done. Compiled code calls nobody: the bar counts stages.
+training stage, one line for each update, when the stage is done. The bar counts stages, because compiled code
+reports nothing while it runs.
 """
 
 import datetime
@@ -27,7 +28,7 @@ def bar_on(console: Console) -> Bar:
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Report on a bar's console, under a title, and in `folder` if there is one, how far a run has come."""
+    """Report the progress of a run on a bar's console, under a title, and in `folder` if there is one."""
 
     def __init__(self, bar: Bar, folder: Path | None = None, tensorboard: bool = False, title: str = ""):
         self.console, self._bar, self._title, self._batch = bar.console, bar, title, {"batch": 1}

@@ -19,7 +19,7 @@ USED = {
     "online-dpo": {"dpo", "online"},
     "online-rlhf": {"reward-model", "ppo", "online"},
 }
-"""The flags and configs that each method reads, of those that not all methods read."""
+"""The flags and configs that each method reads. Those that all methods read are not here."""
 EXPERTS = {"reinforce": "reinforce", "ppo": "expert-ppo"}
 """The config that each kind of experts reads."""
 

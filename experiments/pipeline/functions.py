@@ -23,7 +23,7 @@ from jaxpref.types import Preferences, Scalar, Trajectory, select
 
 
 class Keys(NamedTuple):
-    """One key for each purpose, the same for every method, size and reference: their results are compared in pairs."""
+    """One key for each purpose. Methods, sizes and references share it, so that their results are compared in pairs."""
 
     experts: jax.Array
     preferences: jax.Array
@@ -63,15 +63,15 @@ class Trained(training.Result):
 
 @struct.dataclass
 class Score:
-    """How a trained policy ends. "Own" is what is measured on its own episodes, the others are of the held-out pairs.
+    """The scores of a trained policy. `own_*` are measured on its own episodes, `quality` on the held-out pairs.
 
-    true_return, learned_return:  means over own episodes; learned is what training maximised.
-    true_return_error:     standard error of the first.
-    kl:                    of the policy from its reference, mean over own episodes, in nats.
-    own_rank_correlation:  of the learned and the true returns of own episodes.
-    own_score_per_step:    mean learned score of own steps.
-    quality:               of the learned returns of held-out pairs.
-    score_per_step:        mean learned score of their steps.
+    true_return, learned_return:  means over its own episodes; training maximised the learned one.
+    true_return_error:     standard error of `true_return`.
+    kl:                    KL(policy || reference), mean over its own episodes, in nats.
+    own_rank_correlation:  of the learned and the true returns of its own episodes.
+    own_score_per_step:    mean learned score of their steps.
+    quality:               of the learned returns of the held-out pairs.
+    score_per_step:        mean learned score of the held-out pairs' steps.
     """
 
     true_return: Float[Array, "*batch"]
@@ -116,7 +116,7 @@ def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys)
 def play_pairs(
     task: Task, num_pairs: int, segment: int | None, config: Any, keys: Keys, experts: Result, *recorded: Preferences
 ) -> Preferences:
-    """Play and label the largest dataset, if it is not `recorded`, followed by the held-out pairs."""
+    """Play and label `num_pairs` pairs. `recorded` ones come before them. The last pairs are held out."""
     annotator = annotators.teacher_of(task, config)
     policies = experts.pi1, experts.pi2
     played = preferences.sample_preferences(task, *policies, keys.preferences, num_pairs, annotator, segment)
@@ -174,8 +174,8 @@ def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Pr
 def control_reward(setup: Setup, config: reward_model.Config, keys: Keys) -> training.Result:
     """Make a reward model [P] without any pair.
 
-    Its head is zero, but its kernel is drawn for "random", and its bias is the reward of each step for "plus" and
-    "minus".
+    Its head is zero. For "random" the head's kernel is drawn instead. For "plus" and "minus" its bias is the reward of
+    each step.
     """
     key_init, key_head = jax.random.split(keys.reward_model)
     reward = init_reward(key_init, setup.task, config.use_next_obs)  # its head is zero

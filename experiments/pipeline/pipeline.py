@@ -118,7 +118,7 @@ def start(settings: Settings, task: Task, stages: Stages, show: bool = False) ->
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
     start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
-    started: Iterator = map(start_batch, range(num_batches))  # it forgets a batch that it has given
+    started: Iterator = map(start_batch, range(num_batches))  # each starts after the last one is collected
     if num_batches == 1:
         started = iter([next(started)])
 

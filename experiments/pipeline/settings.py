@@ -17,7 +17,7 @@ Preset = Literal["default", "original"]
 
 
 MOST = 10**6
-"""More pairs, members or episodes are a typing error: they would take all memory before they fail."""
+"""Most pairs, members or episodes. More are a typing error, and would fill the memory before they fail."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From results to what a person looks at: summary, table, figures, animations and a page."""
+"""Turn results into what a person looks at: summary, table, figures, animations and a page."""

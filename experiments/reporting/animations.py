@@ -19,7 +19,7 @@ class Animation(NamedTuple):
 
     path:   where summary.json has the policy, as in `rows.3.policy`.
     still:  moments of the episode in one PNG, for paper and for readers who want no movement.
-    total:  the episode's return.
+    total:  the episode's true return.
     """
 
     path: str
@@ -46,8 +46,8 @@ def animate(task: Task, episodes: Trajectory | None, summary: dict[str, Any]) ->
 def animation(task: Task, path: str, episode: Trajectory, longest: int) -> Animation:
     """Draw an episode. Its GIF lasts as long as one of `longest` steps, so that all repeat at the same time.
 
-    CartPole has its natural speed, Acrobot five times its own. An episode of another task takes some seconds. The last
-    picture fades: the episode is over.
+    CartPole is shown at its natural speed, Acrobot five times as fast. An episode of another task takes some seconds.
+    At the end the last picture becomes faint.
     """
     num_steps = int(episode.mask.sum())
     seconds_per_step = {"cartpole": 0.02, "acrobot": 0.04}.get(task.name, min(0.2, 8 / longest))

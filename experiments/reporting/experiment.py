@@ -1,4 +1,4 @@
-"""One experiment as a program: from its settings to the files and the table that it leaves."""
+"""One experiment as a program: from its settings to its files and its table."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from jaxpref.preferences import take
 from jaxpref.tasks import Task
 
 NOT_RESULTS = {"fresh", "tensorboard", "save-preferences", "devices", "processes", "process", "coordinator", "out"}
-"""Settings of how a run goes, not of what comes out."""
+"""Settings that change how a run computes, and not its results."""
 
 
 def main(script: str, task: str | None = None, method: Method | None = None, argv: Sequence[str] | None = None) -> None:

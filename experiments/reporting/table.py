@@ -1,4 +1,4 @@
-"""What a run prints at its end: the summary as a table, warnings, seconds, and the names of its files."""
+"""Print the end of a run: the summary as a table, warnings, seconds, and the names of its files."""
 
 import collections
 from pathlib import Path
@@ -51,7 +51,7 @@ def table(summary: dict[str, Any]) -> Table:
 
 
 def interval_name(num_seeds: int) -> str:
-    """Name an interval by the seeds that it is of. A bootstrap of two seeds has no other ends than these two."""
+    """Name an interval by its number of seeds. The ends of a bootstrap interval of two seeds are these two."""
     return {1: "one seed", 2: "range of 2 seeds"}.get(num_seeds, f"95 % of {num_seeds} seeds")
 
 
@@ -67,7 +67,7 @@ def decimals(summary: dict[str, Any]) -> int:
 
 
 def accuracies_explained(summary: dict[str, Any]) -> str:
-    """Return what the three accuracies mean. The ceiling is of labels, so it stands beside them alone."""
+    """Return what the three accuracies mean. The ceiling is one of the label accuracy only."""
     best = summary["best_accuracy"]
     ceiling = "" if best is None else f" (the annotator's own probabilities reach {best:.3f})"
     return (
