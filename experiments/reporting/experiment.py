@@ -29,7 +29,7 @@ from jaxpref.preferences import take
 from jaxpref.tasks import Task
 
 NOT_RESULTS = {"fresh", "tensorboard", "save-preferences", "devices", "processes", "process", "coordinator", "out"}
-"""Settings that change how a run computes, and not its results."""
+"""Settings that do not change the results."""
 
 
 def main(script: str, task: str | None = None, method: Method | None = None, argv: Sequence[str] | None = None) -> None:
