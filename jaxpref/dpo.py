@@ -184,22 +184,27 @@ def pair_loss(config: Config, pairs: PairLogProbs) -> PerPair:
     return target * as_labelled + (1 - target) * swapped
 
 
-def loss_fn(
-    params: Network, config: Config, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
-) -> tuple[Float[Array, ""], Metrics]:
-    """Compute the weighted mean loss of the pairs at `index`, and their metrics."""
+def pair_log_probs(params: Network, config: Config, data: Pairs, index: Int[Array, " B"]) -> PairLogProbs:
+    """Compute the inputs of the loss for the pairs at `index`."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
     if config.loss in PER_STEP:
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
     (chosen_logp, rejected_logp), (ref_chosen_logp, ref_rejected_logp) = jnp.split(logp, 2), jnp.split(ref_logp, 2)
-    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
     chosen_steps, rejected_steps = jnp.split(num_steps, 2)
-    pairs = PairLogProbs(*logps, chosen_steps, rejected_steps, data.target[index])
+    logps = chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp
+    return PairLogProbs(*logps, chosen_steps, rejected_steps, data.target[index])
+
+
+def loss_fn(
+    params: Network, config: Config, data: Pairs, index: Int[Array, " B"], weight: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Compute the weighted mean loss of the pairs at `index`, and their metrics."""
+    pairs = pair_log_probs(params, config, data, index)
     mean = functools.partial(weighted_mean, weight=weight)
     loss = mean(pair_loss(config, pairs))
-    chosen_reward = losses.dpo_reward(chosen_logp, ref_chosen_logp, config.beta)
-    rejected_reward = losses.dpo_reward(rejected_logp, ref_rejected_logp, config.beta)
+    chosen_reward = losses.dpo_reward(pairs.chosen_logp, pairs.ref_chosen_logp, config.beta)
+    rejected_reward = losses.dpo_reward(pairs.rejected_logp, pairs.ref_rejected_logp, config.beta)
     return loss, Metrics(
         loss=loss,
         chosen_reward=mean(chosen_reward),
