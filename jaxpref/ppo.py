@@ -167,12 +167,12 @@ def loss_fn(params: Network, config: Config, batch: Batch) -> Float[Array, ""]:
 
 
 def penalised(
-    config: Config, played: Distribution, reference: Distribution, reward: Float[Array, "*batch"], action: Array
+    config: Config, distribution: Distribution, reference: Distribution, reward: Float[Array, "*batch"], action: Array
 ) -> Float[Array, "*batch"]:
-    """Return the reward with the KL penalty of kl_penalty="reward". `played` is what the action was drawn from."""
+    """Return the reward with the KL penalty of kl_penalty="reward". The action was drawn from `distribution`."""
     if config.kl_penalty != "reward":
         return reward
-    return reward - config.kl_coef * (played.log_prob(action) - reference.log_prob(action))
+    return reward - config.kl_coef * (distribution.log_prob(action) - reference.log_prob(action))
 
 
 def advantages(
@@ -219,20 +219,21 @@ def update(
     streams, steps = jax.vmap(play)(state.streams, jax.random.split(key_play, config.num_envs))
     # One axis for all steps: on a CPU, a network is slow on two.
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps)
-    played, value = apply_policy(state.params, flat.obs)
+    distribution, value = apply_policy(state.params, flat.obs)
     _, next_value = apply_policy(state.params, flat.next_obs)
     reference, _ = apply_policy(ref_params, flat.obs)
     reward = reward_of(flat)
-    paid = penalised(config, played, reference, reward, flat.action)
+    paid = penalised(config, distribution, reference, reward, flat.action)
     paid = unit.convert(paid, config.gamma, flat.terminated)
     paid, value, next_value = (leaf.reshape(steps.done.shape) for leaf in (paid, value, next_value))
     advantage, target = advantages(config, paid, value, next_value, steps, task.horizon)
-    batch = Batch(flat, played.log_prob(flat.action), reference, advantage.reshape(-1), target.reshape(-1))
+    log_prob = distribution.log_prob(flat.action)
+    batch = Batch(flat, log_prob, reference, advantage.reshape(-1), target.reshape(-1))
     params, opt_state, loss = learn(config, key_learn, state.params, state.opt_state, batch)
     return TrainState(params, opt_state, streams), Metrics(
         loss=loss,
-        entropy=played.entropy().mean(),
-        kl=played.kl(reference).mean(),
+        entropy=distribution.entropy().mean(),
+        kl=distribution.kl(reference).mean(),
         learned_reward=reward.mean(),
         param_size=param_size(state.params),
     )
