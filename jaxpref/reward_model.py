@@ -85,6 +85,8 @@ class Config:
         for name in ("holdout_every", "num_folds"):
             if getattr(self, name) == 1:
                 yield name, "must be 0 or at least 2, got 1: no pair is left to train on"
+        if self.num_folds > 1 and self.holdout_every > 1 and self.holdout_every % self.num_folds == 0:
+            yield "holdout_every", f"must not be a multiple of num_folds, {self.num_folds}: all are in the same fold"
 
 
 @struct.dataclass

@@ -146,6 +146,7 @@ REFUSED = [
     (lambda: train_ppo(kl_penalty="both"), "kl_penalty must be one of reward, loss, got 'both'"),
     (lambda: fit(num_updates=0), r"^reward_model\.Config: num_updates must be at least 1, got 0"),
     (lambda: fit(holdout_every=1), "holdout_every must be 0 or at least 2, got 1"),
+    (lambda: fit(holdout_every=4, num_folds=2), "holdout_every must not be a multiple of num_folds, 2"),
     (lambda: fit(holdout_every=5), "holdout_every must be at most the number of pairs, 4, got 5"),
     (lambda: train_reinforce(num_updates=0), r"^reinforce\.Config: num_updates must be at least 1, got 0"),
     (lambda: train_reinforce(baseline="none"), "baseline must be one of value, handmade, got 'none'"),

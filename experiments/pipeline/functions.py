@@ -150,11 +150,12 @@ CONSTANTS = {"plus": 1.0, "minus": -1.0}
 
 
 class Bias(nn.Module):
-    """A reward model that has nothing but its bias: all steps have the same reward."""
+    """A reward model that has nothing but its bias: all steps have the same reward. It is calibrated like others."""
 
     @nn.compact
     def __call__(self, obs, action):
-        return jnp.broadcast_to(self.param("bias", nn.initializers.zeros, ()), obs.shape[:-1])
+        nothing = jnp.zeros((*obs.shape[:-1], 1))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")(nothing)[..., 0]
 
 
 def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> training.Result:
