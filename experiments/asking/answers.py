@@ -3,8 +3,6 @@
 All follows from the file of pairs and the file of answers. So a killed server continues when it is started again.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpref.files import store
 from jaxpref.files.labels import read_labels
 
 LEASE_S = 120.0
@@ -26,12 +25,13 @@ LATER = 5
 
 
 class Question(NamedTuple):
-    """A pair to ask about. `left` is the trajectory on the left side: "first" or "second"."""
+    """A pair to ask about. `left` and `right` are the trajectories on the sides: "first" and "second", or exchanged."""
 
     id: str
     pair: int
     repeat: bool
     left: str
+    right: str
 
 
 class Answer(NamedTuple):
@@ -60,12 +60,13 @@ def questions_of(num_pairs: int, sha256: str, repeats: float) -> dict[QuestionKe
     pairs, swapped = rng.permutation(num_pairs).tolist(), rng.random(num_pairs) < 0.5
     num_repeats = round(repeats * num_pairs)
     again = rng.uniform(np.arange(num_repeats) + LATER, num_pairs + LATER)
-    order = np.argsort(np.concatenate([np.arange(num_pairs), again]), kind="stable")
-    keys = [(pair, False) for pair in pairs] + [(pair, True) for pair in pairs[:num_repeats]]
+    times: dict[QuestionKey, float] = {(pair, False): time for time, pair in enumerate(pairs)}
+    times |= {(pair, True): time for pair, time in zip(pairs[:num_repeats], again, strict=True)}
     questions = {}
-    for pair, repeat in (keys[place] for place in order):
+    for pair, repeat in sorted(times, key=times.__getitem__):
         name = hashlib.sha256(f"{sha256} {pair} {repeat}".encode()).hexdigest()[:16]
-        questions[pair, repeat] = Question(name, pair, repeat, ("first", "second")[int(swapped[pair] ^ repeat)])
+        sides = ("second", "first") if swapped[pair] ^ repeat else ("first", "second")
+        questions[pair, repeat] = Question(name, pair, repeat, *sides)
     return questions
 
 
@@ -73,14 +74,18 @@ def read_answers(lines: list[bytes]) -> dict[QuestionKey, Answer]:
     """Return the answers that count, in their order: the last one to each question, without those that were undone."""
     answers: dict[QuestionKey, Answer] = {}
     for line in filter(bytes.strip, lines):
-        entry = json.loads(line)
-        if "pair" in entry:
-            note = entry.get("note") if isinstance(entry.get("note"), dict) else {}
-            key = entry["pair"], bool(note.get("repeat"))
-            answers.pop(key, None)
-            if not note.get("undo"):
-                answers[key] = Answer(entry["pair"], entry["choice"], note)
+        _apply(answers, json.loads(line))
     return answers
+
+
+def _apply(answers: dict[QuestionKey, Answer], entry: dict[str, Any]) -> None:
+    """Let one more line of the file count."""
+    if "pair" in entry:
+        note = entry["note"] if isinstance(entry.get("note"), dict) else {}
+        key = entry["pair"], bool(note.get("repeat"))
+        answers.pop(key, None)  # a new answer is the last one, also in the order
+        if not note.get("undo"):
+            answers[key] = Answer(entry["pair"], entry["choice"], note)
 
 
 def read_and_repair(labels: Path) -> list[bytes]:
@@ -107,14 +112,13 @@ class Questions:
         self.all = questions_of(num_pairs, sha256, repeats)
         self.by_id = {question.id: question for question in self.all.values()}
         self._labels, self._leases_path = labels, labels.with_name(f".{labels.name}.leases")
-        self._leases: dict[int, Lease] = {}
-        with contextlib.suppress(FileNotFoundError):
-            self._leases = {pair: Lease(*lease) for pair, *lease in json.loads(self._leases_path.read_text())}
+        leases = store.load_json(self._leases_path) if self._leases_path.exists() else []
+        self._leases = {pair: Lease(*lease) for pair, *lease in leases}
         lines = read_and_repair(labels)
-        if not lines:
-            self._append({"pairs": sha256})
         read_labels(lines, num_pairs, sha256)  # raises ValueError for answers to other pairs
         self.answers = read_answers(lines)
+        if not lines:
+            self._append({"pairs": sha256})
 
     @property
     def num_answered(self) -> int:
@@ -123,36 +127,35 @@ class Questions:
 
     def give(self, page: str) -> list[Question]:
         """Return the questions of a page: those that it was given earlier, and new ones up to HELD."""
-        now, remaining = time.time(), [each for key, each in self.all.items() if key not in self.answers]
-        leases = {pair: lease for pair, lease in self._leases.items() if lease.end > now}
-        nobody = Lease("", page, 0.0)
-        own = [each for each in remaining if leases.get(each.pair, nobody).page == page]
-        held = [each for each in own if leases.get(each.pair, nobody).question == each.id]
-        new = [each for each in own if each not in held and (not each.repeat or (each.pair, False) in self.answers)]
+        now, held, new = time.time(), [], []
+        self._leases = {pair: lease for pair, lease in self._leases.items() if lease.end > now}
+        for key, question in self.all.items():
+            lease = self._leases.get(question.pair)
+            if key in self.answers or (lease and lease.page != page):
+                continue
+            if lease and lease.question == question.id:
+                held.append(question)
+            elif not question.repeat or (question.pair, False) in self.answers:
+                new.append(question)
         held += new[: max(0, HELD - len(held))]
-        self._lease(leases, held, page)
+        self._lease(held, page)
         return held
 
-    def _lease(self, leases: dict[int, Lease], questions: list[Question], page: str) -> None:
-        self._leases = leases | {each.pair: Lease(each.id, page, time.time() + LEASE_S) for each in questions}
-        temporary = self._leases_path.with_suffix(".new")  # not synced: it must outlive this process only
-        temporary.write_text(json.dumps([(pair, *lease) for pair, lease in self._leases.items()]))
-        temporary.replace(self._leases_path)
+    def _lease(self, questions: list[Question], page: str) -> None:
+        end = time.time() + LEASE_S
+        self._leases |= {each.pair: Lease(each.id, page, end) for each in questions}
+        store.save_json(self._leases_path, [(pair, *lease) for pair, lease in self._leases.items()])
 
     def answer(self, name: str, choice: str, seconds: float, person: str, page: str) -> None:
         """Write an answer: left, right, tie or skip. A page may send the same one again. KeyError: no such question."""
         question = self.by_id[name]
-        sides = {"left": question.left, "right": "second" if question.left == "first" else "first"}
-        choice, key = sides.get(choice, choice), (question.pair, question.repeat)
-        before = self.answers.get(key)
+        choice = {"left": question.left, "right": question.right}.get(choice, choice)
+        before = self.answers.get((question.pair, question.repeat))
         if before and (before.choice, before.note.get("page")) == (choice, page):
             return
         when = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"time": when, "seconds": round(seconds, 3), "left": question.left, "repeat": question.repeat}
-        note |= {"person": person, "page": page}
-        self._append({"pair": question.pair, "choice": choice, "note": note})
-        self.answers.pop(key, None)
-        self.answers[key] = Answer(question.pair, choice, note)
+        self._append({"pair": question.pair, "choice": choice, "note": note | {"person": person, "page": page}})
 
     def last(self, page: str) -> Question | None:
         """Return the question that a page has answered last; None if there is none."""
@@ -162,14 +165,11 @@ class Questions:
     def undo(self, name: str, page: str) -> None:
         """Take back a page's answer to this question, with one more line, if it is still its last one."""
         question = self.last(page)
-        if question is None or question.id != name:
-            return
-        key = question.pair, question.repeat
-        other = self.answers.get((question.pair, not question.repeat))  # it counts from now on
-        note = {"undo": True, "repeat": question.repeat, "page": page}
-        self._append({"pair": question.pair, "choice": other.choice if other else "skip", "note": note})
-        del self.answers[key]
-        self._lease(self._leases, [question], page)
+        if question and question.id == name:
+            other = self.answers.get((question.pair, not question.repeat))  # it counts from now on
+            note = {"undo": True, "repeat": question.repeat, "page": page}
+            self._append({"pair": question.pair, "choice": other.choice if other else "skip", "note": note})
+            self._lease([question], page)
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Add a line. It is on disk when this returns; if that fails, none of it is left."""
@@ -177,9 +177,10 @@ class Questions:
         with self._labels.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._labels))
+                while line:  # the system may write a part of it
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)
                 raise
+        _apply(self.answers, entry)

@@ -1,6 +1,7 @@
 """What the page shows at the moment: questions, or how far the training is, or that everything is answered."""
 
 import functools
+import operator
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ class Site:
     """
 
     def __init__(self, task: Task, instruction: str, rounds: int = 0):
-        self.task, self.answered, self._lock = task, threading.Event(), threading.RLock()
+        self.task, self.answered, self._lock = task, threading.Event(), threading.Lock()
         self.status: dict[str, Any] = {"instruction": instruction, "rounds": rounds, "round": 0, "shown": None}
         self.questions: Questions | None = None
         self._clips: dict[str, Clips] = {}
@@ -36,20 +37,20 @@ class Site:
         first, second = jax.device_get(store.load_pairs(pairs, self.task))
         if empty := np.flatnonzero(~(first.mask.any(-1) & second.mask.any(-1))).tolist():
             raise ValueError(f"{pairs}: pair {empty[0]} has a trajectory without a step")
-        questions, clips = Questions(pairs, len(first.mask), labels, repeats), {}
-        for question in questions.all.values():
-            one, other = (jax.tree.map(lambda leaf, pair=question.pair: leaf[pair], side) for side in (first, second))
-            clips[question.id] = Clips(self.task, (one, other) if question.left == "first" else (other, one))
+        questions, sides = Questions(pairs, len(first.mask), labels, repeats), {"first": first, "second": second}
+        for each in questions.all.values():
+            take = operator.itemgetter(each.pair)
+            left, right = (jax.tree.map(take, sides[side]) for side in (each.left, each.right))
+            self._clips[each.id] = Clips(self.task, (left, right))
         with self._lock:
-            self.draw.cache_clear()
-            self.questions, self._clips = questions, self._clips | clips
-            self._update()
+            self.questions = questions
+            self._update(questions)
         return questions
 
     def show(self, before: Trajectory, after: Trajectory) -> None:
         """Let the page show what a round of training has changed."""
         name = f"shown-{self.status['round']}"
-        self._clips[name] = Clips(self.task, (before, after))
+        self._clips[name] = Clips(self.task, jax.device_get((before, after)))
         self.status["shown"] = self.describe(name)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  (a program has one site)
@@ -65,13 +66,13 @@ class Site:
         """Let the page show a stage of training, and how long it is expected to take."""
         self.status |= {"phase": "train", "stage": stage, "since": time.monotonic(), "expected": expected_s}
 
-    def _update(self) -> None:
-        if self.questions and self.questions.num_answered == len(self.questions.all):
-            self.status["phase"] = "train" if self.status["rounds"] else "done"
-            self.answered.set()
-        else:
+    def _update(self, questions: Questions) -> None:
+        if questions.num_answered < len(questions.all):
             self.status["phase"] = "ask"
             self.answered.clear()
+        else:
+            self.status["phase"] = "train" if self.status["rounds"] else "done"
+            self.answered.set()
 
     def view(self, page: str) -> dict[str, Any]:
         """Return what a page shows: the status, how much is done, and its questions."""
@@ -80,7 +81,7 @@ class Site:
             if self.questions:
                 last = self.questions.last(page)
                 view |= {"total": len(self.questions.all), "answered": self.questions.num_answered}
-                view["last"] = last and last.id
+                view |= {"last": last and last.id}
                 if view["phase"] == "ask":
                     view["questions"] = [self.describe(question.id) for question in self.questions.give(page)]
         return view
@@ -91,7 +92,7 @@ class Site:
             if self.questions is None or self.status["phase"] != "ask":
                 raise KeyError(question)
             self.questions.answer(question, choice, seconds, person, page)
-            self._update()
+            self._update(self.questions)
 
     def undo(self, page: str, question: str) -> None:
         """Take a page's last answer back, if it is to this question."""
@@ -99,4 +100,4 @@ class Site:
             # After the last answer of a round, the training has begun.
             if self.questions and (self.status["phase"] == "ask" or not self.status["rounds"]):
                 self.questions.undo(question, page)
-                self._update()
+                self._update(self.questions)
