@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import ipaddress
-import json
 import re
 import secrets
 import socket
@@ -18,12 +17,11 @@ from urllib.parse import urlsplit
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from experiments.asking.site import Site
 from experiments.harness.errors import UsageError
@@ -38,21 +36,36 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value, re.ASCII) is not None
 
 
-FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "state": {"page": _is_name},
-    "undo": {"page": _is_name, "question": _is_name},
-    "answer": {
-        "page": _is_name,
-        "question": _is_name,
-        "choice": lambda value: value in ("left", "right", "tie", "skip"),
-        "seconds": lambda value: type(value) in (int, float) and 0 <= value < 1e6,
-        "person": lambda value: isinstance(value, str) and len(value) <= 60 and value.isprintable(),
-    },
+VALID: dict[str, Callable[[Any], bool]] = {
+    "page": _is_name,
+    "question": _is_name,
+    "choice": lambda value: value in ("left", "right", "tie", "skip"),
+    "seconds": lambda value: type(value) in (int, float) and 0 <= value < 1e6,
+    "person": lambda value: isinstance(value, str) and len(value) <= 60 and value.isprintable(),
 }
+"""Fields of requests, and whether a value is one of theirs."""
+ACTIONS = {"state": ["page"], "undo": ["page", "question"], "answer": [*VALID]}
 """What a page can do, and the fields of its request."""
 
 
-def app_of(site: Site, token: str, host: str = "127.0.0.1") -> ASGIApp:
+def _hashed(kind: str) -> str:
+    """Return what allows the page's script, or its style, and no other."""
+    (text,) = re.findall(f"<{kind}>(.*?)</{kind}>", PAGE, re.DOTALL)
+    return f"{kind}-src 'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; {_hashed('script')}; {_hashed('style')}; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Of every reply: they protect the page in the browser."""
+
+
+def app_of(site: Site, token: str, host: str) -> ASGIApp:
     """Return the application. Every request needs the token."""
 
     def page(_: Request) -> Response:
@@ -68,7 +81,7 @@ def app_of(site: Site, token: str, host: str = "127.0.0.1") -> ASGIApp:
 
     async def act(action: str, request: Request) -> Response:
         try:
-            body = json.loads(await request.body())
+            body = await request.json()
         except (ValueError, RecursionError):
             raise HTTPException(400, "the body must be JSON") from None
         return JSONResponse(await run_in_threadpool(update, site, action, body))
@@ -76,18 +89,17 @@ def app_of(site: Site, token: str, host: str = "127.0.0.1") -> ASGIApp:
     def refuse(_: Request, error: Any) -> Response:
         return JSONResponse({"detail": error.detail}, error.status_code)
 
-    actions = [Route(f"/{action}", functools.partial(act, action), methods=["POST"]) for action in FIELDS]
+    actions = [Route(f"/{action}", functools.partial(act, action), methods=["POST"]) for action in ACTIONS]
     routes = [Route("/", page), Route("/clip/{name}/{side}", clip), *actions]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: refuse}), token, host)
 
 
 def update(site: Site, action: str, body: Any) -> dict[str, Any]:
     """Do what a page asks for, and return what it shows from now on."""
-    fields = FIELDS[action]
-    if not isinstance(body, dict) or body.keys() != fields.keys():
-        raise HTTPException(422, f"the body must be an object with {', '.join(fields)}")
-    for name, valid in fields.items():
-        if not valid(body[name]):
+    if not isinstance(body, dict) or body.keys() != set(ACTIONS[action]):
+        raise HTTPException(422, f"the body must be an object with {', '.join(ACTIONS[action])}")
+    for name, value in body.items():
+        if not VALID[name](value):
             raise HTTPException(422, f"{name} has a wrong value")
     try:
         if action != "state":
@@ -98,33 +110,17 @@ def update(site: Site, action: str, body: Any) -> dict[str, Any]:
 
 
 class Guard:
-    """Let requests through that have the token and that the page itself has sent; add headers that protect the page."""
+    """Let requests through that have the token and that the page itself has sent."""
 
     def __init__(self, app: Any, token: str, host: str):
-        self.app, self.token, self.host = app, token, host
-        parts = re.findall("<(script|style)>(.*?)</", PAGE, re.DOTALL)
-        hashes = {kind: b64encode(hashlib.sha256(text.encode()).digest()).decode() for kind, text in parts}
-        allowed = "".join(f"; {kind}-src 'sha256-{value}'" for kind, value in hashes.items())
-        self.headers = {
-            "Content-Security-Policy": f"default-src 'none'{allowed}; img-src data:; connect-src 'self'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        }
+        self.app, self.token, self.local = app, token, host in LOOPBACK
+        self.names = LOOPBACK if self.local else LOOPBACK | {host, socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-
-        async def send_protected(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
-            await send(message)
-
         refusal = self.refusal(Request(scope))
-        app = self.app if refusal is None else JSONResponse({"detail": refusal[1]}, refusal[0])
-        await app(scope, receive, send_protected)
+        app = JSONResponse({"detail": refusal[1]}, refusal[0]) if refusal else self.app
+        await app(scope, receive, send)
 
     def refusal(self, request: Request) -> tuple[int, str] | None:
         """Return why a request is refused: status and words. None lets it through."""
@@ -148,22 +144,18 @@ class Guard:
         """Whether a Host header names this server. With a foreign one, another site may be asking (DNS rebinding)."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+            # Machines that are let in may ask for any address of this one.
+            return name in self.names or (not self.local and bool(ipaddress.ip_address(name)))
+        except ValueError:  # it is neither a host nor an address
             return False
-        if name in LOOPBACK or self.host in LOOPBACK:
-            return name in LOOPBACK
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(name))
-        return name in (self.host, socket.gethostname().lower())
 
 
 def _token(folder: Path) -> str:
     """Return the folder's token: an open page can go on after the server was started again."""
-    path, temporary = folder / ".token", folder / ".token.new"
-    if not path.exists():
-        temporary.touch(0o600)
-        temporary.write_text(secrets.token_urlsafe(24))
-        temporary.replace(path)
+    path = folder / ".token"
+    path.touch(0o600)
+    if not path.read_text():
+        path.write_text(secrets.token_urlsafe(24))
     return path.read_text()
 
 
@@ -176,7 +168,8 @@ def serving(site: Site, folder: Path, host: str, port: int) -> Iterator[str]:
     except OSError as error:
         raise UsageError(f"--host {host} --port {port}: {error.strerror or error}; give another --port") from error
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app_of(site, token, host), lifespan="off", ws="none", **options))
+    app, headers = app_of(site, token, host), [*HEADERS.items()]
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", headers=headers, **options))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
