@@ -24,6 +24,10 @@ class Clips(NamedTuple):
     both: tuple[Trajectory, Trajectory]
 
     @property
+    def _lengths(self) -> list[int]:
+        return [int(each.mask.sum()) for each in self.both]
+
+    @property
     def _timing(self) -> tuple[int, float, int]:
         """Steps and seconds from a picture to the next, and the speed.
 
@@ -34,35 +38,26 @@ class Clips(NamedTuple):
         stride = max(1, math.ceil(longest / MOST_FRAMES), math.ceil(speed / FRAMES_PER_SECOND / step))
         return stride, stride * step / speed, speed
 
-    @property
-    def _lengths(self) -> list[int]:
-        return [int(each.mask.sum()) for each in self.both]
-
-    @property
-    def _shown(self) -> list[list[int]]:
-        return [[*range(0, length, self._timing[0]), length] for length in self._lengths]
-
     def describe(self) -> dict[str, Any]:
         """Return what a page needs to play the pictures."""
-        _, seconds_per_frame, speed = self._timing
-        frames = [len(shown) for shown in self._shown]
+        stride, seconds_per_frame, speed = self._timing
+        frames = [math.ceil(length / stride) + 1 for length in self._lengths]  # the last observation is one more
         return {"frames": frames, "columns": COLUMNS, "seconds_per_frame": seconds_per_frame, "speed": speed}
 
     def draw(self) -> list[bytes]:
         """Draw both, in the same scale. The last picture is faint if the episode has ended before T."""
-        obs = [
-            np.concatenate([each.obs[:length], each.next_obs[length - 1 : length]])[shown]
-            for each, length, shown in zip(self.both, self._lengths, self._shown, strict=True)
-        ]
+        stride, obs = self._timing[0], []
+        for each, length in zip(self.both, self._lengths, strict=True):
+            obs.append(np.stack([*each.obs[:length:stride], each.next_obs[length - 1]]))
         pictures = np.split(render.draw(self.task, np.concatenate(obs)), [len(obs[0])])
-        ended = [length < len(each.mask) for each, length in zip(self.both, self._lengths, strict=True)]
-        return [_png(each, faint) for each, faint in zip(pictures, ended, strict=True)]
+        for each, frames in zip(self.both, pictures, strict=True):
+            if not each.mask[-1]:
+                frames[-1] = 255 - (255 - frames[-1]) // 3
+        return [_png(each) for each in pictures]
 
 
-def _png(pictures: render.Frames, faint: bool) -> bytes:
+def _png(pictures: render.Frames) -> bytes:
     """Encode pictures in rows of COLUMNS."""
-    if faint:
-        pictures = np.concatenate([pictures[:-1], 255 - (255 - pictures[-1:]) // 3])
     num_frames, height, width, _ = pictures.shape
     empty = np.full((-num_frames % COLUMNS, height, width, 3), 255, np.uint8)
     grid = np.concatenate([pictures, empty]).reshape(-1, COLUMNS, height, width, 3).swapaxes(1, 2)
