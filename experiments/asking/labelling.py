@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.asking import quality
-from experiments.asking.answers import read_answers
 from experiments.asking.server import LOOPBACK, serving
 from experiments.asking.site import Site
 from experiments.harness import devices, folder
@@ -33,7 +33,6 @@ from jaxpref.networks import Network, init_policy
 from jaxpref.preferences import check_segment, clip_pairs
 from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
-from jaxpref.types import Trajectory, true_return
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -87,7 +86,7 @@ def run(settings: Label, console: Console) -> None:
     try:
         task, pairs, policy = _of_file(settings, settings.pairs) if settings.pairs else _of_run(settings)
         if settings.report:
-            measures = describe(task, pairs, settings.folder / "labels.jsonl", settings.checks, policy)
+            measures = quality.describe(task, [(pairs, settings.folder / "labels.jsonl")], settings.checks, policy)
             report(console, settings.folder, settings.instruction, measures)
         else:
             ask(task, pairs, settings.folder, settings, console)
@@ -154,42 +153,25 @@ def _of_run(settings: Label) -> tuple[Task, Path, Network]:
     check_segment(task, segment)
     networks = store.load_networks(settings.run / "policies.npz", init_policy(jax.random.key(0), task).module)
     pi1, pi2 = (jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), networks[name]) for name in ("pi1", "pi2"))
-
-    @jax.jit
-    def play(key: jax.Array) -> tuple[Trajectory, Trajectory]:
-        key_first, key_second, key_clip = jax.random.split(key, 3)
-        first = episodes(task, pi1, key_first, settings.num_pairs)
-        second = episodes(task, pi2, key_second, settings.num_pairs)
-        return clip_pairs(key_clip, first, second, segment)
-
-    pairs = settings.folder / "pairs.npz"
     check_same(settings.folder, {"run": str(settings.run), "num_pairs": settings.num_pairs, "segment": segment})
+    pairs = settings.folder / "pairs.npz"
     if not pairs.exists():
-        store.save_pairs(pairs, *play(jax.random.key(config.seeds[0])))
+        key_first, key_second, key_clip = jax.random.split(jax.random.key(config.seeds[0]), 3)
+        play = jax.jit(functools.partial(episodes, task, num_episodes=settings.num_pairs))
+        first, second = play(pi1, key_first), play(pi2, key_second)
+        store.save_pairs(pairs, *clip_pairs(key_clip, first, second, segment))
     return task, pairs, pi2
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
-def describe(task: Task, pairs: Path, labels: Path, checks: float, policy: Network | None) -> list[quality.Measure]:
-    """Describe the answers in a file, and what models learn from them."""
-    preferences = store.load_labels(labels, pairs)  # it names a line that is no answer
-    first, second = store.load_pairs(pairs)
-    answers = read_answers(labels.read_bytes().splitlines())
-    measures = quality.report(answers, np.asarray(true_return(first) - true_return(second)), checks)
-    return measures + quality.model_accuracy(task, preferences, policy)
-
-
-def report(console: Console, out: Path, title: str, measures: Sequence[quality.Measure], **more: Any) -> None:
-    """Print the measures, and write them into `report.html`. `more` is for the page alone."""
+def report(console: Console, out: Path, title: str, measures: Sequence[quality.Measure], rounds: Any = ()) -> None:
+    """Print the measures, and write them into `report.html`, with an animation of the policy after each round."""
     table = Table(box=None, show_header=False)
     for measure in measures:
         table.add_row(measure.name, measure.shown, Text(measure.text))
     console.print(table)
     source, style = TEMPLATE.read_text(), Markup(STYLE.read_text())
     template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = template.render(title=title, measures=measures, style=style, data_uri=data_uri, **{"rounds": [], **more})
+    text = template.render(title=title, measures=measures, rounds=rounds, style=style, data_uri=data_uri)
     with store.atomic_write(out / "report.html") as file:
         file.write(text.encode())
     console.print(f"written to {out / 'report.html'}", highlight=False, soft_wrap=True)

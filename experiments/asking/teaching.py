@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,7 +17,6 @@ import numpy as np
 from rich.console import Console
 
 from experiments.asking import labelling, quality
-from experiments.asking.answers import read_answers
 from experiments.asking.server import serving
 from experiments.asking.site import Site
 from experiments.harness import devices, folder
@@ -93,42 +91,47 @@ def teach(settings: Teach, site: Site, start: Network, console: Console) -> list
     key_evaluate, *keys = jax.random.split(jax.random.key(settings.seed), 1 + settings.num_rounds)
     rounds = rounds_of(settings, site.task, start)
     play, evaluate = jax.jit(rounds.play), jax.jit(functools.partial(_evaluate, site.task, key_evaluate))
-    networks, results, seconds = rounds.networks, list[Any](), None
-    with concurrent.futures.ThreadPoolExecutor(1) as background:  # while the person answers the first questions
-        first_result, learn = background.submit(evaluate, start), background.submit(_compile_learn, settings, rounds)
-        for number, key in enumerate(keys, start=1):
-            of_round, (key_play, key_learn) = settings.folder / f"round-{number}", jax.random.split(key)
-            of_round.mkdir(exist_ok=True)
-            if not (of_round / "pairs.npz").exists():
-                store.save_pairs(of_round / "pairs.npz", *play(jax.random.split(key_play, 4), networks))
-            site.status["round"] = number
-            site.ask(of_round / "pairs.npz", of_round / "labels.jsonl", settings.repeats)
-            site.answered.wait()
-            site.progress(f"Learning from {number * settings.num_pairs} pairs", seconds)
-            begun, results = time.perf_counter(), results or [first_result.result()]
-            if not (of_round / "networks.npz").exists():
-                networks, _ = learn.result()(key_learn, networks, answers_so_far(settings, number))
-                store.save_pytree(of_round / "policy.npz", networks[0])
-                store.save_pytree(of_round / "networks.npz", networks)
-            networks = jax.tree.map(jnp.asarray, store.load_pytree(of_round / "networks.npz", networks))
-            results.append(evaluate(networks[0]))
-            site.show(*(episode for _, episode in results[-2:]))
-            seconds, (before, after) = time.perf_counter() - begun, [mean for mean, _ in results[-2:]]
-            console.print(f"round {number}: mean return {before:.4g} before, {after:.4g} after; {seconds:.1f} s")
+    networks, preferences = rounds.networks, unanswered(settings, rounds)
+    results, seconds, learn = list[Any](), None, None
+    for number, key in enumerate(keys, start=1):
+        of_round, (key_play, key_learn) = settings.folder / f"round-{number}", jax.random.split(key)
+        of_round.mkdir(exist_ok=True)
+        pairs, labels = of_round / "pairs.npz", of_round / "labels.jsonl"
+        if not pairs.exists():
+            store.save_pairs(pairs, *play(jax.random.split(key_play, 4), networks))
+        site.status["round"] = number
+        site.ask(pairs, labels, settings.repeats)
+        if learn is None:  # the person answers the first questions meanwhile
+            results.append(evaluate(start))
+            learn = jax.jit(rounds.learn).lower(key_learn, networks, preferences).compile()
+        site.answered.wait()
+        site.progress(f"Learning from {number * settings.num_pairs} pairs", seconds)
+        begun = time.perf_counter()
+        start_index = (number - 1) * settings.num_pairs
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start_index, axis=0)
+        preferences = jax.tree.map(write, preferences, store.load_labels(labels, pairs))
+        if not (of_round / "networks.npz").exists():
+            networks, _ = learn(key_learn, networks, preferences)
+            store.save_pytree(of_round / "policy.npz", networks[0])
+            store.save_pytree(of_round / "networks.npz", networks)
+        networks = jax.tree.map(jnp.asarray, store.load_pytree(of_round / "networks.npz", networks))
+        results.append(evaluate(networks[0]))
+        (before, first), (after, last) = results[-2:]
+        site.show(first, last)
+        seconds = time.perf_counter() - begun
+        console.print(f"round {number}: mean return {before:.4g} before, {after:.4g} after; {seconds:.1f} s")
     site.progress("Writing the report")
     report(settings, site.task, start, results, console)
     site.status["phase"] = "done"
     return [float(mean) for mean, _ in results]
 
 
-def _compile_learn(settings: Teach, rounds: online.Rounds) -> Any:
-    """Compile `rounds.learn` for the preferences of all rounds."""
-    key, num_pairs = jax.random.key(0), settings.num_rounds * settings.num_pairs
-    sides = jax.eval_shape(rounds.play, jax.random.split(key, 4), rounds.networks)
-    chosen, rejected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_pairs, *leaf.shape[1:]), leaf.dtype), sides)
-    number: Any = jax.ShapeDtypeStruct((num_pairs,), jnp.float32)
-    preferences = Preferences(chosen, rejected, weight=number, prob=number, target=number)
-    return jax.jit(rounds.learn).lower(key, rounds.networks, preferences).compile()
+def unanswered(settings: Teach, rounds: online.Rounds) -> Preferences:
+    """Return the preferences of all rounds before the first answer: their weights are zero."""
+    num_pairs = settings.num_rounds * settings.num_pairs
+    sides = jax.eval_shape(rounds.play, jax.random.split(jax.random.key(0), 4), rounds.networks)
+    first, second = jax.tree.map(lambda leaf: jnp.zeros((num_pairs, *leaf.shape[1:]), leaf.dtype), sides)
+    return Preferences(first, second, *jnp.zeros((3, num_pairs)))
 
 
 def _evaluate(task: Task, key: jax.Array, policy: Network) -> tuple[jax.Array, Trajectory]:
@@ -153,8 +156,7 @@ def first_policy(settings: Teach, task: Task) -> Network:
         tree = store.load_params(path)
         stored = Network(untrained.module, (tree[name] if name else tree)["params"])
         # A run's policies have an axis of seeds, and trained ones an axis of sizes.
-        places = jax.tree.map(lambda like, leaf: (0, -1)[: leaf.ndim - like.ndim], untrained, stored)
-        policy = jax.tree.map(lambda leaf, place: jnp.asarray(leaf[place]), stored, places)
+        policy = jax.tree.map(lambda like, leaf: jnp.asarray(leaf[(0, -1)[: leaf.ndim - like.ndim]]), untrained, stored)
         if jax.tree.map(jnp.shape, policy) != jax.tree.map(jnp.shape, untrained):
             raise ValueError("its layers have other sizes")
     except (OSError, LookupError, ValueError, TypeError) as error:
@@ -163,39 +165,16 @@ def first_policy(settings: Teach, task: Task) -> Network:
     return policy
 
 
-def answers_so_far(settings: Teach, num_rounds: int) -> Preferences:
-    """Read the answers of the first rounds, as preferences of all rounds: what is not asked yet has weight zero."""
-    folders = [settings.folder / f"round-{number}" for number in range(1, num_rounds + 1)]
-    parts = [store.load_labels(folder / "labels.jsonl", folder / "pairs.npz") for folder in folders]
-    missing = (settings.num_rounds - num_rounds) * settings.num_pairs
-
-    def join(*leaves: Any) -> jax.Array:
-        joined = np.concatenate(leaves)
-        return jnp.concatenate([joined, np.zeros((missing, *joined.shape[1:]), joined.dtype)])
-
-    return jax.tree.map(join, *parts)
-
-
 def report(settings: Teach, task: Task, start: Network, results: list, console: Console) -> None:
     """Write `report.html`: the policy round by round, and how far to trust the answers."""
-    answers, gaps = {}, []
-    for number in range(settings.num_rounds):
-        of_round = settings.folder / f"round-{number + 1}"
-        first, second = store.load_pairs(of_round / "pairs.npz")
-        gaps.append(np.asarray(true_return(first) - true_return(second)))
-        for (pair, repeat), answer in read_answers((of_round / "labels.jsonl").read_bytes().splitlines()).items():
-            pair += number * settings.num_pairs
-            answers[pair, repeat] = answer._replace(pair=pair)
-    measures = quality.report(answers, np.concatenate(gaps), settings.checks)
-    measures += quality.model_accuracy(task, answers_so_far(settings, settings.num_rounds), start)
-    names = ["the first policy", *(f"after round {number}" for number in range(1, settings.num_rounds + 1))]
-    shown = jax.device_get(results)
-    longest = max(int(episode.mask.sum()) for _, episode in shown)
-    rounds = [
-        {"animation": animations.animation(task, name, episode, longest), "mean": float(mean)}
-        for name, (mean, episode) in zip(names, shown, strict=True)
-    ]
-    labelling.report(console, settings.folder, settings.instruction, measures, rounds=rounds)
+    folders = [settings.folder / f"round-{number}" for number in range(1, settings.num_rounds + 1)]
+    files = [(each / "pairs.npz", each / "labels.jsonl") for each in folders]
+    measures = quality.describe(task, files, settings.checks, start)
+    longest, rounds = max(int(episode.mask.sum()) for _, episode in results), []
+    for number, (mean, episode) in enumerate(jax.device_get(results)):
+        name = f"after round {number}" if number else "the first policy"
+        rounds.append({"animation": animations.animation(task, name, episode, longest), "mean": float(mean)})
+    labelling.report(console, settings.folder, settings.instruction, measures, rounds)
 
 
 def run(settings: Teach, console: Console) -> None:
