@@ -33,14 +33,14 @@ def with_sizes(settings: Settings) -> Settings:
 
 def for_seeds(settings: Settings, task: Task, num_seeds: int) -> Preferences:
     """Return these pairs, the same for all seeds [S, N, T, ...], with the T of the pairs that are played."""
-    preferences = answered(settings, task)
-    missing = (settings.segment or task.horizon) - preferences.chosen.mask.shape[-1]
+    preferences, num_steps = answered(settings, task), settings.segment or task.horizon
+    missing = num_steps - preferences.chosen.mask.shape[1]
     if missing < 0:
-        words = f"--pairs {settings.pairs} has trajectories of {preferences.chosen.mask.shape[-1]} steps"
-        raise ValueError(f"{words}, more than the {settings.segment or task.horizon} of the held-out pairs")
+        words = f"--pairs {settings.pairs} has trajectories of {num_steps - missing} steps"
+        raise ValueError(f"{words}, more than the {num_steps} of the held-out pairs")
 
     def of_leaf(leaf: Any) -> np.ndarray:
-        padded = np.pad(leaf, [(0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 2)]) if leaf.ndim > 1 else leaf
+        padded = leaf if leaf.ndim == 1 else np.pad(leaf, [(0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 2)])
         return np.broadcast_to(padded, (num_seeds, *padded.shape))
 
     return jax.tree.map(of_leaf, preferences)
