@@ -245,9 +245,9 @@ def without_value(params: Network) -> Network:
 
 
 def find_unit(
-    task: Task, config: Config, key: Key[Array, ""], params: Network, reward_of: RewardOf, streams: StreamState
+    task: Task, config: Config, key: Key[Array, ""], params: Network, reward_of: RewardOf, streams: Any
 ) -> RewardUnit:
-    """Play `task.horizon` steps of each environment, and find the unit of their reward."""
+    """Play `task.horizon` steps of each stream [E], and find the unit of their reward."""
     play = functools.partial(stream, task, params, num_steps=task.horizon)
     _, steps = jax.vmap(play)(streams, jax.random.split(key, config.num_envs))
     _, value = apply_policy(params, steps.obs)
