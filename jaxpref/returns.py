@@ -58,17 +58,18 @@ class RewardUnit:
     Where all steps have a similar reward, all states have a similar value. A value head that starts at zero learns it
     first where the features are large. Until it knows it everywhere, the differences between its values act like a
     reward. Potential-based shaping (Ng et al., 1999) with the constant potential `value` leaves the head no such value
-    to learn. The best policy stays the same.
+    to learn. The best policy stays the same. Without a `value` the reward is not shaped: experts are trained so.
     """
 
     size: Scalar
-    value: Scalar = 0.0
+    value: Scalar | None = None
 
     def convert(
         self, reward: Float[Array, "*batch"], gamma: Scalar, terminated: Bool[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
         """Return the reward in this unit."""
-        return reward / self.size - self.value * (1 - gamma * ~terminated)
+        scaled = reward / self.size
+        return scaled if self.value is None else scaled - self.value * (1 - gamma * ~terminated)
 
 
 def reward_unit(
