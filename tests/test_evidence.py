@@ -1,6 +1,8 @@
 """Arms, claims, verdicts, the page of the evidence, and the sweep: what is compared with what, and what is written."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import re
 from typing import get_args
@@ -164,7 +166,7 @@ def test_arms_without_a_common_seed_cannot_be_compared():
 def run_program(module, words, folder, run):
     """Run a script's main with made-up outcomes; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "run", lambda settings, task, stages: run("", settings))
+        patch.setattr(pipeline, "start", lambda settings, task, stages: lambda: run("", settings))
         patch.setattr(devices, "set_up_jax", lambda number: None)
         patch.setattr(page, "BOOTSTRAP", {"num_resamples": 2000})
         patch.setattr("sys.argv", ["program", *words.split(), "--out", str(folder)])
@@ -252,7 +254,8 @@ def test_every_point_of_a_grid_stands_in_its_place(method, strengths):
         place = 100 * (settings.annotator.temperature > 50) + strengths.index(strength)
         return with_returns(settings, np.tile(place + 10.0 * np.arange(3), (3, 1)))
 
-    summary, num_rows = grid.run_grid(SWEEP, "cartpole", method, run), len(strengths)
+    summary = grid.run_grid(SWEEP, "cartpole", method, functools.partial(itertools.starmap, run))
+    num_rows = len(strengths)
     expected = np.arange(2)[:, None, None] * 100 + np.arange(3)[:, None] * 10 + np.arange(num_rows)
     np.testing.assert_array_equal(summary["runs"]["true_return"], np.broadcast_to(expected, (3, 2, 3, num_rows)))
     figure = grid.draw_heat_maps(summary, SWEEP.temperatures, "")

@@ -74,7 +74,8 @@ EQUAL_KL = {"cartpole": 0.045, "acrobot": 0.45, "cartpole-fixed": 0.04, "acrobot
 """PPO's kl_coef with which its KL is DPO's with 200 pairs, found on other seeds (700 to 719)."""
 
 
-Run = Callable[[str, Settings], pipeline.Outcome]  # runs settings under a title
+Job = tuple[str, Settings]  # settings with a title
+Run = Callable[[Iterable[Job]], Iterator[pipeline.Outcome]]  # runs jobs in their order
 Table = dict[str, dict[str, Any]]  # numbers [S] by the arm's name and by their names in summary.json
 
 
@@ -105,20 +106,34 @@ def arm(task: TaskName, name: str) -> Arm:
 
 @contextlib.contextmanager
 def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
-    """Hold the folder of results, with JAX set up; give a function that runs settings, and a console."""
+    """Hold the folder of results, with JAX set up; give a function that runs jobs, and a console."""
     with folder.locked(out):
         devices.set_up_jax(num_devices)
         with bar_on(Console()) as bar, Stages(Memo()) as stages, Progress(bar, out) as progress:
 
-            def run(title: str, settings: Settings) -> pipeline.Outcome:
+            def start(title: str, settings: Settings) -> Callable[[], pipeline.Outcome]:
                 progress.plan()
-                progress.start(title, None)
                 own = stages.of_run(Progress(bar_on(Console(quiet=True))))
-                outcome = pipeline.run(settings, pipeline.task_of(settings), own)
-                times, mean = own.times.values(), mean_or_none(outcome.rows[-1].true_return)
-                compile_s, run_s = sum(time.compile_s for time in times), sum(time.run_s for time in times)
-                progress.done(title, len(settings.seeds), None, mean, compile_s=compile_s, run_s=run_s, kept=run_s == 0)
-                return outcome
+                collect = pipeline.start(settings, pipeline.task_of(settings), own)
+
+                def finish() -> pipeline.Outcome:
+                    progress.start(title, None)
+                    outcome, times = collect(), own.times.values()
+                    compile_s, run_s = sum(time.compile_s for time in times), sum(time.run_s for time in times)
+                    how = {"compile_s": compile_s, "run_s": run_s, "kept": run_s == 0}
+                    progress.done(title, len(settings.seeds), None, mean_or_none(outcome.rows[-1].true_return), **how)
+                    return outcome
+
+                return finish
+
+            def run(jobs: Iterable[Job]) -> Iterator[pipeline.Outcome]:
+                # Each job starts before the one before it is awaited: its programs are traced and compiled meanwhile.
+                started = itertools.starmap(start, jobs)
+                finish = next(started)
+                for following in started:
+                    yield finish()
+                    finish = following
+                yield finish()
 
             yield run, progress.console
 
@@ -137,16 +152,19 @@ def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Ta
 
     # Arms with the same pairs follow each other, so that few pairs are played twice.
     order = sorted(arms, key=lambda name: repr((shared(name).annotator, shared(name).num_pairs, shared(name))))
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    jobs, groups = list[Job](), list[list[str]]()
     for settings, group in itertools.groupby(order, shared):
         together = list(group)
         sizes = {size for name in together for size in arms[name].settings.num_pairs}
         settings = dataclasses.replace(settings, num_pairs=tuple(sorted(sizes)))
         for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
             of_batch = dataclasses.replace(settings, seeds=tuple(batch))
-            outcome = run(f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", of_batch)
-            for name in together:
-                parts[name].append(numbers(of_batch, outcome, arms[name].policy))
+            jobs.append((f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", of_batch))
+            groups.append(together)
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for (_, settings), together, outcome in zip(jobs, groups, run(jobs), strict=True):
+        for name in together:
+            parts[name].append(numbers(settings, outcome, arms[name].policy))
     return {name: {key: np.concatenate([part[key] for part in of]) for key in of[0]} for name, of in parts.items()}
 
 

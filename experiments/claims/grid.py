@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claims.arms import Run, numbers
+from experiments.claims.arms import Job, Run, numbers
 from experiments.pipeline.settings import StudyTask, default_settings
 from experiments.reporting.figures import finish, panels, save, style
 from experiments.reporting.summary import LABELS, score, versions
@@ -49,10 +49,13 @@ def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[s
     runs = {name: np.full(shape, np.nan) for name in ("true_return", "learned_return", "kl")}
     plain, seeds = default_settings(task, method), tuple(range(sweep.num_seeds))
     plain = dataclasses.replace(plain, seeds=seeds, num_pairs=sweep.num_pairs, reference=("pi2",))
-    for (i, temperature), (k, value) in itertools.product(enumerate(temperatures), enumerate(strengths)):
+    jobs = list[Job]()
+    for temperature, value in itertools.product(temperatures, strengths):
         pulled: Any = {trainer: dataclasses.replace(getattr(plain, trainer), **{strength: value})}
         settings = dataclasses.replace(plain, annotator=annotators.Config(temperature=temperature), **pulled)
-        outcome = run(f"{task} {method}, temperature {temperature:g}, {strength} {value:g}", settings)
+        jobs.append((f"{task} {method}, temperature {temperature:g}, {strength} {value:g}", settings))
+    places = np.ndindex(len(temperatures), len(strengths))
+    for (i, k), (_, settings), outcome in zip(places, jobs, run(jobs), strict=True):
         for j, num_pairs in enumerate(sweep.num_pairs):
             found = numbers(settings, outcome, num_pairs)
             for name, values in runs.items():
