@@ -41,8 +41,8 @@ def main() -> None:
     with arms.opened(out, settings.devices) as (run, console):
         tables = {}
         for task in settings.tasks:
-            of_claims = (name for claim in chosen.values() if task in claim.tasks for name in claim.arms)
-            tables[task] = arms.run_arms(task, ["pi1", "pi2", *of_claims], seeds, run)
+            if of_task := [name for claim in chosen.values() if task in claim.tasks for name in claim.arms]:
+                tables[task] = arms.run_arms(task, ["pi1", "pi2", *of_task], seeds, run)
     summary = page.summarise(tables, seeds, chosen) | {"total_s": time.perf_counter() - START}
     page.draw(chosen, summary["arms"], out)
     text = page.page(chosen, summary)
