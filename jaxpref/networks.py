@@ -212,8 +212,7 @@ def replace_layer(policy: Network, name: str, change: Callable[[Array], Array]) 
 def fold_normalisation(reward: Network, mean: Float[Array, " F"], deviation: Float[Array, " F"]) -> Network:
     """Move a normalisation of the observations into the first layer of a `RewardModel`.
 
-    The result gives for x what `reward` gives for (x - mean) / deviation. x is an observation, with `use_next_obs`
-    followed by its change.
+    The result gives for x, an observation (and its change), what `reward` gives for (x - mean) / deviation.
     """
     torso = reward.params["torso"]
     of_obs, of_action = jnp.split(torso["kernel"], [mean.shape[0]])
