@@ -585,11 +585,11 @@ def test_a_reward_model_that_is_a_bias_learns_which_length_is_preferred(inputs):
     setup = functions.Setup(task, SIZES, NUM_HELDOUT, reward="bias")
     config = jaxpref.reward_model.Config(num_updates=20, num_folds=0)
     fitted = jax.jit(functools.partial(functions.fit_rewards, setup, config))(keys, pairs)
-    assert set(fitted.params.params) == {"bias"}
-    assert (np.asarray(fitted.params.params["bias"]) > 0).all()
+    assert (np.asarray(fitted.params.params["reward"]["kernel"]) == 0).all()
+    assert (np.asarray(fitted.params.params["reward"]["bias"]) > 0).all()
     steps = jnp.zeros((3, 7, 4)), jnp.zeros((3, 7), jnp.int32)
     one = jax.tree.map(lambda leaf: leaf[0], fitted.params)
-    np.testing.assert_array_equal(jaxpref.apply_reward(one, *steps), jnp.broadcast_to(one.params["bias"], (3, 7)))
+    np.testing.assert_array_equal(jaxpref.apply_reward(one, *steps), jnp.broadcast_to(one.params["reward"]["bias"], (3, 7)))
 
 
 def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs):
