@@ -589,7 +589,9 @@ def test_a_reward_model_that_is_a_bias_learns_which_length_is_preferred(inputs):
     assert (np.asarray(fitted.params.params["reward"]["bias"]) > 0).all()
     steps = jnp.zeros((3, 7, 4)), jnp.zeros((3, 7), jnp.int32)
     one = jax.tree.map(lambda leaf: leaf[0], fitted.params)
-    np.testing.assert_array_equal(jaxpref.apply_reward(one, *steps), jnp.broadcast_to(one.params["reward"]["bias"], (3, 7)))
+    np.testing.assert_array_equal(
+        jaxpref.apply_reward(one, *steps), jnp.broadcast_to(one.params["reward"]["bias"], (3, 7))
+    )
 
 
 def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs):
