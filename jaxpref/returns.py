@@ -55,10 +55,10 @@ def reward_scale(gamma: Scalar, horizon: int) -> Float[Array, ""]:
 class RewardUnit:
     """The unit in which PPO measures a reward: divided by `size`, and shaped so that all values are lower by `value`.
 
-    Where all steps have a similar reward, all states have a similar value. A value head that starts at zero learns it
-    first where the features are large. Until it knows it everywhere, the differences between its values act like a
-    reward. Potential-based shaping (Ng et al., 1999) with the constant potential `value` leaves the head no such value
-    to learn. The best policy stays the same. Without a `value` the reward is not shaped: experts are trained so.
+    If all steps have a similar reward, all states have a similar value. A value head that starts at zero learns this
+    value first where the features are large. Until it has learned the value of all states, the differences between
+    states act like a reward. Potential-based shaping (Ng et al., 1999) with the constant potential `value` takes the
+    common value away. The best policy stays the same. If `value` is None, the reward is not shaped: the experts' case.
     """
 
     size: Scalar
@@ -91,6 +91,6 @@ def reward_unit(
     size = jnp.where(size > 0, size, 1.0)
     discount = gamma * ~terminated
     error = reward / size + (discount * next_value - value) / reward_scale(gamma, horizon)
-    # A constant value V has the one-step error -(1 - discount) V: none, without discount and terminations.
-    share = 1 - discount.mean()
-    return RewardUnit(size, jnp.where(share > 0, error.mean() / jnp.where(share > 0, share, 1.0), 0.0))
+    # A constant value V lowers the mean error by slope * V. Without discount and terminations the slope is zero.
+    slope = 1 - discount.mean()
+    return RewardUnit(size, jnp.where(slope > 0, error.mean() / jnp.where(slope > 0, slope, 1.0), 0.0))

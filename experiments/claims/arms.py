@@ -127,13 +127,14 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
                 return finish
 
             def run(jobs: Iterable[Job]) -> Iterator[pipeline.Outcome]:
-                # Each job starts before the one before it is awaited: its programs are traced and compiled meanwhile.
-                started = itertools.starmap(start, jobs)
-                finish = next(started)
-                for following in started:
-                    yield finish()
+                # Each job starts before the previous one is awaited, so that its programs are compiled in the meantime.
+                finish = None
+                for following in itertools.starmap(start, jobs):
+                    if finish:
+                        yield finish()
                     finish = following
-                yield finish()
+                if finish:
+                    yield finish()
 
             yield run, progress.console
 

@@ -150,7 +150,7 @@ CONSTANTS = {"plus": 1.0, "minus": -1.0}
 
 
 class Bias(nn.Module):
-    """A reward model that has nothing but its bias: all steps have the same reward. It is calibrated like others."""
+    """A reward model that has nothing but its bias: all steps have the same reward. It is calibrated, too."""
 
     @nn.compact
     def __call__(self, obs, action):
