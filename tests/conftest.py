@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 # XLA's newer generator of CPU code takes twice as long, and what it makes runs no faster here. Splitting a program
 # among threads takes an eighth more time, and pytest's workers keep all cores busy anyway.
@@ -13,6 +14,8 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)
+# A shell starts background jobs with Ctrl-C ignored. Programs that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(50_000)  # as the experiments do: tracing makes many objects
 install_import_hook("jaxpref", "typechecking.check")
 

@@ -462,7 +462,7 @@ def test_a_killed_program_goes_on_and_no_confirmed_answer_is_lost(pairs):
         assert (view["answered"], view["total"]) == (4, 22)  # two come again
         assert not {question["id"] for question in view["questions"]} & set(confirmed)
         process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=30)
     finally:
         process.kill()
     assert "4 answers" in printed
