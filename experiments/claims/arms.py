@@ -140,7 +140,7 @@ def opened(out: Path, num_devices: int) -> Iterator[tuple[Run, Console]]:
 
 
 def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Table:
-    """Run arms on all seeds, one batch of seeds after another.
+    """Run arms on all seeds, in batches of seeds.
 
     Arms with the same settings are one run. So are arms that differ only in their number of pairs. Those with 200 pairs
     are separate, so that they all share the same pairs.
@@ -151,22 +151,24 @@ def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Ta
         settings = arms[name].settings
         return settings if settings.num_pairs == (200,) else dataclasses.replace(settings, num_pairs=())
 
-    # Arms with the same pairs follow each other, so that few pairs are played twice.
-    order = sorted(arms, key=lambda name: repr((shared(name).annotator, shared(name).num_pairs, shared(name))))
-    jobs, groups = list[Job](), list[list[str]]()
-    for settings, group in itertools.groupby(order, shared):
-        together = list(group)
-        sizes = {size for name in together for size in arms[name].settings.num_pairs}
-        settings = dataclasses.replace(settings, num_pairs=tuple(sorted(sizes)))
+    groups = list[tuple[Settings, list[str]]]()
+    for settings, names in itertools.groupby(sorted(arms, key=lambda name: repr(shared(name))), shared):
+        group = list(names)
+        sizes = sorted({size for name in group for size in arms[name].settings.num_pairs})
         for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
-            of_batch = dataclasses.replace(settings, seeds=tuple(batch))
-            jobs.append((f"{task} {', '.join(together)}, seeds {batch[0]}-{batch[-1]}", of_batch))
-            groups.append(together)
+            groups.append((dataclasses.replace(settings, num_pairs=tuple(sizes), seeds=tuple(batch)), group))
+    groups.sort(key=lambda group: _pairs(group[0]))  # few pairs are played twice
+    jobs = [(f"{task} {', '.join(group)}, seeds {own.seeds[0]}-{own.seeds[-1]}", own) for own, group in groups]
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for (_, settings), together, outcome in zip(jobs, groups, run(jobs), strict=True):
-        for name in together:
+    for (settings, group), outcome in zip(groups, run(jobs), strict=True):
+        for name in group:
             parts[name].append(numbers(settings, outcome, arms[name].policy))
     return {name: {key: np.concatenate([part[key] for part in of]) for key in of[0]} for name, of in parts.items()}
+
+
+def _pairs(settings: Settings) -> tuple:
+    """Return what decides about the pairs, with the seeds last."""
+    return repr((settings.expert_config, settings.annotator, settings.segment)), settings.num_pairs, settings.seeds
 
 
 def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) -> dict[str, Any]:
