@@ -212,10 +212,13 @@ def calibration(margin: Float[Array, " N"], target: Float[Array, " N"], weight: 
 def scaled(reward: Network, scale: Float[Array, ""]) -> Network:
     """Return the reward model times `scale`: its last, linear layer, "reward", is multiplied."""
 
-    def scale_head(path: tuple, leaf: Array) -> Array:
-        return scale * leaf if any(getattr(key, "key", None) == "reward" for key in path) else leaf
+    def is_head(path: tuple) -> bool:
+        return any(getattr(key, "key", None) == "reward" for key in path)
 
-    return jax.tree.map_with_path(scale_head, reward)
+    if not any(is_head(path) for path, _ in jax.tree.leaves_with_path(reward)):
+        module = type(reward.module).__name__
+        raise ValueError(f'{module} needs a last, linear layer "reward" for the calibration, or num_folds=0')
+    return jax.tree.map_with_path(lambda path, leaf: scale * leaf if is_head(path) else leaf, reward)
 
 
 def _keep_best(config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]) -> tuple[Network, Metrics]:

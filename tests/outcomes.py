@@ -56,8 +56,7 @@ def outcome_of(settings, rng):
     for reference in settings.reference:
         for size in settings.num_pairs:
             metrics = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds)
-            shares = {name: rng.random(num_seeds) for name in ("kl", "score_per_step")}
-            shares |= {name: rng.random(num_seeds) for name in ("own_rank_correlation", "own_score_per_step")}
+            shares = {name: rng.random(num_seeds) for name in ("kl", "own_rank_correlation")}
             score = {"true_return": returns(), "true_return_error": no_error, "learned_return": returns()}
             of_run = {"params": policy(), "metrics": metrics, "divergence": divergence(num_seeds)}
             rows.append(Row(**score, **shares, quality=quality(), reference=reference, num_pairs=size, **of_run))

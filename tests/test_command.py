@@ -221,6 +221,7 @@ def test_what_only_the_task_can_refuse_is_one_sentence(line, message):
         ("--ppo.kl-coef 1", "dpo", "--ppo.kl-coef has no effect on dpo"),
         ("--dpo.beta 1", "rlhf", "--dpo.beta has no effect on rlhf"),
         ("--online.num-rounds 10", "rlhf", "--online.num-rounds has no effect on rlhf"),
+        ("--online.disagreement 0", "online-dpo", "--online.disagreement has no effect on online-dpo"),
         ("--reward zero", "dpo", "--reward has no effect on dpo"),
         ("--num-members 3", "online-rlhf", "--num-members has no effect on online-rlhf"),
         ("--expert-ppo.gamma 0.9", "dpo", "--expert-ppo.gamma has no effect on --experts reinforce"),

@@ -29,7 +29,7 @@ from experiments.asking import labelling
 from experiments.harness import folder
 from experiments.harness.errors import UsageError
 from experiments.harness.memo import Memo
-from experiments.pipeline import functions, pipeline, recorded
+from experiments.pipeline import functions, pipeline, recorded, results
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
 from experiments.pipeline.settings import from_config
@@ -558,10 +558,11 @@ def test_a_task_of_continuous_actions_runs_by_its_name(cache, tmp_path):
 
 @pytest.fixture(scope="module")
 def inputs(dpo_run):
-    """One seed's keys, experts and pairs."""
+    """One seed's keys, experts and pairs to train on."""
     task, config = jaxpref.cartpole(), jaxpref.reinforce.Config(num_updates=16)
     experts = jax.eval_shape(functools.partial(functions.train_experts, task, config), keys_of(3))
-    return task, keys_of(3), experts, dpo_run.pairs(3)
+    train, _ = jaxpref.preferences.split(dpo_run.pairs(3), NUM_HELDOUT)
+    return task, keys_of(3), experts, results.Train(train)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,25 @@ def test_a_custom_network_computes_what_the_default_one_does():
         assert_close((value, default(grads)), value_and_grad(default(network)), rtol=1e-4, atol=1e-5)
 
 
+class Nameless(nn.Module):
+    """A reward model whose last layer has no name of its own."""
+
+    @nn.compact
+    def __call__(self, obs, action):
+        return nn.Dense(1)(obs).squeeze(-1)
+
+
+def test_a_reward_model_that_cannot_be_calibrated_is_refused():
+    task, pairs = (
+        dataclasses.replace(TASK, reward_network=Nameless()),
+        random_preferences(np.random.default_rng(0), 4, 20),
+    )
+    with pytest.raises(ValueError, match='Nameless needs a last, linear layer "reward" for the calibration'):
+        reward_model.train(task, reward_model.Config(num_updates=1), KEY, pairs)
+    result = reward_model.train(task, reward_model.Config(num_updates=1, num_folds=0), KEY, pairs)
+    assert np.isfinite(result.metrics.loss).all()
+
+
 def test_a_network_is_stored_under_the_names_of_its_parameters(tmp_path):
     policy, other = (networks.init_policy(jax.random.key(seed), CUSTOM) for seed in (0, 1))
     names = {f"params/{layer}/{part}" for layer in ("torso", "policy", "value") for part in ("kernel", "bias")}

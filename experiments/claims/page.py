@@ -14,7 +14,7 @@ from experiments.claims.arms import TASKS, Table, TaskName
 from experiments.claims.claims import STUDY, Claim, ClaimName
 from experiments.harness.errors import UsageError
 from experiments.reporting.figures import finish, panels, save, style
-from experiments.reporting.summary import mean_or_none, null_for_nan, score, versions
+from experiments.reporting.summary import mean_or_none, score, versions
 from jaxpref.analysis import plots, statistics
 
 TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
@@ -40,8 +40,6 @@ COLUMNS = {
     "length_accuracy": ("accuracy of the length", "%.3f"),
     "own_rank_correlation": ("the same on own episodes", "%.2f"),
     "label_entropy": ("label entropy, nats", "%.2f"),
-    "positive_reward": ("positive reward per step", "%s"),
-    "own_positive_reward": ("the same on own episodes", "%s"),
 }
 """Columns that a claim can add to its table of arms, by their names in summary.json: heading and format."""
 COLOURS = dict(zip(("dpo", "rlhf", "online-dpo", "online-rlhf", "cloning"), plots.COLOURS, strict=False))
@@ -73,13 +71,9 @@ def summarise(tables: Mapping[TaskName, Table], seeds: range, claims: dict[Claim
 def describe(table: Table, name: str) -> dict[str, Any]:
     """Return an arm's entry in summary.json: its score, and means over seeds of everything else."""
     numbers = table[name]
-    per_step, own = numbers["score_per_step"], numbers["own_score_per_step"]
     return {
         **score(numbers["true_return"]),
         "failure_rate": float(numbers["failed"].mean()),
-        "score_per_step": dict(zip(("min", "max"), null_for_nan([per_step.min(), per_step.max()]), strict=True)),
-        "positive_reward": f"{(per_step > 0).mean():.0%} of seeds",
-        "own_positive_reward": f"{(own > 0).mean():.0%} of seeds",
         "explained": explained(table, name),
         **{key: mean_or_none(values) for key, values in numbers.items() if key in COLUMNS},
     }

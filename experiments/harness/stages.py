@@ -52,7 +52,7 @@ class Lazy:
         call = self._call  # another thread may finish it meanwhile
         if call and self.program.compiled is None and not self.stages.memo.has(self.name, self.key):
             for each in jax.tree.leaves(call[1]):
-                if isinstance(each, Lazy):
+                if isinstance(each, Lazy | Part):
                     each.compile()
             self.program.compiled = self.stages.compiler.submit(self.program.compile)
 
@@ -64,6 +64,10 @@ class Lazy:
             if self._value is None:
                 self._value = _by_seed(self._runs, self._axes)
             return self._value
+
+    def only(self, kind: Any) -> "Part":
+        """Return the fields of `kind`, a NamedTuple, as an input of other stages."""
+        return Part(self, kind)
 
     def runs(self, num_runs: int) -> Any:
         """Await the result, for a program of `num_runs`: if possible, the arrays that the devices hold already."""
@@ -85,7 +89,9 @@ class Lazy:
         self._value, compile_s, run_s = stages.memo.load(self.name, self.key, self.like), 0.0, 0.0
         kept = self._value is not None
         if not kept:
-            given = jax.tree.map(lambda each: each.runs(program.num_runs) if isinstance(each, Lazy) else each, inputs)
+            given = jax.tree.map(
+                lambda each: each.runs(program.num_runs) if isinstance(each, Lazy | Part) else each, inputs
+            )
             start = time.perf_counter()
             program.compiled = program.compiled or stages.compiler.submit(program.compile)
             compiled = program.compiled.result()
@@ -99,6 +105,31 @@ class Lazy:
         score, num_runs = mean_return(self._value), math.prod(axes)
         stages.progress.done(self.name, num_runs, num_updates, score, compile_s=compile_s, run_s=run_s, kept=kept)
         stages.forget()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some fields of a result, as an input of other stages. Their programs do not depend on its other fields."""
+
+    result: Lazy
+    kind: Any
+
+    @property
+    def key(self) -> str:
+        return f"{self.result.key} {self.kind._fields}"
+
+    @property
+    def like(self) -> Any:
+        return self._of(self.result.like)
+
+    def compile(self) -> None:
+        self.result.compile()
+
+    def runs(self, num_runs: int) -> Any:
+        return self._of(self.result.runs(num_runs))
+
+    def _of(self, whole: Any) -> Any:
+        return self.kind(*(getattr(whole, name) for name in self.kind._fields))
 
 
 class Stages(AbstractContextManager["Stages"]):
@@ -145,14 +176,14 @@ class Stages(AbstractContextManager["Stages"]):
         `optimise`, it takes longer to compile, and runs faster if most of its time goes into large sums.
         """
         start, config = time.perf_counter(), jax.tree.map(np.float32, config)
-        shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy) else jax.typeof(each), inputs)
+        shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy | Part) else jax.typeof(each), inputs)
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
         num_padded = padded_size(math.prod(axes), lanes, self.programs.most_devices)
         program = self.programs.find(name, function, config, shapes, num_padded, lanes, optimise)
         parts = [program.key, digest((config, variants)), str(axes)]
-        parts += [each.key if isinstance(each, Lazy) else digest(each) for each in jax.tree.leaves(inputs)]
+        parts += [each.key if isinstance(each, Lazy | Part) else digest(each) for each in jax.tree.leaves(inputs)]
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.times.setdefault(name, StageTime()).compile_s += time.perf_counter() - start
         if key in self._recent:

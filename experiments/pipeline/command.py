@@ -16,11 +16,11 @@ from experiments.pipeline.settings import MOST, PRESETS, Method, Settings, chang
 USED = {
     "dpo": {"dpo"},
     "rlhf": {"reward-model", "ppo", "reward", "num-members", "reward-model-epochs"},
-    "online-dpo": {"dpo", "online"},
+    "online-dpo": {"dpo", "online.num-rounds"},
     "online-rlhf": {"reward-model", "ppo", "online"},
 }
 """The flags and configs that each method reads. Those that all methods read are not here."""
-EXPERTS = {"reinforce": "reinforce", "ppo": "expert-ppo"}
+EXPERTS = {"reinforce": {"reinforce"}, "ppo": {"expert-ppo"}}
 """The config that each kind of experts reads."""
 
 
@@ -43,11 +43,12 @@ def parse(argv: Sequence[str], script: str, task: str | None = None, method: Met
 
 def check_unused(settings: Settings) -> None:
     """Raise UsageError for a flag that the method or the experts do not read."""
-    unused: dict[str, str] = dict.fromkeys(set.union(*USED.values()) - USED[settings.method], settings.method)
-    unused |= dict.fromkeys(set(EXPERTS.values()) - {EXPERTS[settings.experts]}, f"--experts {settings.experts}")
+    readers = (USED, settings.method, settings.method), (EXPERTS, settings.experts, f"--experts {settings.experts}")
     for name in changes(settings, settings.defaults):
-        if (group := name.partition(".")[0]) in unused:
-            raise UsageError(f"--{name} has no effect on {unused[group]}")
+        names = {name, name.partition(".")[0]}
+        for used, reader, title in readers:
+            if names & set[str]().union(*used.values()) and not names & used[reader]:
+                raise UsageError(f"--{name} has no effect on {title}")
 
 
 def problems(settings: Settings) -> Iterator[str]:

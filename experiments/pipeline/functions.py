@@ -1,4 +1,7 @@
-"""The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program."""
+"""The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program.
+
+A stage takes only those parts of other stages' results that it reads. So stages with different metrics share programs.
+"""
 
 import dataclasses
 import functools
@@ -9,9 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from experiments.pipeline.results import (
+    LABELS,
+    Evaluation,
+    Heldout,
+    Learned,
+    Pairs,
+    Policies,
+    Rewards,
+    Score,
+    Train,
+    Trained,
+)
 from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model, training
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
@@ -30,7 +44,6 @@ class Keys(NamedTuple):
     reward_model: jax.Array
     train: jax.Array
     evaluate: jax.Array
-    evaluate_again: jax.Array
 
 
 def with_keys(function: Callable, config: Any, seed: Int[Array, ""], *inputs: Any) -> Any:
@@ -46,61 +59,11 @@ class Setup(NamedTuple):
     num_heldout: int
     references: tuple[int, ...] = (1,)
     eval_episodes: int = 100
-    evaluation: int = 0
     per_step: bool = False
     reward: str = "learned"
     num_members: int = 1
     segment: int | None = None
     show: bool = False
-
-
-@struct.dataclass
-class Trained(training.Result):
-    """A trained policy, and the reward model that it was trained on; None for DPO."""
-
-    reward_params: Network | None = None
-
-
-@struct.dataclass
-class Score:
-    """The scores of a trained policy. `own_*` are measured on its own episodes, `quality` on the held-out pairs.
-
-    true_return, learned_return:  means over its own episodes; training maximised the learned one.
-    true_return_error:     standard error of `true_return`.
-    kl:                    KL(policy || reference), mean over its own episodes, in nats.
-    own_rank_correlation:  of the learned and the true returns of its own episodes.
-    own_score_per_step:    mean learned score of their steps.
-    quality:               of the learned returns of the held-out pairs.
-    score_per_step:        mean learned score of the held-out pairs' steps.
-    """
-
-    true_return: Float[Array, "*batch"]
-    true_return_error: Float[Array, "*batch"]
-    learned_return: Float[Array, "*batch"]
-    kl: Float[Array, "*batch"]
-    own_rank_correlation: Float[Array, "*batch"]
-    own_score_per_step: Float[Array, "*batch"]
-    quality: ranking.Quality
-    score_per_step: Float[Array, "*batch"]
-
-
-LABELS = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_share")
-"""What `ranking` says about the held-out labels."""
-
-
-@struct.dataclass
-class Evaluation:
-    """Mean returns of pi1 and pi2 [2] with their standard errors, KL(pi1 || pi2) in nats per episode, and the trained
-    policies' scores [R, P].
-    """
-
-    expert_return: Float[Array, "*batch 2"]
-    expert_return_error: Float[Array, "*batch 2"]
-    pi1_kl: Float[Array, "*batch"]
-    scores: Score
-    labels: dict[str, Float[Array, "*batch"]]
-    shown: Trajectory | None
-    """Of `first_episodes`; None unless `Setup.show`."""
 
 
 # --- experts and pairs ------------------------------------------------------------------------------------------------
@@ -114,19 +77,18 @@ def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys)
 
 
 def play_pairs(
-    task: Task, num_pairs: int, segment: int | None, config: Any, keys: Keys, experts: Result, *recorded: Preferences
-) -> Preferences:
+    setup: Setup, num_pairs: int, config: Any, keys: Keys, experts: Policies, *recorded: Preferences
+) -> Pairs:
     """Play and label `num_pairs` pairs. `recorded` ones come before them. The last pairs are held out."""
-    annotator = annotators.teacher_of(task, config)
-    policies = experts.pi1, experts.pi2
-    played = preferences.sample_preferences(task, *policies, keys.preferences, num_pairs, annotator, segment)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *recorded, played)
+    annotator, key = annotators.teacher_of(setup.task, config), keys.preferences
+    played = preferences.sample_preferences(setup.task, *experts, key, num_pairs, annotator, setup.segment)
+    together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *recorded, played)
+    return Pairs(*preferences.split(together, setup.num_heldout))
 
 
-def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:
+def _on_sizes(setup: Setup, pairs: Train, function: Callable[[Preferences], Any]) -> Any:
     """Map a function of the training pairs over all sizes of dataset [P]."""
-    played, _ = preferences.split(pairs, setup.num_heldout)
-    largest = preferences.take(played, slice(max(setup.sizes)))
+    largest = preferences.take(pairs.train, slice(max(setup.sizes)))
     return _side_by_side(lambda size: function(preferences.prefix(largest, size)), jnp.array(setup.sizes))
 
 
@@ -140,7 +102,7 @@ def _side_by_side(function: Callable, inputs: Any) -> Any:
 
 
 def train_dpo(
-    setup: Setup, config: dpo.Config, keys: Keys, experts: Result, pairs: Preferences, reference: Array
+    setup: Setup, config: dpo.Config, keys: Keys, experts: Policies, pairs: Train, reference: Array
 ) -> Trained:
     """Train by DPO from pi2, on every size of dataset [P]."""
     ref_params = select(reference == 0, experts.pi1, experts.pi2)
@@ -164,7 +126,7 @@ class Bias(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")(nothing)[..., 0]
 
 
-def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> training.Result:
+def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Train) -> training.Result:
     """Fit a reward model, an ensemble, or a bias alone, to every size of dataset [P]."""
     task = dataclasses.replace(setup.task, reward_network=Bias()) if setup.reward == "bias" else setup.task
 
@@ -200,7 +162,7 @@ def control_reward(setup: Setup, config: reward_model.Config, keys: Keys) -> tra
 
 
 def train_ppo(
-    setup: Setup, config: ppo.Config, keys: Keys, experts: Result, fitted: training.Result, reference: Array
+    setup: Setup, config: ppo.Config, keys: Keys, experts: Policies, fitted: Rewards, reference: Array
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
     ref_params = select(reference == 0, experts.pi1, experts.pi2)
@@ -213,7 +175,7 @@ def train_ppo(
     return _side_by_side(on_reward, fitted.params)
 
 
-def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Result, reference: Array) -> Trained:
+def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Policies, reference: Array) -> Trained:
     """Train in rounds from pi2, by DPO or by a reward model and PPO. P is 1.
 
     configs:  of the annotator, of the rounds, then DPO's, or those of the reward model and PPO.
@@ -236,7 +198,7 @@ def _first(divergence: Divergence) -> Divergence:
 
 
 def learned_return(
-    setup: Setup, beta: Scalar, trained: Trained, reference: Network, trajectory: Trajectory
+    setup: Setup, beta: Scalar, trained: Learned, reference: Network, trajectory: Trajectory
 ) -> Float[Array, "*batch"]:
     """Return the reward model's return, or DPO's implicit one: beta times the log-ratio, or times its mean per step."""
     if trained.reward_params is not None:
@@ -245,22 +207,18 @@ def learned_return(
     return beta * (losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1)) if setup.per_step else log_ratio)
 
 
-def evaluate(
-    setup: Setup, beta: Scalar, keys: Keys, experts: Result, pairs: Preferences, trained: Trained
-) -> Evaluation:
+def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: Heldout, trained: Learned) -> Evaluation:
     """Play all policies from the same initial states, and score the trained ones [R, P]."""
-    key = jax.random.fold_in(keys.evaluate_again, setup.evaluation) if setup.evaluation else keys.evaluate
     runs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trained)
     policies = jax.tree.map(
         lambda pi1, pi2, others: jnp.concatenate([jnp.stack([pi1, pi2]), others]), experts.pi1, experts.pi2, runs.params
     )
-    played = jax.vmap(lambda policy: episodes(setup.task, policy, key, setup.eval_episodes))(policies)
+    played = jax.vmap(lambda policy: episodes(setup.task, policy, keys.evaluate, setup.eval_episodes))(policies)
     of_episodes = played.reward.sum(-1)
     returns, errors = of_episodes.mean(-1), of_episodes.std(-1) / setup.eval_episodes**0.5
-    _, heldout = preferences.split(pairs, setup.num_heldout)
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), heldout.chosen, heldout.rejected)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), pairs.heldout.chosen, pairs.heldout.rejected)
 
-    def score(run: tuple[Trained, Array, Trajectory, Array, Array]) -> Score:
+    def score(run: tuple[Learned, Array, Trajectory, Array, Array]) -> Score:
         trained, reference, episodes, true_return, error = run
         ref_params = select(reference == 0, experts.pi1, experts.pi2)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
@@ -271,9 +229,7 @@ def evaluate(
             learned_return=own.mean(),
             kl=trajectory_kl(trained.params, ref_params, episodes).mean(),
             own_rank_correlation=ranking.rank_correlation(own, episodes.reward.sum(-1)),
-            own_score_per_step=own.sum() / episodes.mask.sum(),
-            quality=ranking.quality(chosen, rejected, heldout),
-            score_per_step=(chosen + rejected).sum() / both.mask.sum(),
+            quality=ranking.quality(chosen, rejected, pairs.heldout),
         )
 
     references = jnp.repeat(jnp.array(setup.references, jnp.int32), len(setup.sizes))
@@ -287,7 +243,7 @@ def evaluate(
         expert_return_error=errors[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
-        labels={name: getattr(ranking, name)(heldout) for name in LABELS},
+        labels={name: getattr(ranking, name)(pairs.heldout) for name in LABELS},
     )
 
 

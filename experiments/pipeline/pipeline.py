@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from experiments.harness.devices import gather, share
 from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
-from experiments.pipeline import functions, recorded
+from experiments.pipeline import functions, recorded, results
 from experiments.pipeline.settings import Policy, Settings
 from jaxpref import networks, tasks, training
 from jaxpref.divergence import Divergence
@@ -37,7 +37,7 @@ not fit a core's cache."""
 
 
 @struct.dataclass
-class Row(functions.Score):
+class Row(results.Score):
     """A policy trained on pairs of one size with one reference, and its score, for each of S seeds."""
 
     reference: str = struct.field(pytree_node=False)
@@ -55,7 +55,7 @@ class Outcome:
     pi1_kl:   KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
     reward_models:  of each dataset size, the same for every reference; none for methods without one.
-    labels:   of the held-out pairs, by the names in `functions.LABELS`.
+    labels:   of the held-out pairs, by the names in `results.LABELS`.
     pairs:    [S, N], if the settings ask for them.
     shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
     """
@@ -153,8 +153,9 @@ def _start_batch(
     num_played = settings.num_heldout + (0 if people else max(settings.num_pairs))
     train_experts = functools.partial(functions.train_experts, task)
     experts = stage(settings.expert_stage, train_experts, settings.expert_config, lanes=8)
-    play = functools.partial(functions.play_pairs, task, num_played, settings.segment)
-    pairs = stage("preferences", play, settings.annotator, experts, *people, lanes=4)
+    setup = functions.Setup(task, settings.num_pairs, settings.num_heldout, segment=settings.segment)
+    play = functools.partial(functions.play_pairs, setup, num_played)
+    pairs = stage("preferences", play, settings.annotator, experts.only(results.Policies), *people, lanes=4)
     groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
 
     def collect() -> Outcome:
@@ -167,7 +168,7 @@ def _start_batch(
             rows=rows_of(settings, groups),
             reward_models=[_at(each.fitted.value, p) for each in groups if each.fitted for p in range(len(each.sizes))],
             labels=evaluation.labels,
-            pairs=pairs.value if settings.save_preferences else None,
+            pairs=jax.tree.map(_join, pairs.value.train, pairs.value.heldout) if settings.save_preferences else None,
             shown=jax.tree.map(lambda leaf: leaf[:1], largest.evaluation.value.shown),
         )
         _log(settings, outcome, stages.progress)
@@ -195,7 +196,6 @@ def _train(
         num_heldout=settings.num_heldout,
         references=tuple(POLICIES.index(name) for name in settings.reference),
         eval_episodes=settings.eval_episodes,
-        evaluation=settings.evaluation,
         per_step=str(settings.dpo.loss).endswith("_per_step"),
         reward=settings.reward,
         num_members=settings.num_members,
@@ -208,21 +208,24 @@ def _train(
         return stage(f"{name}{detail}", functools.partial(function, setup), *args, **options)
 
     train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
+    policies, train_pairs = experts.only(results.Policies), pairs.only(results.Train)
     fitted, lanes = None, max(1, LANES // len(sizes))
     if settings.method == "dpo":
-        trained = train(functions.train_dpo, settings.dpo, experts, pairs, lanes=lanes, optimise=True)
+        trained = train(functions.train_dpo, settings.dpo, policies, train_pairs, lanes=lanes, optimise=True)
     elif settings.method == "rlhf":
         if settings.reward in ("learned", "bias"):
             config = settings.reward_model_config(max(sizes))
-            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, pairs, lanes=lanes, optimise=True)
+            options = {"lanes": lanes, "optimise": True}
+            fitted = stage_of_sizes("reward model", functions.fit_rewards, config, train_pairs, **options)
         else:
             fitted = stage_of_sizes("reward model", functions.control_reward, settings.reward_model, lanes=4)
-        trained = train(functions.train_ppo, settings.ppo, experts, fitted, lanes=8)
+        trained = train(functions.train_ppo, settings.ppo, policies, fitted.only(results.Rewards), lanes=8)
     else:
         trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
         configs = settings.annotator, settings.online, *trainers
-        trained = train(functions.train_online, configs, experts, lanes=1, optimise=True)
-    evaluation = stage_of_sizes("evaluate", functions.evaluate, settings.dpo.beta, experts, pairs, trained, lanes=4)
+        trained = train(functions.train_online, configs, policies, lanes=1, optimise=True)
+    of_stages = policies, pairs.only(results.Heldout), trained.only(results.Learned)
+    evaluation = stage_of_sizes("evaluate", functions.evaluate, settings.dpo.beta, *of_stages, lanes=4)
     return Group(sizes, trained, fitted, evaluation)
 
 
@@ -236,6 +239,10 @@ def rows_of(settings: Settings, groups: list[Group]) -> list[Row]:
                 of_run = {name: getattr(run, name) for name in ("params", "metrics", "divergence")}
                 rows.append(Row(**vars(score), **of_run, reference=reference, num_pairs=num_pairs))
     return rows
+
+
+def _join(train: np.ndarray, heldout: np.ndarray) -> np.ndarray:
+    return np.concatenate([train, heldout], axis=1)
 
 
 def _at(tree: Any, *index: int) -> Any:

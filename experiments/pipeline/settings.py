@@ -69,8 +69,6 @@ class Settings:
     """Fresh pairs that accuracies are measured on."""
     eval_episodes: int = setting(100, low=1, high=MOST)
     """Episodes that each final policy is evaluated on."""
-    evaluation: int = setting(0, low=0, high=2**31 - 1)
-    """Number of the evaluation: another number evaluates on other episodes."""
     save_preferences: bool = False
     """Also write the preference datasets, one file for each seed."""
     fresh: bool = False
