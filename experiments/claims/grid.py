@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.claims.arms import Job, Run, numbers
 from experiments.pipeline.settings import StudyTask, default_settings
 from experiments.reporting.figures import finish, panels, save, style
-from experiments.reporting.summary import LABELS, score, versions
+from experiments.reporting.summary import LABELS, over_seeds, versions
 from jaxpref import annotators, tasks
 from jaxpref.analysis import plots
 from jaxpref.checks import setting
@@ -66,7 +66,7 @@ def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[s
 
 def iqm_of_known(values: np.ndarray) -> np.ndarray:
     """Return the IQM of [S, ...] over the seeds that are not NaN; NaN where all are."""
-    return np.apply_along_axis(lambda cell: np.float64(score(cell)["iqm"]), 0, values)
+    return np.apply_along_axis(lambda cell: np.float64(over_seeds(cell)["iqm"]), 0, values)
 
 
 def findings(summary: dict[str, Any]) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from experiments.claims.arms import TASKS, Table, TaskName
 from experiments.claims.claims import STUDY, Claim, ClaimName
 from experiments.harness.errors import UsageError
 from experiments.reporting.figures import finish, panels, save, style
-from experiments.reporting.summary import mean_or_none, score, versions
+from experiments.reporting.summary import mean_or_none, over_seeds, versions
 from jaxpref.analysis import plots, statistics
 
 TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
@@ -69,10 +69,10 @@ def summarise(tables: Mapping[TaskName, Table], seeds: range, claims: dict[Claim
 
 
 def describe(table: Table, name: str) -> dict[str, Any]:
-    """Return an arm's entry in summary.json: its score, and means over seeds of everything else."""
+    """Return an arm's entry in summary.json: its return, and means over seeds of everything else."""
     numbers = table[name]
     return {
-        **score(numbers["true_return"]),
+        **over_seeds(numbers["true_return"]),
         "failure_rate": float(numbers["failed"].mean()),
         "explained": explained(table, name),
         **{key: mean_or_none(values) for key, values in numbers.items() if key in COLUMNS},

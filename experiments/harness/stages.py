@@ -102,8 +102,8 @@ class Lazy:
                 self._value = _by_seed(self._runs, axes)
                 stages.writes.append(stages.writer.submit(stages.memo.save, self.name, self.key, self._value))
         times.compile_s, times.run_s, times.kept = times.compile_s + compile_s, times.run_s + run_s, times.kept + kept
-        score, num_runs = mean_return(self._value), math.prod(axes)
-        stages.progress.done(self.name, num_runs, num_updates, score, compile_s=compile_s, run_s=run_s, kept=kept)
+        returned, num_runs = mean_return(self._value), math.prod(axes)
+        stages.progress.done(self.name, num_runs, num_updates, returned, compile_s=compile_s, run_s=run_s, kept=kept)
         stages.forget()
 
 

@@ -19,10 +19,10 @@ from experiments.pipeline.results import (
     Evaluation,
     Heldout,
     Learned,
+    Measures,
     Pairs,
     Policies,
     Rewards,
-    Score,
     Train,
     Trained,
 )
@@ -208,7 +208,7 @@ def learned_return(
 
 
 def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: Heldout, trained: Learned) -> Evaluation:
-    """Play all policies from the same initial states, and score the trained ones [R, P]."""
+    """Play all policies from the same initial states, and measure the trained ones [R, P]."""
     runs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trained)
     policies = jax.tree.map(
         lambda pi1, pi2, others: jnp.concatenate([jnp.stack([pi1, pi2]), others]), experts.pi1, experts.pi2, runs.params
@@ -218,12 +218,12 @@ def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: H
     returns, errors = of_episodes.mean(-1), of_episodes.std(-1) / setup.eval_episodes**0.5
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), pairs.heldout.chosen, pairs.heldout.rejected)
 
-    def score(run: tuple[Learned, Array, Trajectory, Array, Array]) -> Score:
+    def measure(run: tuple[Learned, Array, Trajectory, Array, Array]) -> Measures:
         trained, reference, episodes, true_return, error = run
         ref_params = select(reference == 0, experts.pi1, experts.pi2)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
         (chosen, rejected), own = learned(both), learned(episodes)
-        return Score(
+        return Measures(
             true_return=true_return,
             true_return_error=error,
             learned_return=own.mean(),
@@ -235,14 +235,14 @@ def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: H
     references = jnp.repeat(jnp.array(setup.references, jnp.int32), len(setup.sizes))
     of_pi1, of_runs = (jax.tree.map(lambda leaf, which=which: leaf[which], played) for which in (0, slice(2, None)))
     # One policy after another: side by side, their activations would need gigabytes.
-    scores = jax.lax.map(score, (runs, references, of_runs, returns[2:], errors[2:]))
+    measures = jax.lax.map(measure, (runs, references, of_runs, returns[2:], errors[2:]))
     shape = len(setup.references), len(setup.sizes)
     return Evaluation(
         shown=first_episodes(setup, policies, played) if setup.show else None,
         expert_return=returns[:2],
         expert_return_error=errors[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
-        scores=jax.tree.map(lambda leaf: leaf.reshape(shape), scores),
+        measures=jax.tree.map(lambda leaf: leaf.reshape(shape), measures),
         labels={name: getattr(ranking, name)(pairs.heldout) for name in LABELS},
     )
 

@@ -37,8 +37,8 @@ not fit a core's cache."""
 
 
 @struct.dataclass
-class Row(results.Score):
-    """A policy trained on pairs of one size with one reference, and its score, for each of S seeds."""
+class Row(results.Measures):
+    """A policy trained on pairs of one size with one reference, and what is measured of it, for each of S seeds."""
 
     reference: str = struct.field(pytree_node=False)
     num_pairs: int = struct.field(pytree_node=False)
@@ -235,9 +235,9 @@ def rows_of(settings: Settings, groups: list[Group]) -> list[Row]:
     for r, reference in enumerate(settings.reference):
         for group in groups:
             for p, num_pairs in enumerate(group.sizes):
-                run, score = _at((group.trained.value, group.evaluation.value.scores), r, p)
+                run, measures = _at((group.trained.value, group.evaluation.value.measures), r, p)
                 of_run = {name: getattr(run, name) for name in ("params", "metrics", "divergence")}
-                rows.append(Row(**vars(score), **of_run, reference=reference, num_pairs=num_pairs))
+                rows.append(Row(**vars(measures), **of_run, reference=reference, num_pairs=num_pairs))
     return rows
 
 

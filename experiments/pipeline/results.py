@@ -58,8 +58,8 @@ class Trained(training.Result):
 
 
 @struct.dataclass
-class Score:
-    """The scores of a trained policy. `own_*` are measured on its own episodes, `quality` on the held-out pairs.
+class Measures:
+    """What is measured of a trained policy. `own_*` are measured on its own episodes, `quality` on the held-out pairs.
 
     true_return, learned_return:  means over its own episodes; training maximised the learned one.
     true_return_error:     standard error of `true_return`.
@@ -82,14 +82,14 @@ LABELS = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_sha
 
 @struct.dataclass
 class Evaluation:
-    """Mean returns of pi1 and pi2 [2] with their standard errors, KL(pi1 || pi2) in nats per episode, and the trained
-    policies' scores [R, P].
+    """Mean returns of pi1 and pi2 [2] with their standard errors, KL(pi1 || pi2) in nats per episode, and what is
+    measured of the trained policies [R, P].
     """
 
     expert_return: Float[Array, "*batch 2"]
     expert_return_error: Float[Array, "*batch 2"]
     pi1_kl: Float[Array, "*batch"]
-    scores: Score
+    measures: Measures
     labels: dict[str, Float[Array, "*batch"]]
     shown: Trajectory | None
     """Of `first_episodes`; None unless `Setup.show`."""

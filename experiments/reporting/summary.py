@@ -33,7 +33,7 @@ def title(summary: dict[str, Any]) -> str:
     return f"{LABELS.get(summary['task'], summary['task'])}, {LABELS[summary['method']]}"
 
 
-def score(per_seed: Any) -> dict[str, Any]:
+def over_seeds(per_seed: Any) -> dict[str, Any]:
     """Return a policy's entry in summary.json. A seed that is NaN does not count; without any, every number is None."""
     per_seed = np.asarray(per_seed, np.float64)
     known = per_seed[~np.isnan(per_seed)]
@@ -79,7 +79,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
                 "num_pairs": row.num_pairs,
                 "init": "pi2",
                 "reference": row.reference,
-                "policy": score(np.where(known, row.true_return, np.nan)),
+                "policy": over_seeds(np.where(known, row.true_return, np.nan)),
                 "failed": np.array(seeds)[failed].tolist(),
                 "heldout_accuracy": mean_or_none(row.quality.return_accuracy[known]),
                 "label_accuracy": mean_or_none(row.quality.label_accuracy[known]),
@@ -93,7 +93,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "seeds": list(seeds),
         "config": dataclasses.asdict(settings) | {"out": str(settings.out)},
         "versions": versions(),
-        "policies": {name: score(np.where(for_all, returns, np.nan)) for name, returns in outcome.returns.items()},
+        "policies": {name: over_seeds(np.where(for_all, returns, np.nan)) for name, returns in outcome.returns.items()},
         **{f"{name}_target": null_for_nan(experts[f"{name}_target"]) for name in outcome.returns},
         **{f"{name}_reached": experts[f"{name}_reached"].tolist() for name in outcome.returns},
         "not_reached": {name: np.array(seeds)[~experts[f"{name}_reached"]].tolist() for name in outcome.returns},
