@@ -18,7 +18,7 @@ from experiments.harness.memo import Memo
 from experiments.harness.progress import Progress, bar_on
 from experiments.harness.stages import Stages
 from experiments.pipeline import pipeline
-from experiments.pipeline.settings import Method, Settings, from_config, original_ppo, original_settings
+from experiments.pipeline.settings import Method, Settings, StudyTask, from_config, original_ppo, original_settings
 from experiments.reporting.summary import below, diverged, mean_or_none, sound
 
 BATCH = 20  # seeds of the evidence that run at the same time: their largest dataset fits in memory
@@ -35,6 +35,8 @@ TASKS: dict[TaskName, tuple[str, dict[str, Any]]] = {
     "catch": ("Catch", {"task": "Catch-bsuite"}),
 }
 """The tasks of the evidence: how they are written, and their settings."""
+PLAIN: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
+"""The settings of all arms that their names do not change."""
 PARTS: dict[str, dict[str, Any]] = {
     "-pi1": {"reference": ("pi1",)},
     "-original-ppo": {"ppo": vars(original_ppo())},
@@ -85,19 +87,26 @@ class Arm(NamedTuple):
 def arm(task: TaskName, name: str) -> Arm:
     """Return the arm of this name."""
     _, of_task = TASKS[task]
-    parts = PARTS | {"-hesitant": {"annotator": {"temperature": TEMPERATURES.get(task)}}}
-    parts["-equal-kl"] = {"ppo": {"kl_coef": EQUAL_KL.get(task)}}
-    if "-original-experts" in name:
-        parts["-original-experts"] = {"reinforce": vars(original_settings(task, "dpo").reinforce)}
-    config: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
-    config["method"] = next((method for method in get_args(Method) if name.startswith(method)), "dpo")
-    for part, changes in parts.items():
+    method = next((method for method in get_args(Method) if name.startswith(method)), "dpo")
+    config = PLAIN | of_task | {"method": method}
+    for part, changes in parts_of(task).items():
         if f"{part}-" in f"{name}-":  # a part ends where a word of the name does
             for key, value in changes.items():
                 config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
-    size = name.rpartition("-")[2]
-    policy = name[:3] if name.startswith("pi") else int(size) if size.isdigit() else 200
-    return Arm(from_config(config | of_task), policy)
+    (num_pairs,) = config["num_pairs"]
+    return Arm(from_config(config), name[:3] if name.startswith("pi") else num_pairs)
+
+
+def parts_of(task: TaskName) -> dict[str, dict[str, Any]]:
+    """Return PARTS, and the parts whose numbers are the task's own."""
+    parts = dict(PARTS)
+    if task in TEMPERATURES:
+        parts["-hesitant"] = {"annotator": {"temperature": TEMPERATURES[task]}}
+    if task in EQUAL_KL:
+        parts["-equal-kl"] = {"ppo": {"kl_coef": EQUAL_KL[task]}}
+    if task in get_args(StudyTask):
+        parts["-original-experts"] = {"reinforce": vars(original_settings(task, "dpo").reinforce)}
+    return parts
 
 
 @contextlib.contextmanager
