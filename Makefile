@@ -19,7 +19,7 @@ help:
 	@echo "make cartpole-dpo | acrobot-dpo | cartpole-rlhf | acrobot-rlhf   one experiment, all seeds"
 	@echo "make study     all four"
 	@echo "make evidence  claims about preferences, tested on 100 seeds (SEEDS=10 for fewer): a page with figures"
-	@echo "make controls  zero, random, true rewards and coin-flipped labels in place of what was learned"
+	@echo "make controls  rewards of zero or of a random network, and labels from a coin"
 	@echo "make sweep     beta or kl_coef x pairs x temperature x seeds: heat maps, return against KL"
 	@echo "make label     a page that shows pairs of a finished run in the browser and asks which one is better"
 	@echo "make teach     the same in rounds: the policy plays, you answer, it learns"

@@ -153,6 +153,9 @@ def train(
         raise ValueError(f"holdout_every must be at most the number of pairs, {num_pairs}, got {config.holdout_every}")
     key_init, key_train = jax.random.split(fast_key(key))
     params = init_reward(key_init, task, config.use_next_obs) if init_params is None else init_params
+    if config.num_folds > 0 and not any(_is_head(path) for path, _ in jax.tree.leaves_with_path(params)):
+        module = type(params.module).__name__
+        raise ValueError(f'{module} needs a last, linear layer "reward" for the calibration, or num_folds=0')
     data = prepare(task, preferences, use_next_obs=uses_next_obs(params.module))
     normalise = config.normalise_obs and type(params.module) is RewardModel
     if normalise:
@@ -211,14 +214,11 @@ def calibration(margin: Float[Array, " N"], target: Float[Array, " N"], weight: 
 
 def scaled(reward: Network, scale: Float[Array, ""]) -> Network:
     """Return the reward model times `scale`: its last, linear layer, "reward", is multiplied."""
+    return jax.tree.map_with_path(lambda path, leaf: scale * leaf if _is_head(path) else leaf, reward)
 
-    def is_head(path: tuple) -> bool:
-        return any(getattr(key, "key", None) == "reward" for key in path)
 
-    if not any(is_head(path) for path, _ in jax.tree.leaves_with_path(reward)):
-        module = type(reward.module).__name__
-        raise ValueError(f'{module} needs a last, linear layer "reward" for the calibration, or num_folds=0')
-    return jax.tree.map_with_path(lambda path, leaf: scale * leaf if is_head(path) else leaf, reward)
+def _is_head(path: tuple) -> bool:
+    return any(getattr(key, "key", None) == "reward" for key in path)
 
 
 def _keep_best(config: Config, data: Pairs, start: TrainState, keys: Key[Array, " U"]) -> tuple[Network, Metrics]:

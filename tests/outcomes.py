@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 import jaxpref
-from experiments.pipeline.functions import LABELS
 from experiments.pipeline.pipeline import Outcome, Row
+from experiments.pipeline.results import LABELS
 from experiments.pipeline.settings import default_settings
 from jaxpref import dpo, experts, ppo, ranking, reward_model, training
 from jaxpref.divergence import Divergence
@@ -56,10 +56,10 @@ def outcome_of(settings, rng):
     for reference in settings.reference:
         for size in settings.num_pairs:
             metrics = _metrics(ppo.Metrics if rhlf else dpo.Metrics, rng, num_seeds)
-            shares = {name: rng.random(num_seeds) for name in ("kl", "own_rank_correlation")}
-            score = {"true_return": returns(), "true_return_error": no_error, "learned_return": returns()}
+            others = {name: rng.random(num_seeds) for name in ("kl", "own_rank_correlation")}
+            returned = {"true_return": returns(), "true_return_error": no_error, "learned_return": returns()}
             of_run = {"params": policy(), "metrics": metrics, "divergence": divergence(num_seeds)}
-            rows.append(Row(**score, **shares, quality=quality(), reference=reference, num_pairs=size, **of_run))
+            rows.append(Row(**returned, **others, quality=quality(), reference=reference, num_pairs=size, **of_run))
     missed = np.arange(num_seeds) != 1
     targets = np.full(num_seeds, 190.0), np.where(missed, 95, np.inf)
     trained = experts.Result(

@@ -29,7 +29,7 @@ from experiments.asking import labelling
 from experiments.harness import folder
 from experiments.harness.errors import UsageError
 from experiments.harness.memo import Memo
-from experiments.pipeline import functions, pipeline, recorded, results
+from experiments.pipeline import functions, pipeline, recorded
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
 from experiments.pipeline.settings import from_config
@@ -562,7 +562,7 @@ def inputs(dpo_run):
     task, config = jaxpref.cartpole(), jaxpref.reinforce.Config(num_updates=16)
     experts = jax.eval_shape(functools.partial(functions.train_experts, task, config), keys_of(3))
     train, _ = jaxpref.preferences.split(dpo_run.pairs(3), NUM_HELDOUT)
-    return task, keys_of(3), experts, results.Train(train)
+    return task, keys_of(3), experts, train
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def inputs(dpo_run):
 def test_a_control_reward_is_constant_or_random(inputs, kind, scale, bias):
     """A fresh head is zero, and a drawn one is standard normal: its 64 weights have a mean square near 1."""
     task, keys, _, _ = inputs
-    setup, config = functions.Setup(task, SIZES, NUM_HELDOUT, reward=kind), jaxpref.reward_model.Config()
+    setup, config = functions.Setup(task, SIZES, reward=kind), jaxpref.reward_model.Config()
     fitted = functions.control_reward(setup, config, keys)
     head = np.asarray(fitted.params.params["reward"]["kernel"])
     assert head.shape == (2, 64, 1)
@@ -583,7 +583,7 @@ def test_a_control_reward_is_constant_or_random(inputs, kind, scale, bias):
 def test_a_reward_model_that_is_a_bias_learns_which_length_is_preferred(inputs):
     """The longer episode of each pair is the preferred one on CartPole: the reward is the same positive number."""
     task, keys, _, pairs = inputs
-    setup = functions.Setup(task, SIZES, NUM_HELDOUT, reward="bias")
+    setup = functions.Setup(task, SIZES, reward="bias")
     config = jaxpref.reward_model.Config(num_updates=20, num_folds=0)
     fitted = jax.jit(functools.partial(functions.fit_rewards, setup, config))(keys, pairs)
     assert (np.asarray(fitted.params.params["reward"]["kernel"]) == 0).all()
@@ -600,7 +600,7 @@ def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs
     task, keys, experts, pairs = inputs
     reference, online = jnp.int32(1), jaxpref.online.Config(num_rounds=2)
     configs = jaxpref.annotators.Config(), online, jaxpref.reward_model.Config(), jaxpref.ppo.Config(num_updates=12)
-    train = functools.partial(functions.train_online, functions.Setup(task, (4,), NUM_HELDOUT))
+    train = functools.partial(functions.train_online, functions.Setup(task, (4,)))
     rlhf = jax.eval_shape(train, configs, keys, experts, reference)
     assert rlhf.metrics.loss.shape == (1, 12)
     assert rlhf.divergence.update.shape == (1,)
@@ -608,7 +608,7 @@ def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs
     direct = jax.eval_shape(train, (*configs[:2], jaxpref.dpo.Config()), keys, experts, reference)
     assert direct.metrics.loss.shape == (1, 150)
     fit = functools.partial(
-        functions.fit_rewards, functions.Setup(task, SIZES, NUM_HELDOUT, num_members=3), jaxpref.reward_model.Config()
+        functions.fit_rewards, functions.Setup(task, SIZES, num_members=3), jaxpref.reward_model.Config()
     )
     fitted = jax.eval_shape(fit, keys, pairs)
     assert fitted.params.params["reward"]["bias"].shape == (2, 3, 1)

@@ -152,17 +152,13 @@ def test_another_number_is_not_another_program(tmp_path):
     assert TRACED == ["first"]
 
 
-class Reached(NamedTuple):
-    reached: jax.Array
-
-
 def test_what_a_stage_does_not_take_is_not_part_of_its_program(tmp_path):
     def with_metrics(length, _, seed):
         return Result({"w": 2.0 * seed}, Metrics(jnp.zeros(length)), seed > 4)
 
     with Stages(Memo(tmp_path)) as stages:
         results = [stages.run("first", functools.partial(with_metrics, length), None, SEEDS) for length in (2, 5)]
-        late = [stages.run("late", lambda _, one: 1 + one.reached, None, result.only(Reached)) for result in results]
+        late = [stages.run("late", lambda _, reached: 1 + reached, None, result.field("reached")) for result in results]
         for each in late:
             np.testing.assert_array_equal(each.value, [1, 2, 2])
         assert late[0].program.key == late[1].program.key

@@ -62,10 +62,8 @@ class Nameless(nn.Module):
 
 
 def test_a_reward_model_that_cannot_be_calibrated_is_refused():
-    task, pairs = (
-        dataclasses.replace(TASK, reward_network=Nameless()),
-        random_preferences(np.random.default_rng(0), 4, 20),
-    )
+    task = dataclasses.replace(TASK, reward_network=Nameless())
+    pairs = random_preferences(np.random.default_rng(0), 4, 20)
     with pytest.raises(ValueError, match='Nameless needs a last, linear layer "reward" for the calibration'):
         reward_model.train(task, reward_model.Config(num_updates=1), KEY, pairs)
     result = reward_model.train(task, reward_model.Config(num_updates=1, num_folds=0), KEY, pairs)

@@ -41,7 +41,7 @@ KEYS = functions.with_keys(lambda config, keys: keys, None, np.uint32(SEEDS[0]))
 @jax.jit
 def play(policies):
     """The episodes of policies [2 + R * P] that are shown of them."""
-    setup = functions.Setup(jaxpref.cartpole(), SIZES, num_heldout=1, references=(0, 1))
+    setup = functions.Setup(jaxpref.cartpole(), SIZES, references=(0, 1))
     played = jax.vmap(lambda policy: jaxpref.rollout.episodes(setup.task, policy, KEYS.evaluate, 2))(policies)
     return functions.first_episodes(setup, policies, played)
 

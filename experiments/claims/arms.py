@@ -36,7 +36,7 @@ TASKS: dict[TaskName, tuple[str, dict[str, Any]]] = {
 }
 """The tasks of the evidence: how they are written, and their settings."""
 PLAIN: dict[str, Any] = {"reference": ("pi2",), "num_pairs": (200,), "num_heldout": 200, "eval_episodes": 100}
-"""The settings of all arms that their names do not change."""
+"""The settings of every arm, except those that its name or its task changes."""
 PARTS: dict[str, dict[str, Any]] = {
     "-pi1": {"reference": ("pi1",)},
     "-original-ppo": {"ppo": vars(original_ppo())},
@@ -55,11 +55,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "-short": {"ppo": {"num_updates": 6, "eval_every": 1}},  # a tenth of the steps
     "online-rlhf": {"online": {"num_candidates": 4, "disagreement": 0.0}, "reward_model": {"num_updates": 50}},
     "-long": {"dpo": {"num_updates": 600, "eval_every": 60}},
-    # Each beta is the best of three on other seeds (700 to 719), one for all tasks.
     "cloning": {"dpo": {"loss": "cloning"}},
+    # Each beta is the best of three on CartPole and Acrobot, on other seeds (700 to 719), one for all tasks.
     "-conservative": {"dpo": {"loss": "conservative", "beta": 0.1}},
     "-sigmoid": {"dpo": {"loss": "sigmoid", "beta": 0.1}},
-    "-robust": {"dpo": {"loss": "robust", "beta": 0.1, "label_smoothing": 0.2}},  # the share of mistakes
+    "-robust": {"dpo": {"loss": "robust", "beta": 0.1, "label_smoothing": 0.2}},  # of -mistakes-20%
     "-hinge": {"dpo": {"loss": "hinge", "beta": 0.1}},
     "-ipo": {"dpo": {"loss": "ipo", "beta": 0.02}},
     "-sigmoid_per_step": {"dpo": {"loss": "sigmoid_per_step", "beta": 30.0}},
@@ -98,7 +98,7 @@ def arm(task: TaskName, name: str) -> Arm:
 
 
 def parts_of(task: TaskName) -> dict[str, dict[str, Any]]:
-    """Return PARTS, and the parts whose numbers are the task's own."""
+    """Return PARTS, and the parts whose settings depend on the task."""
     parts = dict(PARTS)
     if task in TEMPERATURES:
         parts["-hesitant"] = {"annotator": {"temperature": TEMPERATURES[task]}}
@@ -156,28 +156,29 @@ def run_arms(task: TaskName, names: Iterable[str], seeds: range, run: Run) -> Ta
         settings = arms[name].settings
         return settings if settings.num_pairs == (200,) else dataclasses.replace(settings, num_pairs=())
 
-    groups = list[tuple[Settings, list[str]]]()
-    for settings, names in itertools.groupby(sorted(arms, key=lambda name: repr(shared(name))), shared):
-        group = list(names)
-        sizes = sorted({size for name in group for size in arms[name].settings.num_pairs})
+    runs = list[tuple[Settings, list[str]]]()
+    for settings, group in itertools.groupby(sorted(arms, key=lambda name: repr(shared(name))), shared):
+        together = list(group)
+        sizes = sorted({size for name in together for size in arms[name].settings.num_pairs})
         for batch in (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)):
-            groups.append((dataclasses.replace(settings, num_pairs=tuple(sizes), seeds=tuple(batch)), group))
-    groups.sort(key=lambda group: _pairs(group[0]))  # few pairs are played twice
-    jobs = [(f"{task} {', '.join(group)}, seeds {own.seeds[0]}-{own.seeds[-1]}", own) for own, group in groups]
+            runs.append((dataclasses.replace(settings, num_pairs=tuple(sizes), seeds=tuple(batch)), together))
+    runs.sort(key=_order)
+    jobs = [(f"{task} {', '.join(group)}, seeds {each.seeds[0]}-{each.seeds[-1]}", each) for each, group in runs]
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for (settings, group), outcome in zip(groups, run(jobs), strict=True):
-        for name in group:
+    for (settings, together), outcome in zip(runs, run(jobs), strict=True):
+        for name in together:
             parts[name].append(numbers(settings, outcome, arms[name].policy))
     return {name: {key: np.concatenate([part[key] for part in of]) for key in of[0]} for name, of in parts.items()}
 
 
-def _pairs(settings: Settings) -> tuple:
-    """Return what decides about the pairs, with the seeds last."""
+def _order(run: tuple[Settings, list[str]]) -> tuple:
+    """Return a key to sort by: runs of the same pairs follow each other, so that their pairs are played once."""
+    settings, _ = run
     return repr((settings.expert_config, settings.annotator, settings.segment)), settings.num_pairs, settings.seeds
 
 
 def numbers(settings: Settings, outcome: pipeline.Outcome, policy: str | int) -> dict[str, Any]:
-    """Return an arm's numbers [S]: NaN on seeds that diverged, and where there is no learned score to judge."""
+    """Return an arm's numbers [S]: NaN on seeds that diverged, and where there is no learned reward to judge."""
     row = next((row for row in outcome.rows if row.num_pairs == policy), outcome.rows[0])
     returns: dict[str, Any] = {"true_return": row.true_return, "learned_return": row.learned_return, "kl": row.kl}
     error = row.true_return_error

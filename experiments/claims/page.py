@@ -26,8 +26,8 @@ MARGIN = 0.02
 ALPHA = 0.025
 """One-sided, after Holm's correction: as strict as a 95 % interval."""
 BOOTSTRAP: statistics.Bootstrap = {"num_resamples": 10_000}
-CONTROLS = "bias|plus|minus|zero|random|coin|true"
-"""Words of the names of arms that say how much of the gain they explain."""
+CONTROLS = "bias|plus|minus|zero|random|coin"
+"""Words in the names of controls. "explained" is their share of the gain of the arm without this word."""
 COLUMNS = {
     "kl": ("KL to reference, nats per episode", "%.1f"),
     "explained": ("share of the gain explained", "%s"),

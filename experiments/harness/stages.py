@@ -52,7 +52,7 @@ class Lazy:
         call = self._call  # another thread may finish it meanwhile
         if call and self.program.compiled is None and not self.stages.memo.has(self.name, self.key):
             for each in jax.tree.leaves(call[1]):
-                if isinstance(each, Lazy | Part):
+                if isinstance(each, INPUT):
                     each.compile()
             self.program.compiled = self.stages.compiler.submit(self.program.compile)
 
@@ -65,9 +65,9 @@ class Lazy:
                 self._value = _by_seed(self._runs, self._axes)
             return self._value
 
-    def only(self, kind: Any) -> "Part":
-        """Return the fields of `kind`, a NamedTuple, as an input of other stages."""
-        return Part(self, kind)
+    def field(self, name: str) -> Any:
+        """Return a field of the result, as an input of other stages."""
+        return Field(self, name)
 
     def runs(self, num_runs: int) -> Any:
         """Await the result, for a program of `num_runs`: if possible, the arrays that the devices hold already."""
@@ -89,9 +89,7 @@ class Lazy:
         self._value, compile_s, run_s = stages.memo.load(self.name, self.key, self.like), 0.0, 0.0
         kept = self._value is not None
         if not kept:
-            given = jax.tree.map(
-                lambda each: each.runs(program.num_runs) if isinstance(each, Lazy | Part) else each, inputs
-            )
+            given = jax.tree.map(lambda each: each.runs(program.num_runs) if isinstance(each, INPUT) else each, inputs)
             start = time.perf_counter()
             program.compiled = program.compiled or stages.compiler.submit(program.compile)
             compiled = program.compiled.result()
@@ -108,28 +106,29 @@ class Lazy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Some fields of a result, as an input of other stages. Their programs do not depend on its other fields."""
+class Field:
+    """A field of a result. The program of a stage that takes it does not depend on the other fields."""
 
     result: Lazy
-    kind: Any
+    name: str
 
     @property
     def key(self) -> str:
-        return f"{self.result.key} {self.kind._fields}"
+        return f"{self.result.key} {self.name}"
 
     @property
     def like(self) -> Any:
-        return self._of(self.result.like)
+        return getattr(self.result.like, self.name)
 
     def compile(self) -> None:
         self.result.compile()
 
     def runs(self, num_runs: int) -> Any:
-        return self._of(self.result.runs(num_runs))
+        return getattr(self.result.runs(num_runs), self.name)
 
-    def _of(self, whole: Any) -> Any:
-        return self.kind(*(getattr(whole, name) for name in self.kind._fields))
+
+INPUT = Lazy | Field
+"""An input of a stage that is not an array."""
 
 
 class Stages(AbstractContextManager["Stages"]):
@@ -167,23 +166,24 @@ class Stages(AbstractContextManager["Stages"]):
         optimise: bool = False,
         variants: Any = None,
     ) -> Lazy:
-        """Map `function(config, *inputs)` of one seed over the first axis of `inputs`, arrays or other stages' results.
+        """Map `function(config, *inputs)` of one seed over the first axis of `inputs`.
 
-        That axis is as long as the first input's. Of longer inputs, only the beginning is used.
+        Inputs are arrays, other stages' results, or fields of these. The axis is as long as the first input's. Of
+        longer inputs, only the beginning is used.
 
         With `variants` [V], `function(config, *inputs, variant)` runs on each seed with each of them: [S, V, ...].
         The floats of `config` are arguments of the program, so that another value does not compile it again. With
         `optimise`, it takes longer to compile, and runs faster if most of its time goes into large sums.
         """
         start, config = time.perf_counter(), jax.tree.map(np.float32, config)
-        shapes = jax.tree.map(lambda each: each.like if isinstance(each, Lazy | Part) else jax.typeof(each), inputs)
+        shapes = jax.tree.map(lambda each: each.like if isinstance(each, INPUT) else jax.typeof(each), inputs)
         axes: tuple[int, ...] = (jax.tree.leaves(shapes)[0].shape[0],)
         if variants is not None:
             shapes, axes = (*shapes, jax.ShapeDtypeStruct(axes, variants.dtype)), (*axes, len(variants))
         num_padded = padded_size(math.prod(axes), lanes, self.programs.most_devices)
         program = self.programs.find(name, function, config, shapes, num_padded, lanes, optimise)
         parts = [program.key, digest((config, variants)), str(axes)]
-        parts += [each.key if isinstance(each, Lazy | Part) else digest(each) for each in jax.tree.leaves(inputs)]
+        parts += [each.key if isinstance(each, INPUT) else digest(each) for each in jax.tree.leaves(inputs)]
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.times.setdefault(name, StageTime()).compile_s += time.perf_counter() - start
         if key in self._recent:

@@ -45,9 +45,10 @@ def check_unused(settings: Settings) -> None:
     """Raise UsageError for a flag that the method or the experts do not read."""
     readers = (USED, settings.method, settings.method), (EXPERTS, settings.experts, f"--experts {settings.experts}")
     for name in changes(settings, settings.defaults):
-        names = {name, name.partition(".")[0]}
+        names = {name, name.partition(".")[0]}  # a flag is read if its whole config is
         for used, reader, title in readers:
-            if names & set[str]().union(*used.values()) and not names & used[reader]:
+            read_by_some, read_here = names & set[str]().union(*used.values()), names & used[reader]
+            if read_by_some and not read_here:
                 raise UsageError(f"--{name} has no effect on {title}")
 
 

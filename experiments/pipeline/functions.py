@@ -1,6 +1,7 @@
 """The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program.
 
-A stage takes only those parts of other stages' results that it reads. So stages with different metrics share programs.
+A stage takes only those fields of other stages' results that it reads. So its program does not depend on the others,
+such as the number of metrics.
 """
 
 import dataclasses
@@ -17,13 +18,10 @@ from jaxtyping import Array, Float, Int
 from experiments.pipeline.results import (
     LABELS,
     Evaluation,
-    Heldout,
-    Learned,
     Measures,
+    Networks,
     Pairs,
     Policies,
-    Rewards,
-    Train,
     Trained,
 )
 from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model, training
@@ -56,7 +54,6 @@ class Setup(NamedTuple):
 
     task: Task
     sizes: tuple[int, ...]
-    num_heldout: int
     references: tuple[int, ...] = (1,)
     eval_episodes: int = 100
     per_step: bool = False
@@ -77,32 +74,41 @@ def train_experts(task: Task, config: reinforce.Config | ppo.Config, keys: Keys)
 
 
 def play_pairs(
-    setup: Setup, num_pairs: int, config: Any, keys: Keys, experts: Policies, *recorded: Preferences
+    task: Task,
+    num_pairs: int,
+    num_heldout: int,
+    segment: int | None,
+    config: Any,
+    keys: Keys,
+    experts: Policies,
+    *recorded: Preferences,
 ) -> Pairs:
     """Play and label `num_pairs` pairs. `recorded` ones come before them. The last pairs are held out."""
-    annotator, key = annotators.teacher_of(setup.task, config), keys.preferences
-    played = preferences.sample_preferences(setup.task, *experts, key, num_pairs, annotator, setup.segment)
+    annotator = annotators.teacher_of(task, config)
+    played = preferences.sample_preferences(task, *experts, keys.preferences, num_pairs, annotator, segment)
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *recorded, played)
-    return Pairs(*preferences.split(together, setup.num_heldout))
+    return Pairs(*preferences.split(together, num_heldout))
 
 
-def _on_sizes(setup: Setup, pairs: Train, function: Callable[[Preferences], Any]) -> Any:
+def _on_sizes(setup: Setup, pairs: Preferences, function: Callable[[Preferences], Any]) -> Any:
     """Map a function of the training pairs over all sizes of dataset [P]."""
-    largest = preferences.take(pairs.train, slice(max(setup.sizes)))
-    return _side_by_side(lambda size: function(preferences.prefix(largest, size)), jnp.array(setup.sizes))
+    largest = preferences.take(pairs, slice(max(setup.sizes)))
+    return _map(lambda size: function(preferences.prefix(largest, size)), jnp.array(setup.sizes))
 
 
-def _side_by_side(function: Callable, inputs: Any) -> Any:
-    """Map a function over the first axis of its inputs. With `vmap`, a single one would take up to twice as long."""
-    alone = jax.tree.leaves(inputs)[0].shape[0] == 1
-    return jax.lax.map(function, inputs) if alone else jax.vmap(function)(inputs)
+def _map(function: Callable, inputs: Any) -> Any:
+    """Map a function over the first axis of its inputs. Over a single one, `vmap` would take up to twice as long."""
+    if jax.tree.leaves(inputs)[0].shape[0] > 1:
+        return jax.vmap(function)(inputs)
+    result = function(jax.tree.map(lambda leaf: leaf[0], inputs))
+    return jax.tree.map(lambda leaf: leaf[None], result)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def train_dpo(
-    setup: Setup, config: dpo.Config, keys: Keys, experts: Policies, pairs: Train, reference: Array
+    setup: Setup, config: dpo.Config, keys: Keys, experts: Policies, pairs: Preferences, reference: Array
 ) -> Trained:
     """Train by DPO from pi2, on every size of dataset [P]."""
     ref_params = select(reference == 0, experts.pi1, experts.pi2)
@@ -126,7 +132,7 @@ class Bias(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="reward")(nothing)[..., 0]
 
 
-def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Train) -> training.Result:
+def fit_rewards(setup: Setup, config: reward_model.Config, keys: Keys, pairs: Preferences) -> training.Result:
     """Fit a reward model, an ensemble, or a bias alone, to every size of dataset [P]."""
     task = dataclasses.replace(setup.task, reward_network=Bias()) if setup.reward == "bias" else setup.task
 
@@ -162,7 +168,7 @@ def control_reward(setup: Setup, config: reward_model.Config, keys: Keys) -> tra
 
 
 def train_ppo(
-    setup: Setup, config: ppo.Config, keys: Keys, experts: Policies, fitted: Rewards, reference: Array
+    setup: Setup, config: ppo.Config, keys: Keys, experts: Policies, rewards: Network, reference: Array
 ) -> Trained:
     """Train by PPO from pi2, on every reward model [P]."""
     ref_params = select(reference == 0, experts.pi1, experts.pi2)
@@ -172,7 +178,7 @@ def train_ppo(
         result = ppo.train(setup.task, config, keys.train, experts.pi2, ref_params, reward_params, reward_fn)
         return Trained(**vars(result), reward_params=reward_params)
 
-    return _side_by_side(on_reward, fitted.params)
+    return _map(on_reward, rewards)
 
 
 def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Policies, reference: Array) -> Trained:
@@ -198,7 +204,7 @@ def _first(divergence: Divergence) -> Divergence:
 
 
 def learned_return(
-    setup: Setup, beta: Scalar, trained: Learned, reference: Network, trajectory: Trajectory
+    setup: Setup, beta: Scalar, trained: Networks, reference: Network, trajectory: Trajectory
 ) -> Float[Array, "*batch"]:
     """Return the reward model's return, or DPO's implicit one: beta times the log-ratio, or times its mean per step."""
     if trained.reward_params is not None:
@@ -207,7 +213,9 @@ def learned_return(
     return beta * (losses.per_step(log_ratio, 1.0 * trajectory.mask.sum(-1)) if setup.per_step else log_ratio)
 
 
-def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: Heldout, trained: Learned) -> Evaluation:
+def evaluate(
+    setup: Setup, beta: Scalar, keys: Keys, experts: Policies, heldout: Preferences, trained: Networks
+) -> Evaluation:
     """Play all policies from the same initial states, and measure the trained ones [R, P]."""
     runs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trained)
     policies = jax.tree.map(
@@ -216,9 +224,9 @@ def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: H
     played = jax.vmap(lambda policy: episodes(setup.task, policy, keys.evaluate, setup.eval_episodes))(policies)
     of_episodes = played.reward.sum(-1)
     returns, errors = of_episodes.mean(-1), of_episodes.std(-1) / setup.eval_episodes**0.5
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), pairs.heldout.chosen, pairs.heldout.rejected)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), heldout.chosen, heldout.rejected)
 
-    def measure(run: tuple[Learned, Array, Trajectory, Array, Array]) -> Measures:
+    def measure(run: tuple[Networks, Array, Trajectory, Array, Array]) -> Measures:
         trained, reference, episodes, true_return, error = run
         ref_params = select(reference == 0, experts.pi1, experts.pi2)
         learned = functools.partial(learned_return, setup, beta, trained, ref_params)
@@ -229,7 +237,7 @@ def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: H
             learned_return=own.mean(),
             kl=trajectory_kl(trained.params, ref_params, episodes).mean(),
             own_rank_correlation=ranking.rank_correlation(own, episodes.reward.sum(-1)),
-            quality=ranking.quality(chosen, rejected, pairs.heldout),
+            quality=ranking.quality(chosen, rejected, heldout),
         )
 
     references = jnp.repeat(jnp.array(setup.references, jnp.int32), len(setup.sizes))
@@ -243,7 +251,7 @@ def evaluate(setup: Setup, beta: Scalar, keys: Keys, experts: Policies, pairs: H
         expert_return_error=errors[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         measures=jax.tree.map(lambda leaf: leaf.reshape(shape), measures),
-        labels={name: getattr(ranking, name)(pairs.heldout) for name in LABELS},
+        labels={name: getattr(ranking, name)(heldout) for name in LABELS},
     )
 
 

@@ -153,10 +153,10 @@ def _start_batch(
     num_played = settings.num_heldout + (0 if people else max(settings.num_pairs))
     train_experts = functools.partial(functions.train_experts, task)
     experts = stage(settings.expert_stage, train_experts, settings.expert_config, lanes=8)
-    setup = functions.Setup(task, settings.num_pairs, settings.num_heldout, segment=settings.segment)
-    play = functools.partial(functions.play_pairs, setup, num_played)
-    pairs = stage("preferences", play, settings.annotator, experts.only(results.Policies), *people, lanes=4)
-    groups = [_train(settings, task, stage, sizes, experts, pairs, show) for sizes in settings.size_groups]
+    policies = results.Policies(experts.field("pi1"), experts.field("pi2"))
+    play = functools.partial(functions.play_pairs, task, num_played, settings.num_heldout, settings.segment)
+    pairs = stage("preferences", play, settings.annotator, policies, *people, lanes=4)
+    groups = [_train(settings, task, stage, sizes, policies, pairs, show) for sizes in settings.size_groups]
 
     def collect() -> Outcome:
         evaluation, largest = groups[0].evaluation.value, max(groups, key=lambda group: max(group.sizes))
@@ -187,13 +187,12 @@ class Group(NamedTuple):
 
 
 def _train(
-    settings: Settings, task: Task, stage: Callable, sizes: tuple[int, ...], experts: Lazy, pairs: Lazy, show: bool
+    settings: Settings, task: Task, stage: Callable, sizes: tuple[int, ...], policies: Any, pairs: Lazy, show: bool
 ) -> Group:
     """Define the stages from pairs to evaluation."""
     setup = functions.Setup(
         task=task,
         sizes=sizes,
-        num_heldout=settings.num_heldout,
         references=tuple(POLICIES.index(name) for name in settings.reference),
         eval_episodes=settings.eval_episodes,
         per_step=str(settings.dpo.loss).endswith("_per_step"),
@@ -208,7 +207,7 @@ def _train(
         return stage(f"{name}{detail}", functools.partial(function, setup), *args, **options)
 
     train = functools.partial(stage_of_sizes, settings.trainer, variants=np.array(setup.references, np.int32))
-    policies, train_pairs = experts.only(results.Policies), pairs.only(results.Train)
+    train_pairs = pairs.field("train")
     fitted, lanes = None, max(1, LANES // len(sizes))
     if settings.method == "dpo":
         trained = train(functions.train_dpo, settings.dpo, policies, train_pairs, lanes=lanes, optimise=True)
@@ -219,12 +218,13 @@ def _train(
             fitted = stage_of_sizes("reward model", functions.fit_rewards, config, train_pairs, **options)
         else:
             fitted = stage_of_sizes("reward model", functions.control_reward, settings.reward_model, lanes=4)
-        trained = train(functions.train_ppo, settings.ppo, policies, fitted.only(results.Rewards), lanes=8)
+        trained = train(functions.train_ppo, settings.ppo, policies, fitted.field("params"), lanes=8)
     else:
         trainers = (settings.dpo,) if settings.method == "online-dpo" else (settings.reward_model, settings.ppo)
         configs = settings.annotator, settings.online, *trainers
         trained = train(functions.train_online, configs, policies, lanes=1, optimise=True)
-    of_stages = policies, pairs.only(results.Heldout), trained.only(results.Learned)
+    learned = results.Networks(trained.field("params"), trained.field("reward_params"))
+    of_stages = policies, pairs.field("heldout"), learned
     evaluation = stage_of_sizes("evaluate", functions.evaluate, settings.dpo.beta, *of_stages, lanes=4)
     return Group(sizes, trained, fitted, evaluation)
 

@@ -1,4 +1,4 @@
-"""What the stages return, and the parts of it that later stages take: a `NamedTuple` each, for `Lazy.only`."""
+"""What the stages return, and what they take together."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxpref.types import Preferences, Trajectory
 
 
 class Policies(NamedTuple):
-    """The policies of `experts.Result`."""
+    """Fields of `experts.Result`."""
 
     pi1: Network
     pi2: Network
@@ -25,26 +25,8 @@ class Pairs(NamedTuple):
     heldout: Preferences
 
 
-class Train(NamedTuple):
-    """Of `Pairs`."""
-
-    train: Preferences
-
-
-class Heldout(NamedTuple):
-    """Of `Pairs`."""
-
-    heldout: Preferences
-
-
-class Rewards(NamedTuple):
-    """The reward models [P] of `training.Result`."""
-
-    params: Network
-
-
-class Learned(NamedTuple):
-    """The networks [R, P] of `Trained`."""
+class Networks(NamedTuple):
+    """Fields of `Trained`: the policies [R, P] and their reward models."""
 
     params: Network
     reward_params: Network | None
