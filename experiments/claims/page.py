@@ -147,6 +147,7 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
         for policy, line in (("pi2", ":"), ("pi1", "--")):
             axes.axvline(entries[policy]["iqm"], color=plots.GREY, linestyle=line, linewidth=1.0, zorder=0)
         axes.set(title=LABELS[task], xlabel="true return")
+        axes.locator_params(axis="x", nbins=6)
     return finish(figure, f"{claim.title} IQM over seeds with 95 % interval; dotted: pi2, dashed: pi1")
 
 
