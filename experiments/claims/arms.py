@@ -59,7 +59,7 @@ PARTS: dict[str, dict[str, Any]] = {
     # Each beta is the best of three on CartPole and Acrobot, on other seeds (700 to 719), one for all tasks.
     "-conservative": {"dpo": {"loss": "conservative", "beta": 0.1}},
     "-sigmoid": {"dpo": {"loss": "sigmoid", "beta": 0.1}},
-    "-robust": {"dpo": {"loss": "robust", "beta": 0.1, "label_smoothing": 0.2}},  # of -mistakes-20%
+    "-robust": {"dpo": {"loss": "robust", "beta": 0.1, "label_smoothing": 0.2}},  # the share of mistakes
     "-hinge": {"dpo": {"loss": "hinge", "beta": 0.1}},
     "-ipo": {"dpo": {"loss": "ipo", "beta": 0.02}},
     "-sigmoid_per_step": {"dpo": {"loss": "sigmoid_per_step", "beta": 30.0}},
@@ -69,7 +69,7 @@ PARTS: dict[str, dict[str, Any]] = {
 TEMPERATURES = {"cartpole-fixed": 20.0, "pendulum": 160.0}
 """Of the hesitant annotator: a tenth of the range of returns."""
 EQUAL_KL = {"cartpole": 0.045, "acrobot": 0.45, "cartpole-fixed": 0.04, "acrobot-fixed": 0.015, "pendulum": 0.1}
-"""PPO's kl_coef with which its KL is DPO's with 200 pairs, found on other seeds (700 to 719)."""
+"""PPO's kl_coef with which its KL is near DPO's with 200 pairs: found on seeds 700 to 719, with an earlier PPO."""
 
 
 Job = tuple[str, Settings]  # settings with a title

@@ -1,7 +1,7 @@
 """The stages of the pipeline, each a pure function of one seed. P is the number of dataset sizes of a program.
 
 A stage takes only those fields of other stages' results that it reads. So its program does not depend on the others,
-such as the number of metrics.
+such as metrics.
 """
 
 import dataclasses
@@ -15,15 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.pipeline.results import (
-    LABELS,
-    Evaluation,
-    Measures,
-    Networks,
-    Pairs,
-    Policies,
-    Trained,
-)
+from experiments.pipeline.results import LABELS, Evaluation, Measures, Networks, Pairs, Policies, Trained
 from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model, training
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
