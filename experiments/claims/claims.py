@@ -177,8 +177,7 @@ CLAIMS: dict[ClaimName, Claim] = {
     "online": Claim(
         "Offline or online?",
         "Online, the policy in training plays the pairs: five rounds of 40 questions, against 200 offline about pi1 "
-        "and pi2. Online RLHF fits three reward models in each round, and asks about a random quarter of the pairs "
-        "that it plays. Online is expected to be no worse than offline.",
+        "and pi2. Online RLHF fits three reward models in each round. Online is expected to be no worse than offline.",
         DETAILS,
         "pi2 pi1 dpo online-dpo rlhf online-rlhf",
         "online-{dpo|rlhf} above pi2, online-dpo not below dpo, online-rlhf not below rlhf",

@@ -65,27 +65,34 @@ SMOOTHED = ("loss", "margin", "accuracy")
 
 def draw_all(outcome: Outcome, summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every figure into `folder`; return their paths."""
-    sizes, known = summary["config"]["num_pairs"], functools.partial(sound, summary["diverged"], summary["seeds"])
-    colours = zip(sizes, itertools.cycle(plots.COLOURS), strict=False)
-    lines = {size: (f"{size} pair{'s' if size > 1 else ''}", colour) for size, colour in colours}
-    trained: Columns = {}
-    for row in outcome.rows:
-        training = row.metrics, known(row.reference, row.num_pairs), *lines[row.num_pairs]
-        trained.setdefault(f"reference {row.reference}", []).append(training)
-    models = zip(sizes, outcome.reward_models, strict=False)
-    fitted = [(model.metrics, known(None, size), *lines[size]) for size, model in models if model.metrics is not None]
+    policies, reward_models = columns_of(outcome, summary)
     num_seeds, last = len(summary["seeds"]), "margins" if summary["method"].endswith("dpo") else "kl"
     seeds, band = (f"{num_seeds} seeds", ", mean and 10-90 % of seeds") if num_seeds > 1 else ("one seed", "")
     interval = {1: "", 2: " with the range"}.get(num_seeds, " with 95 % interval")
     with style():
-        figures = {"policies": (draw_policies(summary, trained), f"points are seeds, diamonds IQM{interval}")}
+        figures = {"policies": (draw_policies(summary, policies), f"points are seeds, diamonds IQM{interval}")}
         for name in ("returns", "loss", last):
             text, fields = CURVES[name]
-            columns = {"reward model": fitted} | trained if name == "loss" and fitted else trained
+            columns = reward_models | policies if name == "loss" else policies
             figures[name] = draw_curves(outcome, summary, columns, fields), text + band
         for name, (figure, text) in figures.items():
             save(finish(figure, f"{title(summary)}, {seeds}: {text}"), folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
+
+
+def columns_of(outcome: Outcome, summary: dict[str, Any]) -> tuple[Columns, Columns]:
+    """Return the columns of the policies, one for each reference, and that of the reward models, if any were fitted."""
+    sizes, colours = summary["config"]["num_pairs"], itertools.cycle(plots.COLOURS)
+    lines = {size: (f"{size} pair{'s' if size > 1 else ''}", next(colours)) for size in sizes}
+    known = functools.partial(sound, summary["diverged"], summary["seeds"])
+    policies, reward_models = Columns(), Columns()
+    for row in outcome.rows:
+        training = row.metrics, known(row.reference, row.num_pairs), *lines[row.num_pairs]
+        policies.setdefault(f"reference {row.reference}", []).append(training)
+    for size, model in zip(sizes, outcome.reward_models, strict=False):  # without reward models for DPO
+        if model.metrics is not None:
+            reward_models.setdefault("reward model", []).append((model.metrics, known(None, size), *lines[size]))
+    return policies, reward_models
 
 
 def draw_policies(summary: dict[str, Any], columns: Columns) -> Figure:
