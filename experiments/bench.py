@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import START
 from experiments.benchmarks import against_imitation, library, peer, timing
-from experiments.benchmarks.timing import Row, Settings
+from experiments.benchmarks.timing import Bench, Row
 from experiments.harness import cli, devices, folder
 from experiments.harness.errors import exit_codes
 from experiments.reporting import summary
@@ -31,7 +31,7 @@ SECTIONS = {
 }
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Bench, console: Console) -> None:
     """Measure, print, compare with an earlier result, write."""
     last = settings.out / "summary.json"
     before = timing.earlier(settings.against or last) if settings.against or last.exists() else {}
@@ -54,6 +54,6 @@ def run(settings: Settings, console: Console) -> None:
 
 if __name__ == "__main__":
     with exit_codes("interrupted: the same command starts from the beginning"):
-        chosen = cli.read(Settings, sys.argv[1:], "bench", __doc__ or "")
+        chosen = cli.read(Bench, sys.argv[1:], "bench", __doc__ or "")
         with folder.locked(chosen.out):
             run(chosen, Console())

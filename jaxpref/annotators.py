@@ -1,8 +1,7 @@
 """Label pairs: pure functions of a random key and both trajectories.
 
 An annotator may look at all of a trajectory: what was observed, done and rewarded. Those of this module look at the
-true rewards. A `teacher` has all habits below at once. Each habit is one number, so that `vmap` can sweep it. The other
-annotators are teachers with one habit.
+true rewards. A `teacher` has all habits of `Config` at once. Each habit is one number, so that `vmap` can sweep it.
 """
 
 import functools
@@ -118,29 +117,3 @@ def bradley_terry(key: Key[Array, ""], first: Trajectory, second: Trajectory, te
 def noiseless(key: Key[Array, ""], first: Trajectory, second: Trajectory) -> Label:
     """Prefer the higher return; toss a coin between equal ones."""
     return teacher(key, first, second, Config(temperature=0.0))
-
-
-def mistaken(key: Key[Array, ""], first: Trajectory, second: Trajectory, mistake_prob: Scalar = 0.1) -> Label:
-    """Prefer the higher return, and give the opposite answer with probability `mistake_prob`."""
-    return teacher(key, first, second, Config(temperature=0.0, mistake_prob=mistake_prob))
-
-
-def undecided(
-    key: Key[Array, ""], first: Trajectory, second: Trajectory, threshold: Scalar, return_range: Range = (0.0, 1.0)
-) -> Label:
-    """Prefer the higher return; call returns equal that differ by less than `threshold` times the range."""
-    return teacher(key, first, second, Config(temperature=0.0, tie_threshold=threshold), return_range)
-
-
-def skipping(
-    key: Key[Array, ""], first: Trajectory, second: Trajectory, threshold: Scalar, return_range: Range = (0.0, 1.0)
-) -> Label:
-    """Prefer the higher return; skip a pair if neither return reaches this share of the range, from its lower end."""
-    return teacher(key, first, second, Config(temperature=0.0, skip_threshold=threshold), return_range)
-
-
-def myopic(
-    key: Key[Array, ""], first: Trajectory, second: Trajectory, discount: Scalar = 0.9, temperature: Scalar = 1.0
-) -> Label:
-    """Prefer as `bradley_terry` does, on returns that are discounted from the first step."""
-    return teacher(key, first, second, Config(temperature=temperature, discount=discount))

@@ -52,14 +52,9 @@ class PairLogProbs:
     rejected_steps: PerPair
     target: PerPair
 
-    @property
-    def logps(self) -> tuple[PerPair, PerPair, PerPair, PerPair]:
-        """The four log-probabilities, in the order in which `losses` takes them."""
-        return self.chosen_logp, self.rejected_logp, self.ref_chosen_logp, self.ref_rejected_logp
-
     def margin(self) -> PerPair:
         """Compute `losses.margin` of each pair."""
-        return losses.margin(*self.logps)
+        return losses.margin(self.chosen_logp, self.rejected_logp, self.ref_chosen_logp, self.ref_rejected_logp)
 
     def chosen_nll(self) -> PerPair:
         """Compute minus the mean log-ratio of a chosen step: its negative log-likelihood, 0 for the reference.

@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpref import ppo
-from jaxpref.checks import check_config, check_key, check_kind
+from jaxpref.checks import check_config, check_key
 from jaxpref.experts import Result, shaped_reward, train_to_targets
 from jaxpref.fast.keys import fast_key
 from jaxpref.networks import Network, check_policy, init_policy
@@ -70,7 +70,6 @@ def train(task: Task, config: ppo.Config, key: Key[Array, ""], init_params: Netw
 
     init_params:  the first policy; None: a fresh, almost uniform one.
     """
-    check_kind(task, Task, "task")
     check_config(config, ppo.Config)
     check_key(key)
     key_init, key_stream, key_train = jax.random.split(fast_key(key), 3)

@@ -93,44 +93,29 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
     return 50 * (jnp.sin(3 * position) + 600 * velocity**2)
 
 
-def _deterministic(horizon: int | None = None) -> dict[str, Any]:
-    return {"horizon": horizon, "stochastic": False}
-
-
-def _mountain_car_continuous(horizon: int = 999) -> dict[str, Any]:
-    # A car that never finds the flag learns nothing from the reward, or not to move: experts need the potential.
-    shaping = {"observe": mountain_car_observe, "potential": mountain_car_energy, "shape_reward": True}
-    return _deterministic(horizon) | shaping
-
-
-def _mountain_car(horizon: int = 200) -> dict[str, Any]:
-    return _mountain_car_continuous(horizon) | {"return_range": (-float(horizon), 0.0)}
-
-
-def _catch(horizon: int = 9) -> dict[str, Any]:
-    # The ball falls nine rows, whatever the time limit.
-    return {"horizon": horizon, "return_range": (-1.0, 1.0)}
-
-
-def _minatar(horizon: int = 200) -> dict[str, Any]:
-    # Datasets hold whole episodes of images: with their own limit of 1000 steps they would need five times the memory.
-    return {"horizon": horizon}
-
-
 def _with_targets(pi1_target: float, pi2_target: float, **fields: Any) -> Callable[..., dict[str, Any]]:
     # Found once, so that all seeds have the same ones. At another horizon they would mean something else.
     targets = {"pi1_target": pi1_target, "pi2_target": pi2_target}
     return lambda horizon=100: {"horizon": horizon} | fields | (targets if horizon == 100 else {})
 
 
+_MOUNTAIN_CAR: dict[str, Any] = {
+    "stochastic": False,
+    "observe": mountain_car_observe,
+    # A car that never finds the flag learns nothing from the reward, or not to move: experts need the potential.
+    "potential": mountain_car_energy,
+    "shape_reward": True,
+}
 KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
-    "MountainCar-v0": _mountain_car,
-    "MountainCarContinuous-v0": _mountain_car_continuous,
-    **dict.fromkeys(("Pendulum-v1", "Swimmer-misc"), _deterministic),
+    "MountainCar-v0": lambda horizon=200: _MOUNTAIN_CAR | {"horizon": horizon, "return_range": (-float(horizon), 0.0)},
+    "MountainCarContinuous-v0": lambda horizon=999: _MOUNTAIN_CAR | {"horizon": horizon},
+    **dict.fromkeys(("Pendulum-v1", "Swimmer-misc"), lambda horizon=None: {"horizon": horizon, "stochastic": False}),
     "Reacher-misc": _with_targets(48.0, 30.0, stochastic=False),
     "PointRobot-misc": _with_targets(4.0, 2.5),
-    "Catch-bsuite": _catch,
-    **{name: _minatar for name in GYMNAX if name.endswith("-MinAtar")},
+    # The ball falls nine rows, whatever the time limit.
+    "Catch-bsuite": lambda horizon=9: {"horizon": horizon, "return_range": (-1.0, 1.0)},
+    # Datasets hold whole episodes of images: with their own limit of 1000 steps they would need five times the memory.
+    **{name: lambda horizon=200: {"horizon": horizon} for name in GYMNAX if name.endswith("-MinAtar")},
 }
 """Fields of `Task` that gymnax's environments do not have themselves, as functions of the horizon."""
 

@@ -202,8 +202,7 @@ def choose(
     """Choose `num_chosen` of N candidates, as indices: a `share` of them, rounded, are the most interesting ones, and
     the others are drawn at random.
     """
-    by_interest, num_best = jnp.argsort(-interest), jnp.round(share * num_chosen)
-    rank = jnp.zeros(interest.shape).at[by_interest].set(jnp.arange(interest.shape[0]))
+    rank, num_best = jnp.argsort(jnp.argsort(-interest)), jnp.round(share * num_chosen)
     # Smaller comes first: the best have their rank minus N, below zero; the others a random number from 0 to 1.
     order = jnp.where(rank < num_best, rank - interest.shape[0], jax.random.uniform(key, interest.shape))
     return jnp.argsort(order)[:num_chosen]

@@ -5,7 +5,7 @@ from flax import struct
 from jaxtyping import Array, Key
 
 from jaxpref import ppo, reward_model, training
-from jaxpref.checks import check_config, check_count, check_key
+from jaxpref.checks import check_config, check_key
 from jaxpref.networks import Network
 from jaxpref.tasks import Task
 from jaxpref.types import Preferences
@@ -33,10 +33,8 @@ def train(
     More than one member is an ensemble, `reward_model.train_ensemble`. Under `jit`, `num_members` is static.
     The keys are `key_reward, key_ppo = jax.random.split(key)`.
     """
-    check_config(reward_config, reward_model.Config, "reward_config")
     check_config(ppo_config, ppo.Config, "ppo_config")
     check_key(key)
-    check_count(num_members, "num_members")
     key_reward, key_ppo = jax.random.split(key)
     if num_members == 1:
         reward = reward_model.train(task, reward_config, key_reward, preferences)

@@ -93,12 +93,6 @@ PRESETS = {
     annotators.bradley_terry: Config(),
     functools.partial(annotators.bradley_terry, temperature=3.0): Config(temperature=3.0),
     annotators.noiseless: Config(temperature=0.0),
-    annotators.mistaken: Config(temperature=0.0, mistake_prob=0.1),
-    functools.partial(annotators.mistaken, mistake_prob=0.4): Config(temperature=0.0, mistake_prob=0.4),
-    functools.partial(annotators.undecided, threshold=0.125, return_range=RANGE): Config(0.0, tie_threshold=0.125),
-    functools.partial(annotators.skipping, threshold=0.25, return_range=RANGE): Config(0.0, skip_threshold=0.25),
-    annotators.myopic: Config(discount=0.9),
-    functools.partial(annotators.myopic, discount=0.5, temperature=3.0): Config(temperature=3.0, discount=0.5),
 }
 
 

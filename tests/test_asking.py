@@ -494,12 +494,12 @@ def test_kappa_of_published_examples():
 )
 def test_alpha_of_published_examples(ratings, alpha):
     """Krippendorff, 2011, "Computing Krippendorff's Alpha-Reliability", examples A, B and C; "*" is "not asked"."""
-    table = [[None if each == "*" else each for each in row] for row in ratings]
-    assert quality.krippendorffs_alpha([*zip(*table, strict=True)]) == pytest.approx(alpha, abs=5e-4)
+    items = [[each for each in item if each != "*"] for item in zip(*ratings, strict=True)]
+    assert quality.krippendorffs_alpha(items) == pytest.approx(alpha, abs=5e-4)
 
 
 def answer_of(pair, choice, repeat=False, **note):
-    return (pair, repeat), answers.Answer(pair, choice, note)
+    return (pair, repeat), answers.Answer(choice, note)
 
 
 def described(given, gaps, checks=0.0):

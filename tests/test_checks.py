@@ -97,7 +97,9 @@ def online_rlhf(num_pairs=12, segment=None, **changes):
 
 label = functools.partial(preferences.label_pairs, KEY, PAIRS.chosen, PAIRS.rejected)
 SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), POLICY)
-REVERSED = functools.partial(annotators.undecided, threshold=0.1, return_range=(5.0, 1.0))
+TIES = annotators.Config(0.0, tie_threshold=0.1)
+REVERSED = functools.partial(annotators.teacher, config=TIES, return_range=(5.0, 1.0))
+MYOPIC = functools.partial(annotators.teacher, config=annotators.Config(discount=-0.5))
 REFUSED = [
     (lambda: evaluate(LEVER, POLICY, jax.random.PRNGKey(0), 2), "key must be a typed key.*uint32"),
     (lambda: evaluate(LEVER, POLICY, keys(1, 2), 2), r"key must be one key, got \[2\]"),
@@ -153,7 +155,7 @@ REFUSED = [
     (lambda: train_reinforce(score_shaping="maybe"), "score_shaping must be True or False, got 'maybe'"),
     (lambda: train_reinforce(shape_reward=True), "the task's potential, and task lever has none"),
     (lambda: train_reinforce(baseline="handmade"), "the task's baseline, and task lever has none"),
-    (lambda: label(functools.partial(annotators.myopic, discount=-0.5)), r"annotators\.Config: discount .* got -0.5"),
+    (lambda: label(MYOPIC), r"annotators\.Config: discount .* got -0.5"),
     (lambda: experts_by_ppo(init_params=CARTPOLE), "init_params, of module ActorCritic, does not fit task lever"),
     (lambda: experts_by_ppo(config={}), r"config must be a ppo\.Config, got a dict"),
     (lambda: experts_by_ppo(LEVER.replace(shape_reward=True)), "the task's potential, and task lever has none"),

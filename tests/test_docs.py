@@ -215,6 +215,10 @@ def test_a_missing_docstring_is_found(tmp_path):
     assert list(docstrings.undocumented(package)) == ["house.Config.untold", "house.public"]
 
 
+def test_everything_public_has_a_docstring():
+    assert list(docstrings.undocumented(PACKAGE)) == []
+
+
 def test_lines_of_a_docstring_that_name_fields_become_a_section():
     function = PACKAGE["gymnax_tasks.from_gymnax"]
     text = "Do.\n\nenv:      first,\n    and more.\nname, horizon:  both.\n\nNote: not a field."

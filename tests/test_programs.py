@@ -110,7 +110,7 @@ def test_an_interruption_while_modules_load_is_one_line():
 def test_the_peers_environment_is_named_where_it_is_missing(monkeypatch, module, target):
     monkeypatch.setattr(module, "PYTHON", Path("no such python"))
     with pytest.raises(UsageError, match=rf"no such python is missing, .*: make {target} makes it"):
-        module.measure(timing.Settings())
+        module.measure(timing.Bench())
 
 
 def test_the_other_sides_seeds_are_shared_by_two_processes_and_make_one_row(monkeypatch, tmp_path):
@@ -205,7 +205,7 @@ def test_cold_runs_have_an_empty_folder_and_warm_ones_find_their_programs(monkey
         return {"timing": {"total_s": next(seconds)}}
 
     monkeypatch.setattr(library, "run_program", run_program)
-    rows = library.measure_experiments(timing.Settings())
+    rows = library.measure_experiments(timing.Bench())
     assert rows == [{"experiment": "cartpole_dpo", "cold_s": 10.0, "warm_s": 4.0, "ratio": 2.5}]
     assert found == [0, 1] * 3
 
@@ -216,4 +216,4 @@ def test_memory_is_compared_with_the_first_number_of_seeds(monkeypatch):
         return {"peak_memory_gib": 0.5 if "15" in words and "47" not in words else 0.75}
 
     monkeypatch.setattr(library, "run_program", run_program)
-    assert [row["ratio"] for row in library.measure_memory(timing.Settings())] == [1.0, 1.5]
+    assert [row["ratio"] for row in library.measure_memory(timing.Bench())] == [1.0, 1.5]

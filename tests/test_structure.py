@@ -153,22 +153,6 @@ def test_words_are_plain():
         assert not re.search(r"\b(astray|told|but for|of one's own)\b", path.read_text(), re.IGNORECASE), path
 
 
-def undocumented(body, prefix):
-    """Names of public functions, classes and methods without a docstring."""
-    missing = []
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            missing += [] if ast.get_docstring(node) else [f"{prefix}.{node.name}"]
-            missing += undocumented(node.body, f"{prefix}.{node.name}") if isinstance(node, ast.ClassDef) else []
-    return missing
-
-
-def test_every_module_and_every_public_function_and_class_of_the_library_has_a_docstring():
-    trees = {name: ast.parse(path.read_text()) for name, path in LIBRARY.items()}
-    missing = [name for name, tree in trees.items() if not ast.get_docstring(tree)]
-    assert missing + [each for name, tree in trees.items() for each in undocumented(tree.body, name)] == []
-
-
 CONTRACT = {
     "Trajectory": "obs action reward next_obs mask",
     "Preferences": "chosen rejected weight prob",

@@ -37,7 +37,6 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """An answer that counts. `note` has its time, seconds, sides, person and page."""
 
-    pair: int
     choice: str
     note: dict[str, Any]
 
@@ -85,7 +84,7 @@ def _apply(answers: dict[QuestionKey, Answer], entry: dict[str, Any]) -> None:
         key = entry["pair"], bool(note.get("repeat"))
         answers.pop(key, None)  # a new answer is the last one, also in the order
         if not note.get("undo"):
-            answers[key] = Answer(entry["pair"], entry["choice"], note)
+            answers[key] = Answer(entry["choice"], note)
 
 
 def read_and_repair(labels: Path) -> list[bytes]:

@@ -50,10 +50,9 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     return float((observed - chance) / (1 - chance))
 
 
-def krippendorffs_alpha(items: Sequence[Sequence[str | None]]) -> float:
-    """Compute Krippendorff's alpha of nominal ratings [items][annotators], None if not asked. NaN without variation."""
-    asked = [[choice for choice in item if choice is not None] for item in items]
-    rated = [item for item in asked if len(item) > 1]
+def krippendorffs_alpha(items: Sequence[Sequence[str]]) -> float:
+    """Compute Krippendorff's alpha of the nominal ratings of each item. NaN without variation."""
+    rated = [item for item in items if len(item) > 1]
     kinds = sorted({choice for item in rated for choice in item})
     if len(kinds) < 2:
         return float("nan")
@@ -68,8 +67,7 @@ def describe(task: Task, files: Sequence[tuple[Path, Path]], checks: float, poli
     for pairs, labels in files:
         parts.append(store.load_labels(labels, pairs))  # it names a line that is no answer
         for (pair, repeat), answer in read_answers(labels.read_bytes().splitlines()).items():
-            pair += len(gaps)
-            answers[pair, repeat] = answer._replace(pair=pair)
+            answers[len(gaps) + pair, repeat] = answer
         first, second = store.load_pairs(pairs)
         gaps = np.append(gaps, true_return(first) - true_return(second))
     preferences = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -83,19 +81,19 @@ def report(answers: dict[QuestionKey, Answer], gaps: np.ndarray, checks: float) 
     checks:  share of the pairs, those with the largest gaps, whose answer is clear.
     """
     every, gaps = list(answers.values()), np.nan_to_num(gaps)
-    pairs, people = {each.pair for each in every}, sorted({_person(each) for each in every})
+    pairs, people = {pair for pair, _ in answers}, sorted({_person(each) for each in every})
     own = _same_person_twice(answers)
-    for_a_side = [each for each in every if each.choice in ("first", "second")]
-    left = [each.choice == each.note["left"] for each in for_a_side if "left" in each.note]
+    for_a_side = {key: each for key, each in answers.items() if each.choice in ("first", "second")}
+    left = [each.choice == each.note["left"] for each in for_a_side.values() if "left" in each.note]
     largest = np.argsort(-np.abs(gaps), kind="stable")[: round(checks * len(gaps))].tolist()
     better = {pair: "first" if gaps[pair] > 0 else "second" for pair in largest if gaps[pair] != 0}
-    missed = [each.choice != better[each.pair] for each in for_a_side if each.pair in better]
+    missed = [each.choice != better[pair] for (pair, _), each in for_a_side.items() if pair in better]
     seconds = [each.note["seconds"] for each in every if isinstance(each.note.get("seconds"), int | float)]
     return [
         Measure("answers", len(every), f"pairs: {len(pairs)}; people: {', '.join(people) or 'none'}"),
         _share("the same again", [one == again for one, again in own], "pairs that came again, sides exchanged"),
         _number("Cohen's kappa, with oneself", cohens_kappa(own)),
-        _number("Krippendorff's alpha, between people", krippendorffs_alpha(_by_pair(every))),
+        _number("Krippendorff's alpha, between people", krippendorffs_alpha(_by_pair(answers))),
         _share("left side", left, "answers for a side"),
         _share("checks missed", missed, "clear pairs"),
         _share(f"faster than {TOO_FAST_S} s", [each < TOO_FAST_S for each in seconds], "answers"),
@@ -118,12 +116,12 @@ def _same_person_twice(answers: dict[QuestionKey, Answer]) -> list[tuple[str, st
     return own
 
 
-def _by_pair(every: list[Answer]) -> list[list[str]]:
+def _by_pair(answers: dict[QuestionKey, Answer]) -> list[list[str]]:
     """Return the choices about each pair: each person's last one that is no skip."""
     choices: dict[int, dict[str, str]] = {}
-    for each in every:
+    for (pair, _), each in answers.items():
         if each.choice != "skip":
-            choices.setdefault(each.pair, {})[_person(each)] = each.choice
+            choices.setdefault(pair, {})[_person(each)] = each.choice
     return [list(of_pair.values()) for of_pair in choices.values()]
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.timing import Row, Settings
+from experiments.benchmarks.timing import Bench, Row
 from experiments.harness.devices import num_cores, over_runs, padded_size
 from experiments.harness.errors import UsageError
 from experiments.harness.memo import Memo
@@ -99,7 +99,7 @@ def from_random(name: str) -> Row:
     return row(name, "online RLHF", "random", returns, env_steps, time.process_time() - begin)
 
 
-def measure(settings: Settings) -> list[Row]:
+def measure(settings: Bench) -> list[Row]:
     """RLHF with 200 answers on clips of 100 steps, and imitation's. pi2 comes from experts on the true reward.
 
     s_per_seed are seconds of one core, with experts, compilation and evaluation. env_steps are of a seed, with the

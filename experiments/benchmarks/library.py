@@ -17,7 +17,7 @@ import jax
 
 import jaxpref
 from experiments import ROOT
-from experiments.benchmarks.timing import Row, Settings, in_turns, short_run, timed
+from experiments.benchmarks.timing import Bench, Row, in_turns, short_run, timed
 from experiments.harness.devices import over_runs
 from experiments.harness.memo import FOLDER, Memo
 from experiments.harness.stages import Stages
@@ -37,7 +37,7 @@ def device_counts() -> list[int]:
     return sorted({1, jax.local_device_count()})
 
 
-def measure_rollouts(settings: Settings) -> list[Row]:
+def measure_rollouts(settings: Bench) -> list[Row]:
     """Whole episodes of an expert: `jaxpref.evaluate`, on one device and on all, against gymnax's `RolloutWrapper`."""
     rows = []
     for name in jaxpref.TASKS:
@@ -71,13 +71,13 @@ def gymnax_returns(task: Task, policy: Network, keys: jax.Array) -> jax.Array:
     return rollout.batch_rollout(keys, policy)[-1]
 
 
-def measure_trainers(settings: Settings) -> list[Row]:
+def measure_trainers(settings: Bench) -> list[Row]:
     """Each trainer, cut short, on more and more seeds: CartPole, 200 pairs. Ratios are of seeds per second."""
     num_devices = jax.local_device_count()
     return compare_trainers([(number, min(number, num_devices)) for number in settings.num_seeds], settings.repeats)
 
 
-def measure_devices(settings: Settings) -> list[Row]:
+def measure_devices(settings: Bench) -> list[Row]:
     """The same trainers, and all stages of CartPole-DPO, on one device and on all. Ratios are of seeds per second."""
     return compare_trainers([(max(settings.num_seeds), number) for number in device_counts()], settings.repeats)
 
@@ -120,7 +120,7 @@ def run_program(module: str, *flags: str, programs: Any = FOLDER) -> Row:
         return store.load_json(f"{folder}/results/summary.json")
 
 
-def measure_experiments(settings: Settings) -> list[Row]:
+def measure_experiments(settings: Bench) -> list[Row]:
     """Experiments from the command line: without compiled programs, and once more with them, in turns."""
     rows = []
     for module in settings.experiments:
@@ -133,7 +133,7 @@ def measure_experiments(settings: Settings) -> list[Row]:
     return rows
 
 
-def measure_memory(settings: Settings) -> list[Row]:
+def measure_memory(settings: Bench) -> list[Row]:
     """Peak memory of a process that runs its seeds in batches of 16: CartPole, DPO, 200 pairs, cut short.
 
     The ratio compares with the first number of seeds.

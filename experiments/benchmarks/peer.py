@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.timing import Row, Settings, in_turns, timed
+from experiments.benchmarks.timing import Bench, Row, in_turns, timed
 from experiments.harness.devices import over_runs, padded_size
 from experiments.harness.errors import UsageError
 from jaxpref import networks, ppo, rollout, tasks
@@ -80,7 +80,7 @@ def ask(peer: subprocess.Popen) -> str:
     return peer.stdout.readline() if peer.stdout else ""
 
 
-def measure(settings: Settings) -> list[Row]:
+def measure(settings: Bench) -> list[Row]:
     """PPO on CartPole and rejax's, at the same settings, in turns. jaxpref's has a learned reward and a reference."""
     if not PYTHON.exists():
         raise UsageError(f"{PYTHON} is missing, the Python of rejax's environment: make bench-peer makes it")

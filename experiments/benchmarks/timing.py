@@ -11,8 +11,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.harness.errors import UsageError
-from experiments.pipeline import settings as pipeline
-from experiments.pipeline.settings import Method, default_settings
+from experiments.pipeline.settings import Method, Settings, default_settings
 from jaxpref import dpo, ppo, reward_model
 from jaxpref.checks import setting
 from jaxpref.files import store
@@ -23,7 +22,7 @@ Section = Literal["rollouts", "trainers", "experiments", "memory", "devices", "p
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Bench:
     """What is measured."""
 
     sections: tuple[Section, ...] = ("rollouts", "trainers", "experiments", "memory", "devices")
@@ -38,7 +37,7 @@ class Settings:
     out: Path = Path("results/bench")  # Folder for summary.json; the one before it becomes previous.json.
 
 
-def short_run(method: Method, num_seeds: int) -> pipeline.Settings:
+def short_run(method: Method, num_seeds: int) -> Settings:
     """Return CartPole with 200 pairs and reference pi2. What learns from the pairs has 20 % of the usual updates."""
     changes: Any = {"seeds": tuple(range(num_seeds)), "num_pairs": (200,), "reference": ("pi2",)}
     rlhf = {"reward_model": reward_model.Config(num_updates=40), "ppo": ppo.Config(num_updates=12)}

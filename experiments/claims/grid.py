@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from experiments.claims.arms import Job, Run, numbers
 from experiments.pipeline.settings import StudyTask, default_settings
 from experiments.reporting.figures import finish, panels, save, style
-from experiments.reporting.summary import LABELS, over_seeds, versions
+from experiments.reporting.summary import LABELS, versions
 from jaxpref import annotators, tasks
-from jaxpref.analysis import plots
+from jaxpref.analysis import plots, statistics
 from jaxpref.checks import setting
 
 Trainer = Literal["dpo", "rlhf"]
@@ -66,7 +66,12 @@ def run_grid(sweep: Sweep, task: StudyTask, method: Trainer, run: Run) -> dict[s
 
 def iqm_of_known(values: np.ndarray) -> np.ndarray:
     """Return the IQM of [S, ...] over the seeds that are not NaN; NaN where all are."""
-    return np.apply_along_axis(lambda cell: np.float64(over_seeds(cell)["iqm"]), 0, values)
+
+    def iqm(cell: np.ndarray) -> float:
+        known = cell[~np.isnan(cell)]
+        return statistics.iqm(known) if known.size else np.nan
+
+    return np.apply_along_axis(iqm, 0, values)
 
 
 def findings(summary: dict[str, Any]) -> tuple[str, str | None]:

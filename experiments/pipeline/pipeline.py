@@ -168,7 +168,7 @@ def _start_batch(
             rows=rows_of(settings, groups),
             reward_models=[_at(each.fitted.value, p) for each in groups if each.fitted for p in range(len(each.sizes))],
             labels=evaluation.labels,
-            pairs=jax.tree.map(_join, pairs.value.train, pairs.value.heldout) if settings.save_preferences else None,
+            pairs=jax.tree.map(lambda *x: np.concatenate(x, 1), *pairs.value) if settings.save_preferences else None,
             shown=jax.tree.map(lambda leaf: leaf[:1], largest.evaluation.value.shown),
         )
         _log(settings, outcome, stages.progress)
@@ -239,10 +239,6 @@ def rows_of(settings: Settings, groups: list[Group]) -> list[Row]:
                 of_run = {name: getattr(run, name) for name in ("params", "metrics", "divergence")}
                 rows.append(Row(**vars(measures), **of_run, reference=reference, num_pairs=num_pairs))
     return rows
-
-
-def _join(train: np.ndarray, heldout: np.ndarray) -> np.ndarray:
-    return np.concatenate([train, heldout], axis=1)
 
 
 def _at(tree: Any, *index: int) -> Any:

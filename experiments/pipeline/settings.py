@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from flax.traverse_util import flatten_dict
+
 from jaxpref import annotators, dpo, expert_ppo, online, ppo, reinforce, reward_model
 from jaxpref.checks import setting
 
@@ -232,13 +234,9 @@ def from_config(config: dict[str, Any]) -> Settings:
     return dataclasses.replace(default, **values | {"out": Path(values["out"])})
 
 
-def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any) -> dict[str, Any]:
     """Return every setting by its flag, as in `dpo.learning-rate`."""
-    table: dict[str, Any] = {}
-    for name, value in vars(settings).items():
-        path = flag(prefix + name)
-        table |= flat(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value}
-    return table
+    return {flag(name): value for name, value in flatten_dict(dataclasses.asdict(settings), sep=".").items()}
 
 
 def changes(settings: Settings, default: Settings) -> dict[str, tuple[Any, Any]]:

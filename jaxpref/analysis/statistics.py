@@ -100,21 +100,10 @@ def explained_share(
 
 def probability_of_improvement(scores: Scores, baseline: Baseline) -> float:
     """Compute P(a run beats a run of the baseline), ties half, averaged over tasks: Mann-Whitney's U / (S * R)."""
-    return float(_wins(scores, baseline).mean())
-
-
-def improvement_interval(scores: Scores, baseline: Baseline, **options: Unpack[Bootstrap]) -> tuple[float, float]:
-    """Compute the bootstrap interval (low, high) of `probability_of_improvement`. Both sets are drawn separately."""
-    wins = _wins(scores, baseline)
-    num_tasks, num_runs, num_baseline = wins.shape
-
-    def probability(index: Sequence[np.ndarray]) -> Any:
-        # A run that is drawn twice wins twice: this needs no array [resamples, S, R].
-        counts, baseline_counts = _counts(index[:num_tasks]), _counts(index[num_tasks:])
-        return np.mean((counts @ wins * baseline_counts).sum(axis=-1), axis=0) / (num_runs * num_baseline)
-
-    low, high, _ = _bootstrap(probability, [num_runs] * num_tasks + [num_baseline] * num_tasks, **options)
-    return float(low), float(high)
+    scores, baseline = _by_task(scores), _by_task(baseline)
+    if len(scores) != len(baseline):
+        raise ValueError(f"scores are of {len(scores)} tasks, baseline of {len(baseline)}")
+    return float(_beats(scores[:, :, None], baseline[:, None, :]).mean())
 
 
 def paired_improvement(scores: Scores, baseline: Baseline) -> float:
@@ -135,7 +124,7 @@ def profile_band(scores: Scores, thresholds: Thresholds, **options: Unpack[Boots
     def profile(index: Sequence[np.ndarray]) -> Any:
         return (_counts(index) @ above).mean(axis=0).T / num_seeds
 
-    return _bootstrap(profile, [num_seeds] * num_tasks, **options)[:2]
+    return _bootstrap(profile, num_tasks, num_seeds, **options)[:2]
 
 
 def _estimate(
@@ -150,18 +139,19 @@ def _estimate(
         drawn = (np.concatenate([row[i] for row, i in zip(each, index, strict=True)], axis=1) for each in runs)
         return combine(*(statistic(each, axis=1) for each in drawn))
 
-    low, high, values = _bootstrap(of_resamples, [runs[0].shape[1]] * len(runs[0]), **options)
+    low, high, values = _bootstrap(of_resamples, *runs[0].shape, **options)
     return float(combine(*map(statistic, runs))), float(low), float(high), values
 
 
 def _bootstrap(
     statistic: Callable[[Sequence[np.ndarray]], Any],
-    sizes: Sequence[int],
+    num_tasks: int,
+    num_seeds: int,
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Any, Any, Any]:
-    """Bootstrap a statistic [..., resamples] of drawn indices, one array [resamples, size] for each size.
+    """Bootstrap a statistic [..., resamples] of drawn seeds, one array [resamples, S] for each task.
 
     Returns both ends of its interval [...], and its values.
     """
@@ -172,13 +162,12 @@ def _bootstrap(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
 
     def of_resamples(*drawn: np.ndarray, axis: int = -1) -> Any:
-        each, single = iter(drawn), np.zeros((len(drawn[0]) if drawn else 1, 1), np.int64)
-        return statistic([next(each) if size > 1 else single for size in sizes])
+        return statistic(drawn)
 
-    # scipy refuses a sample of one run. Its only resample is itself.
-    samples = [np.arange(size) for size in sizes if size > 1]
-    if not samples:
-        return of_resamples()[..., 0], of_resamples()[..., 0], of_resamples()
+    if num_seeds == 1:  # scipy refuses a sample of one run. Its only resample is itself.
+        values = statistic([np.zeros((1, 1), np.int64)] * num_tasks)
+        return values[..., 0], values[..., 0], values
+    samples = [np.arange(num_seeds)] * num_tasks
     options: dict[str, Any] = {"n_resamples": num_resamples, "confidence_level": confidence, "rng": seed}
     # It warns of ends that are NaN, in words about another method. Here NaN says that a share has no meaning.
     with warnings.catch_warnings(action="ignore", category=scipy.stats.DegenerateDataWarning):
@@ -210,14 +199,6 @@ def _by_task(scores: Scores) -> Float[np.ndarray, "T S"]:
 def _same_seeds(*runs: Any) -> list[Float[np.ndarray, "T S"]]:
     check_same_shape(**{f"scores {number}": np.atleast_2d(each) for number, each in enumerate(runs, start=1)})
     return [_by_task(each) for each in runs]
-
-
-def _wins(scores: Scores, baseline: Baseline) -> Float[np.ndarray, "T S R"]:
-    """Return 1 where a run beats a run of the baseline, 1/2 where they tie, 0 elsewhere."""
-    scores, baseline = _by_task(scores), _by_task(baseline)
-    if len(scores) != len(baseline):
-        raise ValueError(f"scores are of {len(scores)} tasks, baseline of {len(baseline)}")
-    return _beats(scores[:, :, None], baseline[:, None, :])
 
 
 def _beats(one: np.ndarray, other: np.ndarray) -> np.ndarray:
