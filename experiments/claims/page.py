@@ -152,8 +152,8 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
 
 
 def draw_profiles(arms: dict[str, Any]) -> Figure:
-    """Draw the share of seeds above every return, on the study's tasks."""
-    arms = {task: entries for task, entries in arms.items() if task in STUDY}
+    """Draw the share of seeds above every return: on the study's tasks, or on all if they are not among them."""
+    arms = {task: entries for task, entries in arms.items() if task in STUDY} or arms
     figure, axes_of = panels(len(arms), sharey=True)
     colours = {"pi2": plots.GREY, "pi1": "black", "dpo": COLOURS["dpo"], "rlhf": COLOURS["rlhf"]}
     for axes, (task, entries) in zip(axes_of[0], arms.items(), strict=True):
