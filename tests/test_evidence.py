@@ -91,7 +91,8 @@ def test_an_arms_name_says_what_it_is():
     assert (original.reference, original.ppo.kl_penalty, original.reward) == (("pi1",), "loss", "zero")
     assert settings("rlhf-ensemble").num_members == 3
     assert arms.arm("pendulum", "dpo-hesitant").settings.annotator.temperature == 160
-    assert settings("online-rlhf").online.disagreement == 0
+    online = settings("online-rlhf")
+    assert (online.method, online.reward_model.num_updates) == ("online-rlhf", 50)
 
 
 def test_an_arm_takes_its_own_policy_and_dataset_size_from_the_outcome():
@@ -240,6 +241,16 @@ def test_figures_and_a_line_for_every_run_are_there(written):
     titles = re.findall(r'"stage": "(?:acrobot|cartpole) (.*?), seeds (?:0-19|20-21)"', progress)
     named = [name for title in titles for name in title.split(", ")]
     assert sorted(named) == sorted([*summary["arms"]["cartpole"]] * 4)  # two tasks, two batches
+
+
+def test_profiles_are_of_the_studys_tasks_or_of_those_that_are_there(written):
+    entries = written[1]["arms"]["cartpole"]
+    for tasks, titles in (
+        (("cartpole", "pendulum"), ["CartPole"]),
+        (("pendulum", "catch"), ["Pendulum", "Catch"]),
+    ):
+        figure = page.draw_profiles(dict.fromkeys(tasks, entries))
+        assert [axes.get_title() for axes in figure.axes] == titles
 
 
 SWEEP = grid.Sweep(("cartpole",), ("dpo",), 3, (5, 6, 7), (0.005, 0.5), (0.1, 0.2, 0.3, 0.4))
