@@ -1,4 +1,4 @@
-"""The claims: each says, before the data are seen, which arm is expected to end above which."""
+"""The claims: each says which arm is expected to end above which."""
 
 import itertools
 import re
@@ -123,7 +123,8 @@ CLAIMS: dict[ClaimName, Claim] = {
     "clips": Claim(
         "What do clips cost?",
         "The annotator compares clips of 25 steps, each from a random place of its episode, in place of whole "
-        "episodes. Both methods are expected to gain from clips, and to end no lower than with whole episodes.",
+        "episodes. On CartPole and Acrobot most clips are worth the same, and then a coin answers. Both methods are "
+        "expected to gain from clips, and to end no lower than with whole episodes.",
         LONG,
         "pi2 dpo dpo-clips rlhf rlhf-clips",
         "{dpo|rlhf}-clips above pi2, dpo-clips not below dpo, rlhf-clips not below rlhf",
@@ -131,9 +132,9 @@ CLAIMS: dict[ClaimName, Claim] = {
     ),
     "equal": Claim(
         "Is PPO-RLHF better, or does it only move further and play more?",
-        "PPO plays 123,000 steps, DPO none, and PPO's policy is further from pi2. `-equal-kl` has a stronger KL "
-        "penalty, with which PPO's KL is about DPO's. `-short` plays a tenth of the steps. PPO-RLHF is expected to be "
-        "better all the same.",
+        "PPO plays 123,000 steps, DPO none, and their policies are not equally far from pi2. `-equal-kl` has another "
+        "KL penalty, with which PPO's KL is about DPO's. `-short` plays a tenth of the steps. PPO-RLHF is expected to "
+        "be better all the same.",
         LONG,
         "pi2 dpo rlhf rlhf-equal-kl rlhf-short",
         "rlhf above dpo, rlhf-{equal-kl|short} above dpo",
