@@ -631,7 +631,9 @@ def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):
     printed = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "CartPole, DPO" in printed[0][0]
-    assert all(line.startswith("[Gloo]") for line in printed[1][0].splitlines())
+    # Threads of Gloo, which connects the processes, write at the same time: a line may begin in the middle of another.
+    of_gloo = r"\[Gloo\]|Rank|is connected to|peer ranks|Expected number of connected|is|[\d\s.:]"
+    assert re.sub(of_gloo, "", printed[1][0]) == ""
     summary = store.load_json(out / "summary.json")
     assert summary["seeds"] == list(seeds)
     assert_same_results(dpo_run.summary, SEEDS, summary, seeds)
