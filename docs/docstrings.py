@@ -49,9 +49,9 @@ def with_sections(of: griffe.Object, docstring: str) -> str:
 
 
 def undocumented(package: griffe.Object) -> Iterator[str]:
-    """Yield the paths of public modules, classes, functions, methods and settings without a docstring."""
+    """Yield the paths of public modules, classes, functions, methods, properties and settings without a docstring."""
     for of in objects(package):
-        if of.is_attribute:
+        if of.is_attribute and "property" not in of.labels:
             needed = of.parent is not None and of.parent.is_class and of.parent.name == "Config"
         else:
             needed = not any(part.startswith("_") for part in of.path.split("."))

@@ -33,6 +33,7 @@ def train(
     More than one member is an ensemble, `reward_model.train_ensemble`. Under `jit`, `num_members` is static.
     The keys are `key_reward, key_ppo = jax.random.split(key)`.
     """
+    check_config(reward_config, reward_model.Config, "reward_config")
     check_config(ppo_config, ppo.Config, "ppo_config")
     check_key(key)
     key_reward, key_ppo = jax.random.split(key)

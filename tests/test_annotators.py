@@ -88,7 +88,6 @@ def test_an_improbable_labels_probability_is_not_rounded():
     np.testing.assert_allclose(improbable, sigmoid(-8.0), rtol=1e-5)
 
 
-RANGE = (-100.0, 100.0)
 PRESETS = {
     annotators.bradley_terry: Config(),
     functools.partial(annotators.bradley_terry, temperature=3.0): Config(temperature=3.0),
@@ -98,10 +97,10 @@ PRESETS = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_other_annotators_are_teachers_with_one_habit(preset):
-    """A quarter of the way from -100 to 100 is -50, an eighth is 25: two ties, two pairs to skip, two answers."""
+    """One pair with equal returns, and five without."""
     first = [[3.0, 0.0], [40.0, 10.0], [-51.0, 0.0], [-80.0, -20.0], [-40.0, -10.0], [0.0, 80.0]]
     second = [[3.0, 0.0], [26.0, 0.0], [-52.0, 0.0], [0.0, -60.0], [0.0, -99.0], [20.0, 35.0]]
-    teacher = functools.partial(annotators.teacher, config=PRESETS[preset], return_range=RANGE)
+    teacher = functools.partial(annotators.teacher, config=PRESETS[preset])
     assert_same_bytes(asked(preset, first, second), asked(teacher, first, second))
 
 

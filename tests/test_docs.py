@@ -209,10 +209,11 @@ def test_defects_fail_the_build(tmp_path):
 def test_a_missing_docstring_is_found(tmp_path):
     (tmp_path / "house.py").write_text(
         '"""A module."""\nclass Config:\n    """Settings."""\n    told: int = 1\n    """Said."""\n    untold: int = 2\n'
+        "    @property\n    def shown(self): ...\n"
         "def _private(): ...\ndef public(): ...\n"
     )
     package = griffe.load("house", search_paths=[tmp_path])
-    assert list(docstrings.undocumented(package)) == ["house.Config.untold", "house.public"]
+    assert list(docstrings.undocumented(package)) == ["house.Config.untold", "house.Config.shown", "house.public"]
 
 
 def test_everything_public_has_a_docstring():

@@ -63,8 +63,9 @@ CLAIMS: dict[ClaimName, Claim] = {
     ),
     "bit": Claim(
         "What does one bit explain where the return is the length of an episode?",
-        "On these tasks each step has the same true reward: +1 on CartPole, -1 on the others. So a reward model with "
-        "nothing but its bias (`-bias`) has one number to learn, and in truth only its sign. It is expected to do as "
+        "On these tasks each step has the same true reward: +1 on CartPole, -1 on the others. Only the step that ends "
+        "Acrobot has 0. So a reward model with nothing but its bias (`-bias`) has one number to learn, and in truth "
+        "only its sign. It is expected to do as "
         "well as the whole reward model: with few pairs and with 20 % wrong labels, too. `-plus` and `-minus` are "
         "rewards of +1 and -1 for each step, without any preference.",
         BY_LENGTH,

@@ -89,7 +89,7 @@ def columns_of(outcome: Outcome, summary: dict[str, Any]) -> tuple[Columns, Colu
     for row in outcome.rows:
         training = row.metrics, known(row.reference, row.num_pairs), *lines[row.num_pairs]
         policies.setdefault(f"reference {row.reference}", []).append(training)
-    for size, model in zip(sizes, outcome.reward_models, strict=False):  # without reward models for DPO
+    for size, model in zip(sizes, outcome.reward_models, strict=False):  # DPO has none
         if model.metrics is not None:
             reward_models.setdefault("reward model", []).append((model.metrics, known(None, size), *lines[size]))
     return policies, reward_models
