@@ -18,7 +18,7 @@ a negative one tells it to end the episode. Four choices keep the offset to what
 
 The labels do fix the scale: a difference of returns is the log-odds of an answer. But a model that has memorised its
 pairs is too sure of others. So the result is scaled by one number that is right for pairs it was not trained on: see
-`calibration`.
+`calibration`. A model that ranks these no better than a coin may have scale 0. Then PPO has only the KL penalty.
 """
 
 import dataclasses
@@ -200,12 +200,12 @@ def _fit_calibrated(config: Config, key: Key[Array, ""], params: Network, data: 
 
 
 def calibration(margin: Float[Array, " N"], target: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:
-    """Find the scale from 0.01 to 3 under which held-out margins, in log-odds, best predict the labels.
+    """Find the scale under which held-out margins, in log-odds, best predict the labels: 0, or from 0.01 to 3.
 
-    This is temperature scaling (Guo et al., 2017, https://arxiv.org/abs/1706.04599), on a grid. Without any weight the
-    scale is 1.
+    This is temperature scaling (Guo et al., 2017, https://arxiv.org/abs/1706.04599), on a grid. With scale 0 the model
+    says nothing about any pair: that is best where most margins are on the wrong side. Without any weight it is 1.
     """
-    scales = jnp.geomspace(0.01, 3.0, 64)
+    scales = jnp.append(0.0, jnp.geomspace(0.01, 3.0, 64))
     scaled_margin = scales[:, None] * margin
     loss = target * jax.nn.softplus(-scaled_margin) + (1 - target) * jax.nn.softplus(scaled_margin)
     best = scales[jnp.argmin(jax.vmap(weighted_mean, (0, None))(loss, weight))]

@@ -76,8 +76,8 @@ def test_what_is_not_known_is_null():
     assert (row["label_accuracy"], row["heldout_accuracy"]) == (None, 0.75)
 
 
-def test_a_seed_that_is_worse_than_at_the_start_is_named():
-    """By more than two standard errors of the difference. With errors of 3 and 4 it is 5, so 10 is the limit."""
+def test_a_seed_that_is_worse_than_at_the_start_or_has_no_reward_is_named():
+    """Worse by more than two standard errors of the difference. With errors of 3 and 4 it is 5, so 10 is the limit."""
     settings, outcome, _ = made("rlhf")
     same, error = {"pi2": np.full(3, 100.0)}, {"pi2": np.full(3, 3.0)}
     returns = [np.full(3, 100.0)] * 3 + [np.array([91, 89, 100.0])]
@@ -85,11 +85,14 @@ def test_a_seed_that_is_worse_than_at_the_start_is_named():
         dataclasses.replace(row, true_return=of_row, true_return_error=np.full(3, 4.0))
         for row, of_row in zip(outcome.rows, returns, strict=True)
     ]
+    rows[2] = dataclasses.replace(rows[2], learned_return=np.array([0.0, -1.0, 0.0]))
     changed = {"returns": outcome.returns | same, "errors": outcome.errors | error, "rows": rows}
     results = summary.summarise(settings, dataclasses.replace(outcome, **changed))
     assert [row["failed"] for row in results["rows"]] == [[], [], [], [3]]
-    line = "PPO-RLHF, 8 pairs, reference pi2: 1 of 3 seeds ended below their pi2: 3"
-    assert line in table.warnings(results)
+    assert [row["no_reward"] for row in results["rows"]] == [[], [], [SEEDS[0], SEEDS[2]], []]
+    lines = table.warnings(results)
+    assert "PPO-RLHF, 8 pairs, reference pi2: 1 of 3 seeds ended below their pi2: 3" in lines
+    assert f"PPO-RLHF, 4 pairs, reference pi2: 2 of 3 seeds had a reward of 0: {SEEDS[0]} {SEEDS[2]}" in lines
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def summarise(settings: Settings, outcome: Outcome) -> dict[str, Any]:
                 "reference": row.reference,
                 "policy": over_seeds(np.where(known, row.true_return, np.nan)),
                 "failed": np.array(seeds)[failed].tolist(),
+                "no_reward": np.array(seeds)[known & (row.learned_return == 0)].tolist(),
                 "heldout_accuracy": mean_or_none(row.quality.return_accuracy[known]),
                 "label_accuracy": mean_or_none(row.quality.label_accuracy[known]),
                 "length_accuracy": mean_or_none(labels["length_accuracy"][known]),

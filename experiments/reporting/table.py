@@ -78,8 +78,8 @@ def accuracies_explained(summary: dict[str, Any]) -> str:
 
 def warnings(summary: dict[str, Any]) -> list[str]:
     """Return a line for each policy that missed its target on some seeds, one where most answers about the held-out
-    pairs are guesses, one for each row in which some seeds are worse than at the start, and one for each stage that
-    diverged.
+    pairs are guesses, one for each row in which some seeds are worse than at the start or had a reward of 0, and one
+    for each stage that diverged.
     """
     lines, stages = [], collections.defaultdict(list)
     for name, seeds in summary["not_reached"].items():
@@ -90,11 +90,10 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         share = f"{summary['equal_return_share']:.0%}"
         lines.append(f"{share} of the held-out pairs have two equal returns: their labels are guesses")
     for row in rows(summary):
-        if failed := row.get("failed"):
-            share = f"{len(failed)} of {len(summary['seeds'])} seeds"
-            lines.append(
-                f"{row['name']}, {row['training']}: {share} ended below their pi2: {' '.join(map(str, failed))}"
-            )
+        for key, what in (("failed", "ended below their pi2"), ("no_reward", "had a reward of 0")):
+            if seeds := row.get(key):
+                share = f"{len(seeds)} of {len(summary['seeds'])} seeds"
+                lines.append(f"{row['name']}, {row['training']}: {share} {what}: {' '.join(map(str, seeds))}")
     for entry in summary["diverged"]:
         stage = entry["stage"]
         stage += f", reference {entry['reference']}" if entry["reference"] else ""
