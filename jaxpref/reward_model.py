@@ -18,7 +18,7 @@ a negative one tells it to end the episode. Four choices keep the offset to what
 
 The labels do fix the scale: a difference of returns is the log-odds of an answer. But a model that has memorised its
 pairs is too sure of others. So the result is scaled by one number that is right for pairs it was not trained on: see
-`calibration`. A model that ranks these no better than a coin may have scale 0. Then PPO has only the KL penalty.
+`calibration`. If the model knows nothing about these pairs, the number may be 0. Then PPO has only the KL penalty.
 """
 
 import dataclasses
@@ -61,7 +61,8 @@ class Config:
     num_updates: int = setting(100, low=1)
     """Gradient steps."""
     num_folds: int = setting(2, low=0)
-    """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration."""
+    """Parts of the pairs for the calibration: a model is fitted without each of them. 0: no calibration. A part is
+    every num_folds-th pair, so the order of the pairs must not say which labels are wrong."""
     use_next_obs: bool = setting(True)
     """Learn a reward of (obs, action, next_obs), not of (obs, action): see `networks.RewardModel`. A task's own reward
     network and `init_params` decide this themselves."""
@@ -202,8 +203,8 @@ def _fit_calibrated(config: Config, key: Key[Array, ""], params: Network, data: 
 def calibration(margin: Float[Array, " N"], target: Float[Array, " N"], weight: Float[Array, " N"]) -> Float[Array, ""]:
     """Find the scale under which held-out margins, in log-odds, best predict the labels: 0, or from 0.01 to 3.
 
-    This is temperature scaling (Guo et al., 2017, https://arxiv.org/abs/1706.04599), on a grid. With scale 0 the model
-    says nothing about any pair: that is best where most margins are on the wrong side. Without any weight it is 1.
+    This is temperature scaling (Guo et al., 2017, https://arxiv.org/abs/1706.04599), on a grid. The scale is 0
+    where the margins on the wrong side add up to at least those on the right side. Without any weight it is 1.
     """
     scales = jnp.append(0.0, jnp.geomspace(0.01, 3.0, 64))
     scaled_margin = scales[:, None] * margin

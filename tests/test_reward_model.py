@@ -233,6 +233,13 @@ def test_a_calibration_makes_margins_log_odds(right, wrong, scale):
     assert reward_model.calibration(margin, jnp.ones_like(margin), jnp.zeros_like(margin)) == 1
 
 
+@pytest.mark.parametrize(("wrong", "is_zero"), [(-3.0, True), (-1.5, False)])
+def test_margins_on_the_wrong_side_count_by_their_size(wrong, is_zero):
+    """Two right margins of 1 add up to 2. At scale 0 the loss falls only if this is more than the wrong margin."""
+    scale = reward_model.calibration(jnp.array([1.0, 1.0, wrong]), jnp.ones(3), jnp.ones(3))
+    assert (scale == 0) == is_zero
+
+
 def test_the_result_is_the_model_of_all_pairs_times_what_the_folds_say():
     """Fold k is every third pair from the k-th one on; its margins are those of a model that never saw it."""
     weight = jnp.array([1.0, 0.5, 2.0, 1.0, 0.0, 0.25, 2.0, 1.0, 0.0, 0.5, 1.0, 1.0])
