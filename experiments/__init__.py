@@ -8,20 +8,8 @@ START = time.perf_counter()
 """When the program began: `total_s` counts from here."""
 ROOT = Path(__file__).parents[1]
 """The checkout."""
-INTERRUPTED = "interrupted: finished stages are kept, and the same command continues from them"
 
 
 def python() -> str:
     """Return the name of this Python in a shell: its path for make's environment, `python` for any other."""
     return ".venv/bin/python" if Path(sys.prefix) == ROOT / ".venv" else "python"
-
-
-def _hook(kind, error, traceback):
-    # Imports take seconds. Ctrl-C during them comes before any program can catch it.
-    if issubclass(kind, KeyboardInterrupt):
-        print(INTERRUPTED, file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _hook

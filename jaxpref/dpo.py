@@ -14,7 +14,7 @@ With this loss alone, the policy moves too far from the reference. The default l
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,33 +75,39 @@ PairLoss = Callable[[PairLogProbs, Scalar], PerPair]
 Loss = str | PairLoss
 
 
+class NamedLoss(NamedTuple):
+    """A loss that a config can name.
+
+    value:     (pairs, config) -> one value per pair.
+    target:    (target, label_smoothing) -> the target that this loss learns.
+    per_step:  whether it gets mean log-probabilities of a step (`losses.per_step`), not those of whole trajectories.
+    """
+
+    value: Callable[[PairLogProbs, Any], PerPair]
+    target: Callable[[PerPair, Scalar], PerPair] = lambda target, label_smoothing: target
+    per_step: bool = False
+
+
 def of_margin(loss: Callable[[PerPair, Scalar], PerPair]) -> Callable[[PairLogProbs, Any], PerPair]:
     """Make a loss of pairs from a loss of their margins."""
     return lambda pairs, config: loss(pairs.margin(), config.beta)
 
 
-LOSSES: dict[str, Callable[[PairLogProbs, Any], PerPair]] = {
-    "rpo": lambda pairs, config: losses.sigmoid(pairs.margin(), config.beta) + config.nll_coef * pairs.chosen_nll(),
-    "conservative": of_margin(losses.sigmoid),
-    "sigmoid": of_margin(losses.sigmoid),
-    "robust": of_margin(losses.sigmoid),
-    "hinge": of_margin(losses.hinge),
-    "ipo": of_margin(losses.ipo),
-    "sigmoid_per_step": of_margin(losses.sigmoid),
-    "ipo_per_step": of_margin(losses.ipo),
-    "cpl": lambda pairs, c: losses.cpl(pairs.chosen_logp, pairs.rejected_logp, c.beta, c.contrastive_bias),
-    "cloning": lambda pairs, c: losses.cloning(pairs.chosen_logp),
+SIGMOID = of_margin(losses.sigmoid)
+LOSSES = {
+    "rpo": NamedLoss(
+        lambda pairs, config: SIGMOID(pairs, config) + config.nll_coef * pairs.chosen_nll(), losses.smoothed_target
+    ),
+    "conservative": NamedLoss(SIGMOID, losses.smoothed_target),
+    "sigmoid": NamedLoss(SIGMOID),
+    "robust": NamedLoss(SIGMOID, losses.robust_target),
+    "hinge": NamedLoss(of_margin(losses.hinge)),
+    "ipo": NamedLoss(of_margin(losses.ipo)),
+    "sigmoid_per_step": NamedLoss(SIGMOID, per_step=True),
+    "ipo_per_step": NamedLoss(of_margin(losses.ipo), per_step=True),
+    "cpl": NamedLoss(lambda pairs, c: losses.cpl(pairs.chosen_logp, pairs.rejected_logp, c.beta, c.contrastive_bias)),
+    "cloning": NamedLoss(lambda pairs, _: losses.cloning(pairs.chosen_logp), lambda target, _: jnp.ones_like(target)),
 }
-"""{name: (pairs, config) -> one value per pair}."""
-PER_STEP = ("sigmoid_per_step", "ipo_per_step")
-"""The losses that get mean log-probabilities of a step, by `losses.per_step`."""
-TARGETS: dict[Any, Callable[[PerPair, Scalar], PerPair]] = {
-    "rpo": losses.smoothed_target,
-    "conservative": losses.smoothed_target,
-    "robust": losses.robust_target,
-    "cloning": lambda target, label_smoothing: jnp.ones_like(target),
-}
-"""{name: (target, label_smoothing) -> the target that this loss learns}. Other losses learn the pair's own target."""
 
 
 @struct.dataclass
@@ -160,22 +166,23 @@ class Metrics:
     true_return: Float[Array, "*batch E"] | None = None
 
 
+def loss_of(config: Config) -> NamedLoss:
+    """Return the config's loss, a custom one, too."""
+    return NamedLoss(lambda pairs, c: c.loss(pairs, c.beta)) if callable(config.loss) else LOSSES[config.loss]
+
+
 def pair_loss(config: Config, pairs: PairLogProbs) -> PerPair:
     """Compute each pair's loss: target * loss(pairs) + (1 - target) * loss(swapped pairs).
 
     This rule holds for every loss, also for a custom one. So a loss need not use the target. If a loss uses it and has
     the same value for the swapped pairs, the rule changes nothing.
     """
-
-    def loss(pairs: PairLogProbs) -> PerPair:
-        return config.loss(pairs, config.beta) if callable(config.loss) else LOSSES[config.loss](pairs, config)
-
-    as_labelled, swapped, target = loss(pairs), loss(pairs.swap()), pairs.target
-    if jnp.shape(as_labelled) != target.shape:
+    loss = loss_of(config)
+    as_labelled, swapped = loss.value(pairs, config), loss.value(pairs.swap(), config)
+    if jnp.shape(as_labelled) != pairs.target.shape:
         got = list(jnp.shape(as_labelled))
-        raise ValueError(f"dpo.Config: loss must return one value per pair, {list(target.shape)}, got {got}")
-    if config.loss in TARGETS:
-        target = TARGETS[config.loss](target, config.label_smoothing)
+        raise ValueError(f"dpo.Config: loss must return one value per pair, {list(pairs.target.shape)}, got {got}")
+    target = loss.target(pairs.target, config.label_smoothing)
     return target * as_labelled + (1 - target) * swapped
 
 
@@ -183,7 +190,7 @@ def pair_log_probs(params: Network, config: Config, data: Pairs, index: Int[Arra
     """Compute the inputs of the loss for the pairs at `index`."""
     both = jnp.concatenate([index, data.weight.shape[0] + index])
     logp, ref_logp, num_steps = packed.log_prob(params, data.rows, both), data.ref_logp[both], data.num_steps[both]
-    if config.loss in PER_STEP:
+    if loss_of(config).per_step:
         logp, ref_logp = losses.per_step(logp, num_steps), losses.per_step(ref_logp, num_steps)
     (chosen_logp, rejected_logp), (ref_chosen_logp, ref_rejected_logp) = jnp.split(logp, 2), jnp.split(ref_logp, 2)
     chosen_steps, rejected_steps = jnp.split(num_steps, 2)

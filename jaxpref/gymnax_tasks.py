@@ -18,17 +18,6 @@ from jaxtyping import Array, Float, Key
 from jaxpref.checks import check_count
 from jaxpref.types import ActionRange, Observation, Task, select
 
-# fmt: off
-GYMNAX = (
-    "Acrobot-v1", "Asterix-MinAtar", "BernoulliBandit-misc", "Breakout-MinAtar", "CartPole-v1", "Catch-bsuite",
-    "DeepSea-bsuite", "DiscountingChain-bsuite", "FourRooms-misc", "Freeway-MinAtar", "FrozenLake-misc",
-    "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite", "MetaMaze-misc", "MountainCar-v0",
-    "MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Pong-misc", "Reacher-misc", "Seaquest-MinAtar",
-    "SimpleBandit-bsuite", "SpaceInvaders-MinAtar", "Swimmer-misc", "UmbrellaChain-bsuite",
-)
-# fmt: on
-"""The ids of gymnax's environments."""
-
 
 class _ImportedLater(types.ModuleType):
     """A module that is imported when it is first used."""
@@ -63,7 +52,8 @@ def make(name: str) -> Any:
     """
     gymnax = _gymnax()
     if name not in gymnax.registered_envs:
-        names = {each.lower(): each for each in ("cartpole", "acrobot", *GYMNAX)} | {"cartpole-v0": "cartpole"}
+        names = {each.lower(): each for each in ("cartpole", "acrobot", *gymnax.registered_envs)}
+        names["cartpole-v0"] = "cartpole"
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"; perhaps {names[close[0]]} is meant" if close else ""
         raise ValueError(f"unknown task {name!r}: it must be acrobot, cartpole or a gymnax id{hint}")
@@ -93,12 +83,6 @@ def mountain_car_energy(obs: Observation) -> Float[Array, "*batch"]:
     return 50 * (jnp.sin(3 * position) + 600 * velocity**2)
 
 
-def _with_targets(pi1_target: float, pi2_target: float, **fields: Any) -> Callable[..., dict[str, Any]]:
-    # Found once, so that all seeds have the same ones. At another horizon they would mean something else.
-    targets = {"pi1_target": pi1_target, "pi2_target": pi2_target}
-    return lambda horizon=100: {"horizon": horizon} | fields | (targets if horizon == 100 else {})
-
-
 _MOUNTAIN_CAR: dict[str, Any] = {
     "stochastic": False,
     "observe": mountain_car_observe,
@@ -106,18 +90,21 @@ _MOUNTAIN_CAR: dict[str, Any] = {
     "potential": mountain_car_energy,
     "shape_reward": True,
 }
-KNOWN: dict[str, Callable[..., dict[str, Any]]] = {
-    "MountainCar-v0": lambda horizon=200: _MOUNTAIN_CAR | {"horizon": horizon, "return_range": (-float(horizon), 0.0)},
-    "MountainCarContinuous-v0": lambda horizon=999: _MOUNTAIN_CAR | {"horizon": horizon},
-    **dict.fromkeys(("Pendulum-v1", "Swimmer-misc"), lambda horizon=None: {"horizon": horizon, "stochastic": False}),
-    "Reacher-misc": _with_targets(48.0, 30.0, stochastic=False),
-    "PointRobot-misc": _with_targets(4.0, 2.5),
+MINATAR = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
+KNOWN: dict[str, dict[str, Any]] = {
+    "MountainCar-v0": _MOUNTAIN_CAR,
+    "MountainCarContinuous-v0": _MOUNTAIN_CAR,
+    "Pendulum-v1": {"stochastic": False},
+    "Swimmer-misc": {"stochastic": False},
+    # Targets are found once, so that all seeds have the same ones.
+    "Reacher-misc": {"pi1_target": 48.0, "pi2_target": 30.0, "stochastic": False},
+    "PointRobot-misc": {"pi1_target": 4.0, "pi2_target": 2.5},
     # The ball falls nine rows, whatever the time limit.
-    "Catch-bsuite": lambda horizon=9: {"horizon": horizon, "return_range": (-1.0, 1.0)},
+    "Catch-bsuite": {"horizon": 9, "return_range": (-1.0, 1.0)},
     # Datasets hold whole episodes of images: with their own limit of 1000 steps they would need five times the memory.
-    **{name: lambda horizon=200: {"horizon": horizon} for name in GYMNAX if name.endswith("-MinAtar")},
+    **{game: {"horizon": 200} for game in MINATAR},
 }
-"""Fields of `Task` that gymnax's environments do not have themselves, as functions of the horizon."""
+"""Fields of `Task` that gymnax's environments do not have themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,34 +141,41 @@ def from_gymnax(
         `action_space` and, unless `env_params` are given, `default_params`. `step_env` reports the end of an episode by
         the game's own rules only: `horizon` is the time limit.
     name:     None: the environment's.
-    horizon:  None: the parameters' `max_steps_in_episode`.
+    horizon:  None: the parameters' `max_steps_in_episode`, or the one in `KNOWN`.
     fixed_horizon:  give all episodes this length: they go on after their end, see `Absorbing`.
     fields:   other fields of `Task`, such as pi1_target, return_range, observe, policy_network.
     """
-    horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
-    if isinstance(env, str):
-        known = KNOWN.get(env, dict)
-        # The targets that are known are those of the environment's own parameters.
-        found = {} if env_params is None else {"pi1_target": None, "pi2_target": None}
-        fields = (known() if horizon is None else known(horizon=horizon)) | found | fields
-        name, horizon, env = name or env, fields.pop("horizon", None), make(env)
-    name = name or str(getattr(env, "name", type(env).__name__))
-    env_params = getattr(env, "default_params", None) if env_params is None else env_params
-    horizon = getattr(env_params, "max_steps_in_episode", None) if horizon is None else horizon
-    space = env.action_space(env_params)
-    num_actions, action_range = _actions(name, space)
+    gymnax_id: Any = env if isinstance(env, str) else None
+    known = dict(KNOWN.get(gymnax_id, {}))
+    env = make(gymnax_id) if gymnax_id else env
+    name = name or gymnax_id or str(getattr(env, "name", type(env).__name__))
+    own_params = getattr(env, "default_params", None)
+    own_horizon = known.pop("horizon", getattr(own_params, "max_steps_in_episode", None))
+    if horizon is None:
+        horizon = own_horizon if env_params is None else getattr(env_params, "max_steps_in_episode", None)
     check_count(horizon, "horizon")
-    observe = fields.get("observe", lambda obs: obs)
-    obs = jax.eval_shape(lambda: observe(env.reset_env(jax.random.key(0), env_params)[0]))
-    if not isinstance(obs, jax.ShapeDtypeStruct):
-        raise ValueError(f"{name} has observations of type {type(obs).__name__}; they must be arrays")
+    if env_params is not None or horizon != own_horizon:  # there, the known targets mean something else
+        known |= {"pi1_target": None, "pi2_target": None}
+    if gymnax_id == "MountainCar-v0":
+        known["return_range"] = (-float(horizon), 0.0)
+    fields = known | fields
+    env_params = own_params if env_params is None else env_params
+    num_actions, action_range = _actions(name, env.action_space(env_params))
+    obs_shape = _obs_shape(name, env, env_params, fields.get("observe", lambda obs: obs))
     pi1_target, pi2_target = fields.get("pi1_target"), fields.get("pi2_target")
     if pi1_target is not None and pi2_target is not None and pi1_target <= pi2_target:
         raise ValueError(f"pi1_target must be above pi2_target, got {pi1_target} and {pi2_target}")
-    fields |= {"obs_size": math.prod(obs.shape), "obs_shape": obs.shape}
+    fields |= {"obs_size": math.prod(obs_shape), "obs_shape": obs_shape}
     fields |= {"num_actions": num_actions, "action_range": action_range}
     env = Absorbing(env) if fixed_horizon else env
     return Task(name=name, env=env, env_params=env_params, horizon=horizon, **fields)
+
+
+def _obs_shape(name: str, env: Any, env_params: Any, observe: Callable[[Array], Array]) -> tuple[int, ...]:
+    obs = jax.eval_shape(lambda: observe(env.reset_env(jax.random.key(0), env_params)[0]))
+    if not isinstance(obs, jax.ShapeDtypeStruct):
+        raise ValueError(f"{name} has observations of type {type(obs).__name__}; they must be arrays")
+    return obs.shape
 
 
 def _actions(name: str, space: Any) -> tuple[int, ActionRange | None]:

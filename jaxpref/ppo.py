@@ -195,7 +195,7 @@ def learn(
         params, opt_state = carry
         minibatch = jax.tree.map(lambda leaf: leaf[index], batch)
         loss, grads = jax.value_and_grad(loss_fn)(params, config, minibatch)
-        updates, opt_state = optimiser(config).update(grads, opt_state)
+        updates, opt_state = optimiser(config).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
     shuffles = jax.vmap(functools.partial(shuffled, size=num_played))(jax.random.split(key, config.num_epochs))

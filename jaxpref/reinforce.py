@@ -101,7 +101,7 @@ def update(
         reward = jnp.where(played.mask, shaped_reward(task, config.gamma, played), 0.0)
         shaped = dataclasses.replace(played, reward=reward)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, task, config, shaped)
-    updates, opt_state = training.make_optimiser(config).update(grads, state.opt_state)
+    updates, opt_state = training.make_optimiser(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     scored = shaped if config.score_shaping else played
     scores = jnp.concatenate([state.scores, scored.reward.sum(-1)])[-config.score_window :]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from jaxpref.checks import check_count, check_kind
-from jaxpref.gymnax_tasks import GYMNAX, from_gymnax, make  # noqa: F401
+from jaxpref.gymnax_tasks import from_gymnax
 from jaxpref.types import ActionRange, Observation, Task
 
 
@@ -34,7 +34,6 @@ def cartpole(horizon: int = 200, fixed_horizon: bool = False) -> Task:
     """
     return from_gymnax(
         "CartPole-v1",
-        make("CartPole-v1").default_params.replace(max_steps_in_episode=horizon),
         name="cartpole",
         horizon=horizon,
         fixed_horizon=fixed_horizon,

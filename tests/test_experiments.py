@@ -32,9 +32,11 @@ from experiments.harness.memo import Memo
 from experiments.pipeline import functions, pipeline, recorded
 from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
+from experiments.pipeline.results import Policies
 from experiments.pipeline.settings import from_config
 from experiments.reporting import experiment
 from jaxpref import dpo, preferences, store
+from jaxpref.divergence import Divergence
 from jaxpref.networks import ActorCritic, Network, RewardModel
 
 ROOT = Path(__file__).parents[1]
@@ -375,11 +377,12 @@ def test_an_experiment_trains_on_peoples_answers(run, dpo_run, tmp_path):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     labels.write_text("\n".join([*lines, '{"pair": 2, "choice": "skip"}']))
     settings = from_config(again.summary["config"] | {"num_pairs": [10, 50, 200, 1000]})
-    assert recorded.with_sizes(settings).num_pairs == (max(SIZES) - 1,)
+    task = jaxpref.cartpole()
+    assert recorded.with_sizes(settings, task).num_pairs == (max(SIZES) - 1,)
     with pytest.raises(ValueError, match="--num-pairs must be at most 7, the number of answers in"):
-        recorded.with_sizes(dataclasses.replace(settings, num_pairs=(8,)))
+        recorded.with_sizes(dataclasses.replace(settings, num_pairs=(8,)), task)
     with pytest.raises(ValueError, match=r"pairs.npz has trajectories of 200 steps, more than the 25 of the held-out"):
-        recorded.for_seeds(dataclasses.replace(settings, segment=25), jaxpref.cartpole(), 1)
+        recorded.with_sizes(dataclasses.replace(settings, segment=25), task)
 
 
 def test_pairs_of_a_run_are_played_once_and_the_report_prints_what_people_answered(dpo_run, tmp_path, capsys):
@@ -615,6 +618,19 @@ def test_online_rounds_and_ensembles_have_the_shapes_of_the_other_methods(inputs
     assert fitted.metrics.loss.shape == (2, 100)
 
 
+def test_the_updates_of_all_rounds_are_counted_together(monkeypatch, inputs):
+    """Three rounds of five updates: the second diverges in its fourth, the ninth of all."""
+    task, keys, *_ = inputs
+    policy = jaxpref.init_policy(jax.random.key(0), task)
+    rows, divergence = jnp.zeros((3, 5)), Divergence(jnp.array([0, 4, 1]), jnp.array([0, 2, 1]))
+    result = jaxpref.online.Result(policy, jaxpref.dpo.Metrics(*[rows] * 6), divergence, None, rows)
+    monkeypatch.setattr(jaxpref.online, "train_dpo", lambda *_: result)
+    configs = jaxpref.annotators.Config(), jaxpref.online.Config(num_rounds=3), jaxpref.dpo.Config()
+    trained = functions.train_online(functions.Setup(task, (4,)), configs, keys, Policies(policy, policy), jnp.int32(1))
+    assert (trained.divergence.update.item(), trained.divergence.what.item()) == (9, 2)
+    assert trained.metrics.loss.shape == (1, 15)
+
+
 # --- many processes, many batches -------------------------------------------------------------------------------------
 
 
@@ -641,10 +657,12 @@ def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):
 
 
 def test_batches_of_seeds_give_the_results_of_one_batch(run, dpo_run):
-    """Five seeds in batches of three: the second is filled up, and what fills it is dropped."""
+    """Five seeds in batches of three: the second is filled up, and what fills it is dropped. The first is shown."""
     batches = run("dpo", (3, 8, 5, 2, 9), "--batch-seeds", "3")
     assert_same_results(dpo_run.summary, SEEDS, batches.summary, (3, 8, 5, 2, 9))
     assert "batch 2 of 2, 3 seeds" in batches.printed
+    shown, expected = batches.load("episodes.npz"), dpo_run.load("episodes.npz")
+    np.testing.assert_array_equal(shown["obs"], expected["obs"])
 
 
 def test_a_batch_holds_a_gigabyte_of_pairs():

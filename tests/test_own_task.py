@@ -65,8 +65,9 @@ def test_gymnax_ids_are_tasks_whatever_they_show():
     assert jaxpref.task("FrozenLake-misc").obs_size == 1  # one integer, of no axis at all
 
 
-def test_the_list_of_ids_is_gymnaxs():
-    assert set(gymnax_tasks.KNOWN) <= set(gymnax_tasks.GYMNAX) == set(gymnax.registered_envs)
+def test_what_is_known_is_of_gymnaxs_ids():
+    assert gymnax_tasks.KNOWN.keys() <= set(gymnax.registered_envs)
+    assert set(gymnax_tasks.MINATAR) == {name for name in gymnax.registered_envs if name.endswith("-MinAtar")}
 
 
 class Box(Board):

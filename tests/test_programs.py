@@ -4,14 +4,11 @@ import itertools
 import os
 import runpy
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import experiments
 from experiments.benchmarks import against_imitation, library, peer, timing
 from experiments.harness import devices
 from experiments.harness.errors import UsageError
@@ -97,13 +94,6 @@ def test_a_mistake_in_an_experiment_touches_nothing(capsys, monkeypatch, tmp_pat
     assert run(monkeypatch, "cartpole_dpo", "--dpo.learning-rate 1e39 --out", str(tmp_path)) == 2
     assert "--dpo.learning-rate" in capsys.readouterr().err
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
-
-
-def test_an_interruption_while_modules_load_is_one_line():
-    program = "import experiments\nraise KeyboardInterrupt"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-    assert (done.stdout, done.stderr) == ("", experiments.INTERRUPTED + "\n")
 
 
 @pytest.mark.parametrize(("module", "target"), [(peer, "bench-peer"), (against_imitation, "bench-imitation")])

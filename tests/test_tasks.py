@@ -152,7 +152,7 @@ def test_a_task_made_again_compiles_nothing_again(fixed_horizon):
 # --- continuous actions -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known().get("stochastic") is False])
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.get("stochastic") is False])
 def test_a_task_that_says_so_does_not_use_the_key_of_a_step(name):
     task = jaxpref.task(name)
     _, state = task.env.reset_env(jax.random.key(0), task.env_params)

@@ -80,7 +80,6 @@ def test_every_round_is_kept_and_goes_on_wherever_it_was_stopped(method, tmp_pat
         (settings.folder / "round-2" / f"{name}.npz").unlink()
     labels = settings.folder / "round-2" / "labels.jsonl"
     labels.write_bytes(b"".join(labels.read_bytes().splitlines(keepends=True)[:3]))
-    (settings.folder / "round-2" / ".labels.jsonl.leases").unlink()  # two minutes later
     again, answered = taught(settings, monkeypatch)
     assert len(answered) == NUM_PAIRS + 1 - 2
     assert policies_of(settings) == expected

@@ -6,6 +6,7 @@ import itertools
 import helpers
 import jax
 import numpy as np
+import optax
 import pytest
 from helpers import LEVER, SIGN, assert_close, assert_same_bytes, keys, lane, pairs, policy, stack
 
@@ -71,6 +72,14 @@ def inputs(trainer, changes, seeds):
 @functools.cache
 def two_by_two(trainer):
     return programs(trainer)[1](*inputs(trainer, TRAINERS[trainer][2], (20, 21)))
+
+
+@every_trainer
+def test_an_optimiser_may_use_the_parameters(trainer):
+    """As optax.adamw does, for its decay. Traced, not run."""
+    task, config, _, data = TRAINERS[trainer]
+    train = functools.partial(trainer, task, config.replace(optimiser=optax.adamw))
+    _ = jax.eval_shape(train, keys(7)[0], *data(7))
 
 
 @every_trainer

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpref.files import store
 from jaxpref.files.labels import read_labels
 
 LEASE_S = 120.0
@@ -110,9 +109,8 @@ class Questions:
         sha256 = hashlib.sha256(pairs.read_bytes()).hexdigest()
         self.all = questions_of(num_pairs, sha256, repeats)
         self.by_id = {question.id: question for question in self.all.values()}
-        self._labels, self._leases_path = labels, labels.with_name(f".{labels.name}.leases")
-        leases = store.load_json(self._leases_path) if self._leases_path.exists() else []
-        self._leases = {pair: Lease(*lease) for pair, *lease in leases}
+        self._labels = labels
+        self._leases: dict[int, Lease] = {}
         lines = read_and_repair(labels)
         read_labels(lines, num_pairs, sha256)  # raises ValueError for answers to other pairs
         self.answers = read_answers(lines)
@@ -143,7 +141,6 @@ class Questions:
     def _lease(self, questions: list[Question], page: str) -> None:
         end = time.time() + LEASE_S
         self._leases |= {each.pair: Lease(each.id, page, end) for each in questions}
-        store.save_json(self._leases_path, [(pair, *lease) for pair, lease in self._leases.items()])
 
     def answer(self, name: str, choice: str, seconds: float, person: str, page: str) -> None:
         """Write an answer: left, right, tie or skip. A page may send the same one again. KeyError: no such question."""

@@ -186,12 +186,12 @@ def run(settings: Teach, console: Console) -> None:
         task = tasks.task(settings.task, fixed_horizon=settings.fixed_horizon)
         check_segment(task, settings.segment)
         with folder.locked(settings.folder):
+            labelling.check_same(settings.folder, json.loads(json.dumps(own, default=str)))
             site = Site(task, settings.instruction, settings.num_rounds)
             with serving(site, settings.folder, settings.host, settings.port) as address:
                 labelling.announce(console, address, settings)
                 site.progress("Training the first policy" if settings.start == "pi2" else "Getting ready")
                 start = first_policy(settings, task)
-                labelling.check_same(settings.folder, json.loads(json.dumps(own, default=str)))
                 teach(settings, site, start, console)
                 console.print("Ctrl-C ends")
                 with contextlib.suppress(KeyboardInterrupt):

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from experiments import INTERRUPTED
+INTERRUPTED = "interrupted: finished stages are kept, and the same command continues from them"
 
 DIVERGED = 3
 """Exit code of a complete run in which the training of some seeds diverged."""

@@ -14,7 +14,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it until this process ends, however it ends; remove a killed one's temporary files."""
+    """Make `folder` and hold it, also against other processes. Remove the temporary files of a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:

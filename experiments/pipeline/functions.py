@@ -183,7 +183,11 @@ def train_online(setup: Setup, configs: tuple, keys: Keys, experts: Policies, re
     args = keys.train, annotators.teacher_of(setup.task, annotator), num_pairs, experts.pi2, ref_params, setup.segment
     train = online.train_dpo if len(trainers) == 1 else online.train_rlhf
     result = train(setup.task, rounds, *trainers, *args)  # type: ignore[call-arg]
-    metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), _first(result.divergence)
+    metrics, divergence = jax.tree.map(lambda leaf: leaf.reshape(-1), result.metrics), result.divergence
+    # The updates of all rounds are counted together.
+    before = jnp.arange(rounds.num_rounds) * result.metrics.loss.shape[1]
+    update = jnp.where(divergence.update > 0, divergence.update + before, 0)
+    divergence = _first(dataclasses.replace(divergence, update=update))
     return jax.tree.map(lambda leaf: leaf[None], Trained(result.params, metrics, divergence, result.reward_params))
 
 

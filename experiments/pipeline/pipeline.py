@@ -7,7 +7,7 @@ once. An experiment, an arm of the evidence and a point of a sweep are all setti
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -20,9 +20,9 @@ from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions, recorded, results
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import networks, tasks, training
+from jaxpref import annotators, dpo, networks, tasks, training
 from jaxpref.divergence import Divergence
-from jaxpref.experts import Result
+from jaxpref.experts import Result, function_of
 from jaxpref.networks import Network
 from jaxpref.preferences import check_segment
 from jaxpref.tasks import Task
@@ -87,18 +87,11 @@ def task_of(settings: Settings) -> Task:
     check_segment(task, settings.segment)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
-    for used, flag, name in (
-        (settings.reinforce.baseline == "handmade", "--reinforce.baseline handmade", "baseline"),
-        (bool(settings.reinforce.shape_reward), "--reinforce.shape-reward", "potential"),
-    ):
-        if used and getattr(task, name) is None:
-            raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
-    for name in ("tie_threshold", "skip_threshold"):
-        if getattr(settings.annotator, name) > 0 and task.return_range is None:
-            flag = f"--annotator.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is a share of the range of returns, which {task.name} lacks: give --return-range")
-    if settings.preferences:
-        recorded.for_seeds(settings, task, 1)
+    if settings.reinforce.baseline == "handmade":
+        function_of(task, "baseline")
+    if settings.reinforce.shape_reward:
+        function_of(task, "potential")
+    annotators.teacher_of(task, settings.annotator)
     return task
 
 
@@ -118,14 +111,14 @@ def start(settings: Settings, task: Task, stages: Stages, show: bool = False) ->
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
     start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
-    started: Iterator = map(start_batch, range(num_batches))  # each starts after the last one is collected
-    if num_batches == 1:
-        started = iter([next(started)])
+    # Of several batches, each starts after the last one is collected.
+    started: Iterable = [start_batch(0)] if num_batches == 1 else map(start_batch, range(num_batches))
 
     def finish() -> Outcome:
         outcomes = [collect() for collect in started]
         own = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(seeds)], *outcomes)
-        return gather(own, len(settings.seeds))
+        outcome = gather(own, len(settings.seeds))
+        return dataclasses.replace(outcome, shown=jax.tree.map(lambda leaf: leaf[:1], outcome.shown))
 
     return finish
 
@@ -195,7 +188,7 @@ def _train(
         sizes=sizes,
         references=tuple(POLICIES.index(name) for name in settings.reference),
         eval_episodes=settings.eval_episodes,
-        per_step=str(settings.dpo.loss).endswith("_per_step"),
+        per_step=dpo.loss_of(settings.dpo).per_step,
         reward=settings.reward,
         num_members=settings.num_members,
         segment=settings.segment,

@@ -28,9 +28,9 @@ def short_product(
 ) -> Float[Array, "*batch O"]:
     """Multiply as a layer with few inputs does: flax's `dot_general` of a `Dense`.
 
-    A sum of few outer products is one kernel with what follows. Its gradient is that of a product of matrices.
+    XLA fuses a sum of few outer products with what follows it. Its gradient is that of a product of matrices.
     """
-    return _outer_products(inputs, kernel) if inputs.shape[-1] <= FEW else jnp.matmul(inputs, kernel)
+    return _outer_products(inputs, kernel) if 0 < inputs.shape[-1] <= FEW else jnp.matmul(inputs, kernel)
 
 
 @jax.custom_jvp

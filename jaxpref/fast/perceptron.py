@@ -4,14 +4,12 @@ The layers are so narrow that XLA's products of matrices spend their time on mem
 few outer products, which XLA computes in one pass with what follows.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jaxpref.fast.dense import FEW
+from jaxpref.fast.dense import short_product
 from jaxpref.types import Params
 
 
@@ -45,11 +43,11 @@ def of_reward(params: Params, obs_size: int) -> Perceptron:
 
 @jax.custom_vjp
 def _layers(kernel: Float[Array, "K H"], head: Float[Array, "H P"], inputs: Float[Array, "K M"]):
-    return head.T @ jax.nn.relu(_product(kernel.T, inputs))
+    return head.T @ jax.nn.relu(short_product(kernel.T, inputs))
 
 
 def _forward(kernel, head, inputs):
-    hidden = _product(kernel.T, inputs)
+    hidden = short_product(kernel.T, inputs)
     return head.T @ jax.nn.relu(hidden), (kernel, head, inputs, hidden)
 
 
@@ -60,14 +58,8 @@ def _backward(residuals, cotangent):
         # hidden layer is stored but which units are on.
         sums = (cotangent * inputs) @ jnp.where(hidden > 0, 1.0, 0.0).T
         return sums * head.T, (sums * kernel).sum(0)[:, None], None
-    of_hidden = jnp.where(hidden > 0, _product(head, cotangent), 0.0)
+    of_hidden = jnp.where(hidden > 0, short_product(head, cotangent), 0.0)
     return inputs @ of_hidden.T, jax.nn.relu(hidden) @ cotangent.T, None
 
 
 _layers.defvjp(_forward, _backward)
-
-
-def _product(left: Float[Array, "H K"], right: Float[Array, "K M"]) -> Float[Array, "H M"]:
-    if not 0 < left.shape[1] <= FEW:
-        return left @ right
-    return functools.reduce(jnp.add, [left[:, k, None] * right[k] for k in range(left.shape[1])])
