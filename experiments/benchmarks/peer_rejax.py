@@ -1,7 +1,7 @@
 """rejax's side of `peer.measure`, in its own environment: it needs another version of gymnax.
 
-Settings come as JSON on the command line. The first line on stdin is answered with JSON when the program is compiled,
-each later one with an empty line when one training of all seeds has ended.
+Settings come as JSON on the command line. When the program is compiled, it answers the first line on stdin with JSON.
+Each later line asks for one training of all seeds. At its end the answer is an empty line.
 """
 
 import importlib.metadata

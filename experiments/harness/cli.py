@@ -19,7 +19,10 @@ Kind = TypeVar("Kind")
 
 @REGISTRY.primitive_rule
 def _library_types(info: Any) -> PrimitiveConstructorSpec | None:
-    """A config's float may be a traced array in the library, a loss a function. Here they are a number and a name."""
+    """Tell tyro how to read a config's float and its loss.
+
+    In the library a float may be a traced array, and a loss a function. Here they are a number and a name.
+    """
     if info.type not in (Scalar, Loss):
         return None
     kind = float if info.type == Scalar else str

@@ -45,7 +45,7 @@ class Memo:
         folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str, key: str) -> bool:
-        """Whether a result of this key is there."""
+        """Return whether a result of this key is there."""
         return not self.fresh and self._path(name, key).exists()
 
     def load(self, name: str, key: str, like: Any) -> Any | None:

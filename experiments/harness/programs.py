@@ -31,7 +31,7 @@ LIBRARIES = {"builtins", "functools", "copyreg", "numpy", "jax", "jaxlib", "flax
 """Packages whose functions and classes may be in a kept program: their code or version is part of the hash."""
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 """XLA's options for a program that is not optimised. On CPUs it compiles in less than half the time. Rollouts run as
-fast, PPO a quarter slower, and sums over many pairs 4 times slower."""
+fast as with the defaults, PPO a quarter slower, and sums over many pairs 4 times slower."""
 LOADED = 60
 """Programs in memory. Linux allows a process 65,530 mappings, and a program has hundreds. Others are loaded again."""
 

@@ -105,7 +105,7 @@ class Progress(AbstractContextManager["Progress"]):
                     self._events.add_scalar(f"{tag}/{name}", value, update)
 
     def _print(self, line: str) -> None:
-        """Print a line, after the title where it is the first one."""
+        """Print a line. Before the first line, print the title."""
         if self._title:
             self.console.print(self._title, style="bold", highlight=False)
             self._title = ""
@@ -121,7 +121,7 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def mean_return(result: Any) -> float | None:
-    """Mean true return at the end of training, over all runs of a stage; None if the stage has none."""
+    """Return the mean true return at the end of training, over all runs of a stage; None if the stage has none."""
     metrics: Any = getattr(result, "metrics", None)
     if hasattr(metrics, "score"):
         returns = np.take_along_axis(metrics.score, result.num_updates[..., None] - 1, -1)

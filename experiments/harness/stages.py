@@ -70,7 +70,7 @@ class Lazy:
         return Field(self, name)
 
     def runs(self, num_runs: int) -> Any:
-        """Await the result, for a program of `num_runs`: if possible, the arrays that the devices hold already."""
+        """Await the result, for a program of `num_runs`. If the devices hold arrays of this number, return these."""
         self.compute()
         as_it_is = self._runs is not None and len(self._axes) == 1 and self.program.num_runs == num_runs
         return self._runs if as_it_is else self.value
@@ -209,7 +209,7 @@ class Stages(AbstractContextManager["Stages"]):
 
 
 def _by_run(inputs: Any, variants: Any, axes: tuple[int, ...], num_runs: int) -> tuple[Any, ...]:
-    """Return the inputs of each run [V * S, ...], padded with those of the first runs, or as the devices hold them."""
+    """Return the inputs of each run [V * S, ...], padded with those of the first runs. JAX arrays stay as they are."""
     run = np.arange(num_runs) % math.prod(axes)
     by_run = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else leaf[run % axes[0]], inputs)
     return by_run if variants is None else (*by_run, variants[run // axes[0]])

@@ -37,8 +37,8 @@ class Settings:
     num_pairs: tuple[int, ...] = setting((10, 50, 200, 1000), low=1, high=MOST)
     """Sizes of the preference dataset; a smaller one is the beginning of the largest."""
     reference: tuple[Policy, ...] = ("pi1", "pi2")
-    """Policy of DPO's log-ratios and PPO's KL penalty: pi1 as in the original study; pi2, the initial policy, is the
-    standard setting, in which preferences alone carry the information."""
+    """Policy of DPO's log-ratios and PPO's KL penalty. pi1: as the original study. pi2: the initial policy, so that
+    only the preferences say what is better."""
     preset: Preset = "default"
     """Defaults of all other flags: "original" has the original study's settings."""
     horizon: int | None = setting(None, low=1)
@@ -120,7 +120,7 @@ class Settings:
 
     @property
     def expert_config(self) -> reinforce.Config | ppo.Config:
-        """The config of that stage."""
+        """Return the config of that stage."""
         return self.reinforce if self.experts == "reinforce" else self.expert_ppo
 
     @property

@@ -41,7 +41,9 @@ FIGURES = {
 
 
 def number(summary: dict[str, Any], path: str, digits: int | None = None) -> Markup:
-    """Return the number at a path, as in `rows.3.policy.mean`: an element with all its digits, that reads rounded."""
+    """Return an HTML element for the number at a path, as in `rows.3.policy.mean`. It shows the number rounded, and its
+    attribute has all digits.
+    """
     value: Any = summary
     for part in path.split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]

@@ -34,7 +34,7 @@ def title(summary: dict[str, Any]) -> str:
 
 
 def over_seeds(per_seed: Any) -> dict[str, Any]:
-    """Return a policy's entry in summary.json. A seed that is NaN does not count; without any, every number is None."""
+    """Return a policy's entry in summary.json. A seed that is NaN does not count. If all are, every number is None."""
     per_seed = np.asarray(per_seed, np.float64)
     known = per_seed[~np.isnan(per_seed)]
     iqm, ends = (statistics.iqm(known), statistics.bootstrap_interval(known)) if known.size else (None, (None, None))

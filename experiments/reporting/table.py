@@ -77,9 +77,12 @@ def accuracies_explained(summary: dict[str, Any]) -> str:
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """Return a line for each policy that missed its target on some seeds, one where most answers about the held-out
-    pairs are guesses, one for each row in which some seeds are worse than at the start or had a reward of 0, and one
-    for each stage that diverged.
+    """Return lines about what a reader should know before the numbers.
+
+    - A policy missed its target on some seeds.
+    - Most answers about the held-out pairs are guesses.
+    - Some seeds of a row are worse than at the start, or had a reward of 0.
+    - A stage diverged.
     """
     lines, stages = [], collections.defaultdict(list)
     for name, seeds in summary["not_reached"].items():

@@ -88,7 +88,7 @@ def normalise(rows: Rows, counts: Bool[Array, " N"]) -> tuple[Rows, Float[Array,
 
 @struct.dataclass
 class Batch:
-    """The rows of B trajectories, in chunks of C rows. The first `num_rows` are theirs, the others any rows.
+    """The rows of B trajectories, in chunks of C rows. Only the first `num_rows` are theirs. The others are padding.
 
     source:  the row's number in the dataset, from 0 to N * K - 1.
     owner:   the row's trajectory, from 0 to B - 1; B for the others.
