@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jinja2 import StrictUndefined, Template
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +23,7 @@ from experiments.harness import devices, folder
 from experiments.harness.errors import UsageError
 from experiments.pipeline import pipeline
 from experiments.pipeline.settings import MOST, flag, from_config
-from experiments.reporting.page import STYLE, data_uri
+from experiments.reporting.page import write_html
 from jaxpref import tasks
 from jaxpref.checks import setting
 from jaxpref.files import store
@@ -169,9 +167,5 @@ def report(console: Console, out: Path, title: str, measures: Sequence[quality.M
     for measure in measures:
         table.add_row(measure.name, measure.shown, Text(measure.text))
     console.print(table)
-    source, style = TEMPLATE.read_text(), Markup(STYLE.read_text())
-    template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = template.render(title=title, measures=measures, rounds=rounds, style=style, data_uri=data_uri)
-    with store.atomic_write(out / "report.html") as file:
-        file.write(text.encode())
-    console.print(f"written to {out / 'report.html'}", highlight=False, soft_wrap=True)
+    path = write_html(TEMPLATE, out / "report.html", title=title, measures=measures, rounds=rounds)
+    console.print(f"written to {path}", highlight=False, soft_wrap=True)

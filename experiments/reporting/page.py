@@ -28,8 +28,6 @@ from jaxpref.types import Trajectory
 
 PIXELS = 1.6
 """Pixels of a figure for one of the page: figures are sharp on dense screens."""
-STYLE = Path(__file__).with_name("style.css")
-"""Of all pages that need nothing but themselves."""
 FIGURES = {
     "policies": "Every policy: points are seeds, diamonds the IQM with its interval.",
     "returns": "True return during training: the mean over seeds, and the band from their 10th to 90th percentile.",
@@ -83,12 +81,11 @@ def shown(value: Any) -> str:
 
 
 def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) -> Path:
-    """Write `report.html` beside the figures; return its path. All text of the page is escaped."""
+    """Write `report.html` beside the figures; return its path."""
     settings = from_config(summary["config"])
-    source = Path(__file__).with_name("page.html.jinja").read_text()
-    template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = template.render(
-        style=Markup(STYLE.read_text()),
+    return write_html(
+        Path(__file__).with_name("page.html.jinja"),
+        folder / "report.html",
         summary=summary,
         title=title(summary),
         rows=table.rows(summary),
@@ -99,15 +96,23 @@ def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) ->
         warnings=table.warnings(summary),
         animations=animations,
         figures=figures(folder),
-        data_uri=data_uri,
         changes=changes(settings, default_settings(settings.task, settings.method)),
         settings=flat(settings),
         shown=shown,
         command=f"{python()} -m experiments.run {shlex.join(to_flags(settings))}",
     )
-    with store.atomic_write(folder / "report.html") as file:
+
+
+def write_html(source: Path, path: Path, **values: Any) -> Path:
+    """Fill the template `source` and write it to `path`; return `path`. All values are escaped."""
+    template = Template(
+        source.read_text(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = Markup(Path(__file__).with_name("style.css").read_text())
+    text = template.render(style=style, data_uri=data_uri, **values)
+    with store.atomic_write(path) as file:
         file.write(text.encode(errors="xmlcharrefreplace"))  # a folder's name need not be Unicode
-    return folder / "report.html"
+    return path
 
 
 def rewrite(folder: Path) -> Path:
