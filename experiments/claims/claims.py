@@ -155,13 +155,15 @@ CLAIMS: dict[ClaimName, Claim] = {
     "experts": Claim(
         "Do the gains depend on who trained the experts?",
         "pi1 and pi2 by the original study's REINFORCE (`-original-experts`), and by PPO. Both methods are expected to "
-        "end above the pi2 that they started from, and with 200 pairs above pi1.",
+        "end above the pi2 that they started from, DPO with 10 to 1,000 pairs, and with 200 pairs above pi1.",
         STUDY,
-        "{pi2|pi1|dpo|rlhf}-original-experts {dpo|rlhf}-original-experts-10 "
-        "{pi2|pi1|dpo|rlhf}-ppo-experts {dpo|rlhf}-ppo-experts-10",
-        "{dpo|rlhf}-original-experts{|-10} above pi2-original-experts, "
+        "{pi2|pi1|dpo|rlhf}-original-experts dpo-original-experts-{10|50|1000} rlhf-original-experts-10 "
+        "{pi2|pi1|dpo|rlhf}-ppo-experts dpo-ppo-experts-{10|50|1000} rlhf-ppo-experts-10",
+        "dpo-original-experts{|-10|-50|-1000} above pi2-original-experts, "
+        "rlhf-original-experts{|-10} above pi2-original-experts, "
         "{dpo|rlhf}-original-experts above pi1-original-experts, "
-        "{dpo|rlhf}-ppo-experts{|-10} above pi2-ppo-experts, {dpo|rlhf}-ppo-experts above pi1-ppo-experts",
+        "dpo-ppo-experts{|-10|-50|-1000} above pi2-ppo-experts, rlhf-ppo-experts{|-10} above pi2-ppo-experts, "
+        "{dpo|rlhf}-ppo-experts above pi1-ppo-experts",
         "kl heldout_accuracy length_accuracy",
     ),
     "annotators": Claim(

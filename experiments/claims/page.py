@@ -148,7 +148,7 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
             axes.axvline(entries[policy]["iqm"], color=plots.GREY, linestyle=line, linewidth=1.0, zorder=0)
         axes.set(title=LABELS[task], xlabel="true return")
         axes.locator_params(axis="x", nbins=6)
-    return finish(figure, f"{claim.title} IQM over seeds with 95 % interval; dotted: pi2, dashed: pi1")
+    return finish(figure, f"{claim.title}\nIQM over seeds with 95 % interval; dotted: pi2, dashed: pi1")
 
 
 def draw_profiles(arms: dict[str, Any]) -> Figure:

@@ -31,7 +31,8 @@ def panels(num_columns: int, num_rows: int = 1, **options: Any) -> tuple[Figure,
 def finish(figure: Figure, title: str) -> Figure:
     """Give a figure its title, in lines that fit its width, and one legend with each label once."""
     width = figure.get_figwidth()
-    figure.suptitle(fill(title.replace(" %", "\N{NO-BREAK SPACE}%"), int(11 * width)), fontsize=11)
+    lines = title.replace(" %", "\N{NO-BREAK SPACE}%").splitlines()
+    figure.suptitle("\n".join(fill(line, int(11 * width)) for line in lines), fontsize=11)
     entries: dict[str, Any] = {}
     for axes in figure.axes:  # a panel lacks the lines of which every seed diverged
         handles, labels = axes.get_legend_handles_labels()
