@@ -135,7 +135,7 @@ class Config:
     """How strongly the policy is held to the reference: the scale of the implicit reward, per nat."""
     label_smoothing: Scalar = setting(0.05, low=0, high=0.5)
     """Assumed probability of a wrong label, for "conservative", "rpo" and "robust"."""
-    nll_coef: Scalar = setting(0.7, low=0)
+    nll_coef: Scalar = setting(1.0, low=0)
     """Weight of the mean negative log-probability of the chosen steps, for "rpo"; at 0 it is "conservative"."""
     contrastive_bias: Scalar = setting(1.0, low=0, high=1)
     """Weight of the rejected log-probability in "cpl". Below 1, likely trajectories have a smaller loss."""
