@@ -7,7 +7,7 @@ import numpy as np
 
 import jaxpref
 from experiments.pipeline.pipeline import Outcome, Row
-from experiments.pipeline.results import LABELS
+from experiments.pipeline.results import LABEL_MEASURES
 from experiments.pipeline.settings import default_settings
 from jaxpref import dpo, experts, ppo, ranking, reward_model, training
 from jaxpref.divergence import Divergence
@@ -73,7 +73,7 @@ def outcome_of(settings, rng):
         metrics=_metrics(experts.Metrics, rng, num_seeds),
         divergence=divergence(num_seeds),
     )
-    labels = {name: rng.random(num_seeds, np.float32) for name in LABELS}
+    labels = {name: rng.random(num_seeds, np.float32) for name in LABEL_MEASURES}
     expert_returns, pi1_kl = {"pi1": returns(), "pi2": returns()}, rng.random(num_seeds)
     errors = dict.fromkeys(expert_returns, no_error)
     return Outcome(trained, expert_returns, errors, pi1_kl, rows, reward_models, labels, None, None)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.claims.arms import Job, Run, numbers
 from experiments.pipeline.settings import StudyTask, default_settings
 from experiments.reporting.figures import finish, panels, save, style
-from experiments.reporting.summary import LABELS, versions
+from experiments.reporting.summary import TITLES, versions
 from jaxpref import annotators, tasks
 from jaxpref.analysis import plots, statistics
 from jaxpref.checks import setting
@@ -90,7 +90,7 @@ def findings(summary: dict[str, Any]) -> tuple[str, str | None]:
 @style()
 def draw(summary: dict[str, Any], shares: tuple[float, ...], folder: Path) -> None:
     """Draw both figures of a grid. `shares`: its temperatures, of the range of returns."""
-    title = f"{LABELS[summary['task']]}, {LABELS[summary['method']]}, reference pi2, {len(summary['seeds'])} seeds"
+    title = f"{TITLES[summary['task']]}, {TITLES[summary['method']]}, reference pi2, {len(summary['seeds'])} seeds"
     save(draw_heat_maps(summary, shares, title), folder / "heat_map.png")
     save(draw_over_optimisation(summary, title), folder / "over_optimisation.png")
 

@@ -18,7 +18,7 @@ from experiments.reporting.summary import mean_or_none, over_seeds, versions
 from jaxpref.analysis import plots, statistics
 
 TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
-LABELS: dict[str, str] = {task: label for task, (label, _) in TASKS.items()}
+TITLES: dict[str, str] = {task: label for task, (label, _) in TASKS.items()}
 EXPECTATIONS = {"above": (1, 0.0), "not below": (1, -1.0), "no gain": (-1, -1.0)}
 """(sign, bound): an expectation is borne out where sign * difference is above the bound, in units of the margin."""
 MARGIN = 0.02
@@ -120,7 +120,7 @@ def page(claims: dict[ClaimName, Claim], summary: dict[str, Any]) -> str:
     compared = [(task, entry) for found in summary["claims"].values() for task in found for entry in found[task]]
     found = {name: [each for each in compared if each[1]["verdict"] == name] for name in ("yes", "NO", "not shown")}
     template = Template(TEMPLATE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    used = {"labels": LABELS, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
+    used = {"labels": TITLES, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
     return template.render(compared=compared, verdicts=found, margin=MARGIN, **used) + "\n"
 
 
@@ -146,7 +146,7 @@ def draw_claim(claim: Claim, arms: dict[str, Any]) -> Figure:
         plots.intervals(axes, claim.arms, centres, [*map(tuple, ends)], colours)
         for policy, line in (("pi2", ":"), ("pi1", "--")):
             axes.axvline(entries[policy]["iqm"], color=plots.GREY, linestyle=line, linewidth=1.0, zorder=0)
-        axes.set(title=LABELS[task], xlabel="true return")
+        axes.set(title=TITLES[task], xlabel="true return")
         axes.locator_params(axis="x", nbins=6)
     return finish(figure, f"{claim.title}\nIQM over seeds with 95 % interval; dotted: pi2, dashed: pi1")
 
@@ -164,6 +164,6 @@ def draw_profiles(arms: dict[str, Any]) -> Figure:
             shares = statistics.performance_profile(scores[name], thresholds)
             band = statistics.profile_band(scores[name], thresholds)
             plots.profiles(axes, thresholds, shares, *band, name, colour)
-        axes.set(title=LABELS[task], xlabel="true return")
+        axes.set(title=TITLES[task], xlabel="true return")
     axes_of[0, 0].set_ylabel("share of seeds above")
     return finish(figure, "Performance profiles, 200 pairs, reference pi2, 95 % bands")

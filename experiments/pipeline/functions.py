@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.pipeline.results import LABELS, Evaluation, Measures, Networks, Pairs, Policies, Trained
+from experiments.pipeline.results import LABEL_MEASURES, Evaluation, Measures, Networks, Pairs, Policies, Trained
 from jaxpref import annotators, dpo, expert_ppo, losses, online, ppo, preferences, reinforce, reward_model, training
 from jaxpref.analysis import ranking
 from jaxpref.divergence import Divergence
@@ -247,7 +247,7 @@ def evaluate(
         expert_return_error=errors[:2],
         pi1_kl=trajectory_kl(experts.pi1, experts.pi2, of_pi1).mean(),
         measures=jax.tree.map(lambda leaf: leaf.reshape(shape), measures),
-        labels={name: getattr(ranking, name)(heldout) for name in LABELS},
+        labels={name: getattr(ranking, name)(heldout) for name in LABEL_MEASURES},
     )
 
 

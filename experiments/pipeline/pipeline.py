@@ -55,7 +55,7 @@ class Outcome:
     pi1_kl:   KL(pi1 || pi2), nats per episode.
     rows:     for each reference, for each dataset size.
     reward_models:  of each dataset size, the same for every reference; none for methods without one.
-    labels:   of the held-out pairs, by the names in `results.LABELS`.
+    labels:   of the held-out pairs, by the names in `results.LABEL_MEASURES`.
     pairs:    [S, N], if the settings ask for them.
     shown:    an episode of pi2, pi1 and each reference's policy of the largest size [1, 2 + R], of the first seed.
     """

@@ -58,7 +58,7 @@ class Measures:
     quality: ranking.Quality
 
 
-LABELS = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_share")
+LABEL_MEASURES = ("label_entropy", "best_accuracy", "length_accuracy", "equal_return_share")
 """What `ranking` says about the held-out labels."""
 
 

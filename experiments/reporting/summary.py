@@ -17,7 +17,7 @@ from experiments.pipeline.settings import Settings
 from jaxpref.analysis import statistics
 from jaxpref.divergence import WHAT, Divergence
 
-LABELS = {
+TITLES = {
     "dpo": "DPO",
     "rlhf": "PPO-RLHF",
     "online-dpo": "online DPO",
@@ -30,7 +30,7 @@ LABELS = {
 
 def title(summary: dict[str, Any]) -> str:
     """Return task and method."""
-    return f"{LABELS.get(summary['task'], summary['task'])}, {LABELS[summary['method']]}"
+    return f"{TITLES.get(summary['task'], summary['task'])}, {TITLES[summary['method']]}"
 
 
 def over_seeds(per_seed: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.reporting.summary import LABELS, title
+from experiments.reporting.summary import TITLES, title
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         found.append(row | {"name": name, "path": f"policies.{name}", "training": ""})
     for place, row in enumerate(summary["rows"]):
         training = f"{row['num_pairs']:,} pair{'s' if row['num_pairs'] > 1 else ''}, reference {row['reference']}"
-        name = LABELS[summary["method"]]
+        name = TITLES[summary["method"]]
         found.append(row | {"name": name, "path": f"rows.{place}.policy", "training": training})
     return found
 
