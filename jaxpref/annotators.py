@@ -105,7 +105,9 @@ def teacher_of(task: Task, config: Config) -> Annotator:
     for name in ("tie_threshold", "skip_threshold"):
         threshold = getattr(config, name)
         if task.return_range is None and isinstance(threshold, int | float) and threshold > 0:
-            raise ValueError(f"{name} is a share of the range of returns, and task {task.name} has no return_range")
+            raise ValueError(
+                f"{name} is a share of the range of returns, and task {task.name} has no return_range: give it one"
+            )
     return functools.partial(teacher, config=config, return_range=task.return_range or (math.nan, math.nan))
 
 

@@ -38,7 +38,7 @@ PerPair = Float[Array, " B"]
 
 @struct.dataclass
 class PairLogProbs:
-    """The inputs of a loss of B pairs: log-probabilities of whole trajectories, in nats, or their means for `PER_STEP`.
+    """The inputs of a loss of B pairs: log-probabilities of whole trajectories, in nats, or means of their steps.
 
     chosen_steps, rejected_steps:  how many steps were played.
     target:  the probability that the label is right.
@@ -76,7 +76,7 @@ Loss = str | PairLoss
 
 
 class NamedLoss(NamedTuple):
-    """A loss that a config can name.
+    """What DPO needs to know about a loss.
 
     value:     (pairs, config) -> one value per pair.
     target:    (target, label_smoothing) -> the target that this loss learns.
@@ -108,6 +108,7 @@ LOSSES = {
     "cpl": NamedLoss(lambda pairs, c: losses.cpl(pairs.chosen_logp, pairs.rejected_logp, c.beta, c.contrastive_bias)),
     "cloning": NamedLoss(lambda pairs, _: losses.cloning(pairs.chosen_logp), lambda target, _: jnp.ones_like(target)),
 }
+"""The losses that a config can name."""
 
 
 @struct.dataclass

@@ -104,7 +104,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     # Datasets hold whole episodes of images: with their own limit of 1000 steps they would need five times the memory.
     **{game: {"horizon": 200} for game in MINATAR},
 }
-"""Fields of `Task` that gymnax's environments do not have themselves."""
+"""Fields of `Task` that gymnax's environments do not have themselves. MountainCar's range of returns follows from its
+horizon: see `from_gymnax`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +142,13 @@ def from_gymnax(
         `action_space` and, unless `env_params` are given, `default_params`. `step_env` reports the end of an episode by
         the game's own rules only: `horizon` is the time limit.
     name:     None: the environment's.
-    horizon:  None: the parameters' `max_steps_in_episode`, or the one in `KNOWN`.
+    horizon:  None: `max_steps_in_episode` of `env_params`. Without them: that of `KNOWN`, or of the default parameters.
     fixed_horizon:  give all episodes this length: they go on after their end, see `Absorbing`.
     fields:   other fields of `Task`, such as pi1_target, return_range, observe, policy_network.
     """
     gymnax_id: Any = env if isinstance(env, str) else None
     known = dict(KNOWN.get(gymnax_id, {}))
-    env = make(gymnax_id) if gymnax_id else env
+    env = env if gymnax_id is None else make(gymnax_id)
     name = name or gymnax_id or str(getattr(env, "name", type(env).__name__))
     own_params = getattr(env, "default_params", None)
     own_horizon = known.pop("horizon", getattr(own_params, "max_steps_in_episode", None))

@@ -34,7 +34,7 @@ from experiments.pipeline.command import parse
 from experiments.pipeline.functions import Keys
 from experiments.pipeline.results import Policies
 from experiments.pipeline.settings import from_config
-from experiments.reporting import experiment
+from experiments.reporting import experiment, page
 from jaxpref import dpo, preferences, store
 from jaxpref.divergence import Divergence
 from jaxpref.networks import ActorCritic, Network, RewardModel
@@ -383,6 +383,8 @@ def test_an_experiment_trains_on_peoples_answers(run, dpo_run, tmp_path):
         recorded.with_sizes(dataclasses.replace(settings, num_pairs=(8,)), task)
     with pytest.raises(ValueError, match=r"pairs.npz has trajectories of 200 steps, more than the 25 of the held-out"):
         recorded.with_sizes(dataclasses.replace(settings, segment=25), task)
+    labels.unlink()
+    assert page.rewrite(again.folder).exists()  # the run's page does not need the answers
 
 
 def test_pairs_of_a_run_are_played_once_and_the_report_prints_what_people_answered(dpo_run, tmp_path, capsys):
@@ -657,7 +659,7 @@ def test_two_processes_give_the_results_of_one(dpo_run, cache, tmp_path):
 
 
 def test_batches_of_seeds_give_the_results_of_one_batch(run, dpo_run):
-    """Five seeds in batches of three: the second is filled up, and what fills it is dropped. The first is shown."""
+    """Five seeds in batches of three: the second is filled up, and what fills it is dropped. Only seed 3 is shown."""
     batches = run("dpo", (3, 8, 5, 2, 9), "--batch-seeds", "3")
     assert_same_results(dpo_run.summary, SEEDS, batches.summary, (3, 8, 5, 2, 9))
     assert "batch 2 of 2, 3 seeds" in batches.printed

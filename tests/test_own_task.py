@@ -93,7 +93,9 @@ def test_a_range_of_actions_is_that_of_every_number():
 def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
     assert from_gymnax("MountainCar-v0") == jaxpref.task("MountainCar-v0")
     car, catch, breakout = (jaxpref.task(name) for name in ("MountainCar-v0", "Catch-bsuite", "Breakout-MinAtar"))
-    assert (car.shape_reward, catch.return_range, breakout.horizon) == (True, (-1, 1), 200)
+    assert (car.shape_reward, catch.return_range, breakout.horizon, catch.horizon) == (True, (-1, 1), 200, 9)
+    assert from_gymnax("Catch-bsuite", catch.env_params).horizon == catch.env_params.max_steps_in_episode == 1000
+    assert from_gymnax("Catch-bsuite", catch.env_params, horizon=5).horizon == 5
     assert from_gymnax("MountainCar-v0", horizon=50, return_range=(-9.0, 0.0)).return_range == (-9, 0)
     # Its static part stays hashable.
     assert jax.jit(lambda task: task.horizon)(car) == 200
@@ -103,6 +105,7 @@ def test_a_task_brings_the_numbers_that_it_needs_however_it_is_made():
     ("make", "complaint"),
     [
         (lambda: jaxpref.task("breakout-minatari"), r"unknown task 'breakout-minatari'.*perhaps Breakout-MinAtar"),
+        (lambda: jaxpref.task(""), "unknown task ''"),
         (lambda: jaxpref.task("CartPole-v0"), r"unknown task 'CartPole-v0'.*perhaps cartpole is meant"),
         (lambda: from_gymnax(Box(-1.0, 1.0, (2, 3))), r"Box has actions of Box \(2, 3\); they must be Discrete or a"),
         (

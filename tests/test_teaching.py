@@ -106,7 +106,17 @@ def test_it_starts_from_a_file(tmp_path):
 
 
 def test_rounds_of_other_settings_are_not_mixed(tmp_path):
-    labelling.check_same(tmp_path / "out", {"num_pairs": 4, "dpo.beta": 0.1})
-    labelling.check_same(tmp_path / "out", {"num_pairs": 4, "dpo.beta": 0.1})
+    labelling.check_same(tmp_path, {"num_pairs": 4, "dpo.beta": 0.1})
+    store.save_json(tmp_path / labelling.SETTINGS, {"num_pairs": 4, "dpo.beta": 0.1})
+    labelling.check_same(tmp_path, {"num_pairs": 4, "dpo.beta": 0.1})
     with pytest.raises(UsageError, match=r"was made with another --num-pairs, --dpo.beta: name another folder"):
-        labelling.check_same(tmp_path / "out", {"num_pairs": 6, "dpo.beta": 1.0})
+        labelling.check_same(tmp_path, {"num_pairs": 6, "dpo.beta": 1.0})
+
+
+def test_a_wrong_start_leaves_no_settings_behind(tmp_path, monkeypatch):
+    """So the corrected command may use the same folder."""
+    monkeypatch.setattr(teaching.devices, "set_up_jax", lambda _: None)
+    settings = dataclasses.replace(SMALL, start="no.npz", port=0, out=tmp_path)
+    with pytest.raises(UsageError, match=r"--start no.npz is neither pi2, random nor a policy"):
+        teaching.run(settings, Console(quiet=True))
+    assert not (tmp_path / labelling.SETTINGS).exists()

@@ -1,7 +1,7 @@
 """Which pair is asked next, and the file of answers: docs/preferences-format.md.
 
-All follows from the file of pairs and the file of answers, so a killed server continues when it is started again. Only
-who was given a pair is forgotten then.
+All follows from the file of pairs and the file of answers, so a killed server continues when it is started again. A
+restart forgets only which page was given which pair.
 """
 
 import hashlib

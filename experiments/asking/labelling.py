@@ -33,6 +33,8 @@ from jaxpref.rollout import episodes
 from jaxpref.tasks import Task
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SETTINGS = "settings.json"
+"""The file in a folder of answers that says which settings it was made with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +121,11 @@ def announce(console: Console, address: str, page: Page) -> None:
 
 
 def check_same(out: Path, settings: dict[str, Any]) -> None:
-    """Check that the folder was made with these settings, and keep them there. UsageError names those that differ."""
-    path = out / "settings.json"
+    """Check that the folder was made with these settings, if it has some. UsageError names those that differ."""
+    path = out / SETTINGS
     earlier = store.load_json(path) if path.exists() else settings
     if differing := [f"--{flag(name)}" for name in settings if settings[name] != earlier.get(name)]:
         raise UsageError(f"{out} was made with another {', '.join(differing)}: name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    store.save_json(path, settings)
 
 
 def _of_file(settings: Label, pairs: Path) -> tuple[Task, Path, None]:
@@ -151,7 +151,10 @@ def _of_run(settings: Label) -> tuple[Task, Path, Network]:
     check_segment(task, segment)
     networks = store.load_networks(settings.run / "policies.npz", init_policy(jax.random.key(0), task).module)
     pi1, pi2 = (jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), networks[name]) for name in ("pi1", "pi2"))
-    check_same(settings.folder, {"run": str(settings.run), "num_pairs": settings.num_pairs, "segment": segment})
+    own = {"run": str(settings.run), "num_pairs": settings.num_pairs, "segment": segment}
+    check_same(settings.folder, own)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    store.save_json(settings.folder / SETTINGS, own)
     pairs = settings.folder / "pairs.npz"
     if not pairs.exists():
         key_first, key_second, key_clip = jax.random.split(jax.random.key(config.seeds[0]), 3)

@@ -182,16 +182,18 @@ def run(settings: Teach, console: Console) -> None:
     devices.set_up_jax(1)
     how = ("out", "host", "port", "instruction", "checks")
     own = {name: value for name, value in flat(settings).items() if name not in how}
+    own = json.loads(json.dumps(own, default=str))
     try:
         task = tasks.task(settings.task, fixed_horizon=settings.fixed_horizon)
         check_segment(task, settings.segment)
         with folder.locked(settings.folder):
-            labelling.check_same(settings.folder, json.loads(json.dumps(own, default=str)))
+            labelling.check_same(settings.folder, own)
             site = Site(task, settings.instruction, settings.num_rounds)
             with serving(site, settings.folder, settings.host, settings.port) as address:
                 labelling.announce(console, address, settings)
                 site.progress("Training the first policy" if settings.start == "pi2" else "Getting ready")
                 start = first_policy(settings, task)
+                store.save_json(settings.folder / labelling.SETTINGS, own)
                 teach(settings, site, start, console)
                 console.print("Ctrl-C ends")
                 with contextlib.suppress(KeyboardInterrupt):

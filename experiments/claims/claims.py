@@ -155,7 +155,8 @@ CLAIMS: dict[ClaimName, Claim] = {
     "experts": Claim(
         "Do the gains depend on who trained the experts?",
         "pi1 and pi2 by the original study's REINFORCE (`-original-experts`), and by PPO. Both methods are expected to "
-        "end above the pi2 that they started from, DPO with 10 to 1,000 pairs, and with 200 pairs above pi1.",
+        "end above the pi2 that they started from: DPO with 10, 50, 200 and 1,000 pairs, PPO-RLHF with 10 and 200. "
+        "With 200 pairs both are expected to end above pi1.",
         STUDY,
         "{pi2|pi1|dpo|rlhf}-original-experts dpo-original-experts-{10|50|1000} rlhf-original-experts-10 "
         "{pi2|pi1|dpo|rlhf}-ppo-experts dpo-ppo-experts-{10|50|1000} rlhf-ppo-experts-10",

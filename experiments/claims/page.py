@@ -120,7 +120,7 @@ def page(claims: dict[ClaimName, Claim], summary: dict[str, Any]) -> str:
     compared = [(task, entry) for found in summary["claims"].values() for task in found for entry in found[task]]
     found = {name: [each for each in compared if each[1]["verdict"] == name] for name in ("yes", "NO", "not shown")}
     template = Template(TEMPLATE.read_text(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    used = {"labels": TITLES, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
+    used = {"titles": TITLES, "columns": COLUMNS, "python": python(), "claims": claims, "summary": summary}
     return template.render(compared=compared, verdicts=found, margin=MARGIN, **used) + "\n"
 
 

@@ -70,7 +70,7 @@ class Lazy:
         return Field(self, name)
 
     def runs(self, num_runs: int) -> Any:
-        """Await the result, for a program of `num_runs`. If the devices hold arrays of this number, return these."""
+        """Await the result, for a program of `num_runs`. If the devices hold arrays of as many runs, return these."""
         self.compute()
         as_it_is = self._runs is not None and len(self._axes) == 1 and self.program.num_runs == num_runs
         return self._runs if as_it_is else self.value

@@ -7,7 +7,7 @@ once. An experiment, an arm of the evidence and a point of a sweep are all setti
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -87,6 +87,7 @@ def task_of(settings: Settings) -> Task:
     check_segment(task, settings.segment)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
+    # Each of these raises ValueError where the task lacks what the settings use.
     if settings.reinforce.baseline == "handmade":
         function_of(task, "baseline")
     if settings.reinforce.shape_reward:
@@ -111,8 +112,8 @@ def start(settings: Settings, task: Task, stages: Stages, show: bool = False) ->
     # All batches have one size, so that one program serves all. The last repeats seeds of the first.
     batches = np.resize(seeds, (num_batches, math.ceil(len(seeds) / num_batches)))
     start_batch = functools.partial(_start_batch, settings, task, stages, show, batches)
-    # Of several batches, each starts after the last one is collected.
-    started: Iterable = [start_batch(0)] if num_batches == 1 else map(start_batch, range(num_batches))
+    # Of several batches, each starts after the one before it is collected. An iterator does not hold what is collected.
+    started = iter([start_batch(0)]) if num_batches == 1 else map(start_batch, range(num_batches))
 
     def finish() -> Outcome:
         outcomes = [collect() for collect in started]

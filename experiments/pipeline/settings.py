@@ -37,7 +37,7 @@ class Settings:
     num_pairs: tuple[int, ...] = setting((10, 50, 200, 1000), low=1, high=MOST)
     """Sizes of the preference dataset; a smaller one is the beginning of the largest."""
     reference: tuple[Policy, ...] = ("pi1", "pi2")
-    """Policy of DPO's log-ratios and PPO's KL penalty. pi1: as the original study. pi2: the initial policy, so that
+    """Policy of DPO's log-ratios and PPO's KL penalty. pi1: as in the original. pi2: the initial policy, so that
     only the preferences say what is better."""
     preset: Preset = "default"
     """Defaults of all other flags: "original" has the original study's settings."""

@@ -48,7 +48,7 @@ def run_all(runs: Sequence[Settings]) -> None:
         devices.join_processes(first.coordinator, first.processes, first.process)
     try:
         tasks = [pipeline.task_of(settings) for settings in runs]  # a wrong one leaves no folder behind
-        runs = [recorded.with_sizes(*of_run) for of_run in zip(runs, tasks, strict=True)]
+        runs = [recorded.with_sizes(settings, task) for settings, task in zip(runs, tasks, strict=True)]
     except ValueError as error:
         raise UsageError(str(error)) from error
     writes = jax.process_index() == 0  # of several processes, the first one writes the results

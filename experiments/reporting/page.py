@@ -104,7 +104,7 @@ def write(folder: Path, summary: dict[str, Any], animations: list[Animation]) ->
 
 
 def write_html(source: Path, path: Path, **values: Any) -> Path:
-    """Fill the template `source` and write it to `path`; return `path`. All values are escaped."""
+    """Fill the template `source` and write it to `path`; return `path`. Values are escaped, except Markup."""
     template = Template(
         source.read_text(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

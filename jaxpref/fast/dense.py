@@ -28,7 +28,7 @@ def short_product(
 ) -> Float[Array, "*batch O"]:
     """Multiply as a layer with few inputs does: flax's `dot_general` of a `Dense`.
 
-    XLA fuses a sum of few outer products with what follows it. Its gradient is that of a product of matrices.
+    XLA fuses a sum of few outer products with what follows it. The gradient is that of a product of matrices.
     """
     return _outer_products(inputs, kernel) if 0 < inputs.shape[-1] <= FEW else jnp.matmul(inputs, kernel)
 
