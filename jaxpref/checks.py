@@ -1,8 +1,8 @@
 """Checks of what a user passes: one sentence that names the argument, before anything is computed.
 
 Checks look at shapes, dtypes and Python values, never at the values of arrays. So they cost time when a function is
-traced, and none when it runs. A wrong class of an argument raises TypeError, a wrong shape, count
-or field of a config ValueError.
+traced, and none when it runs. A wrong class of an argument raises TypeError. A wrong shape, count or field of a config
+raises ValueError.
 """
 
 import dataclasses

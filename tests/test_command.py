@@ -202,8 +202,8 @@ def test_settings_out_of_range_are_one_sentence_with_the_flag(line, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--annotator.tie-threshold 0.1", "tie_threshold is a share of .* Breakout-MinAtar has no return_range"),
-        ("--reinforce.baseline handmade", "config uses the task's baseline, and task Breakout-MinAtar has none"),
+        ("--annotator.tie-threshold 0.1", "--annotator.tie-threshold .* --return-range"),
+        ("--reinforce.baseline handmade", "--reinforce.baseline handmade needs"),
         ("--network conv --task cartpole", "--network conv needs images"),
         ("--pi1-target 1 --pi2-target 2", "--pi1-target must be above --pi2-target"),
         ("--task pong", "unknown task 'pong'"),

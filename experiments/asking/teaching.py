@@ -181,8 +181,8 @@ def run(settings: Teach, console: Console) -> None:
     """Teach a policy, with the page in a browser."""
     devices.set_up_jax(1)
     how = ("out", "host", "port", "instruction", "checks")
-    own = {name: value for name, value in flat(settings).items() if name not in how}
-    own = json.loads(json.dumps(own, default=str))
+    chosen = {name: value for name, value in flat(settings).items() if name not in how}
+    own = json.loads(json.dumps(chosen, default=str))  # as the file has them
     try:
         task = tasks.task(settings.task, fixed_horizon=settings.fixed_horizon)
         check_segment(task, settings.segment)

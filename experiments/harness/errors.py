@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 
 INTERRUPTED = "interrupted: finished stages are kept, and the same command continues from them"
-
 DIVERGED = 3
 """Exit code of a complete run in which the training of some seeds diverged."""
 

@@ -20,9 +20,9 @@ from experiments.harness.progress import Progress
 from experiments.harness.stages import Lazy, Stages
 from experiments.pipeline import functions, recorded, results
 from experiments.pipeline.settings import Policy, Settings
-from jaxpref import annotators, dpo, networks, tasks, training
+from jaxpref import dpo, networks, tasks, training
 from jaxpref.divergence import Divergence
-from jaxpref.experts import Result, function_of
+from jaxpref.experts import Result
 from jaxpref.networks import Network
 from jaxpref.preferences import check_segment
 from jaxpref.tasks import Task
@@ -87,12 +87,17 @@ def task_of(settings: Settings) -> Task:
     check_segment(task, settings.segment)
     if task.pi1_target is not None and task.pi2_target is not None and not task.pi1_target > task.pi2_target:
         raise ValueError(f"--pi1-target must be above --pi2-target, got {task.pi1_target} and {task.pi2_target}")
-    # Each of these raises ValueError where the task lacks what the settings use.
-    if settings.reinforce.baseline == "handmade":
-        function_of(task, "baseline")
-    if settings.reinforce.shape_reward:
-        function_of(task, "potential")
-    annotators.teacher_of(task, settings.annotator)
+    # The library would refuse these, too. Here the message names the flag.
+    for used, flag, name in (
+        (settings.reinforce.baseline == "handmade", "--reinforce.baseline handmade", "baseline"),
+        (bool(settings.reinforce.shape_reward), "--reinforce.shape-reward", "potential"),
+    ):
+        if used and getattr(task, name) is None:
+            raise ValueError(f"{flag} needs a task with its own {name}; {task.name} has none")
+    for name in ("tie_threshold", "skip_threshold"):
+        if getattr(settings.annotator, name) > 0 and task.return_range is None:
+            flag = f"--annotator.{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is a share of the range of returns, which {task.name} lacks: give --return-range")
     return task
 
 
